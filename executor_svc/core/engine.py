@@ -1,0 +1,170 @@
+"""What an engine is: the protocol between the worker thread and anything that makes tokens.
+
+Rule: an engine is driven from one thread and never blocks except inside ``step``. It knows
+leases only by integer keys that its driver chose; it knows nothing of streams, epochs or
+attempts. A lease with key k holds the sequences k, k + 1, ... k + num_samples - 1: sample i has
+the sequence key k + i, and the driver leaves room for them.
+
+Life of a lease: ``add`` -> any number of ``step`` outputs that carry its tokens ->
+one ``SequenceEnd`` for each sample, or one ``LeaseFailure`` -> the key is free again. After
+``abort`` returns, no later step output mentions the key.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from headway.reasons import Reason
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended; anything else that ends a lease is a failure with a Reason."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn. Defaults leave the model's distribution as it is.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. The draw for
+    a token depends on (seed, sample, index) only, so a sequence continues unchanged elsewhere.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """One lease as the engine sees it.
+
+    ``generated[i]`` are the tokens that sample i already has from an earlier attempt; they
+    count against ``max_tokens`` and the next token is number ``len(generated[i])``.
+    ``ended`` names samples that need no more work (their end is already known).
+    """
+
+    key: int
+    model: str
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    num_samples: int = 1
+    generated: tuple[Sequence[int], ...] = ()
+    ended: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceEnd:
+    """The last word on one sequence; ``key`` is the sequence key.
+
+    The token that ended it (a stop token, or the one that completed a stop string) is part of
+    the output, with its logprob. ``stop_string`` / ``stop_token_id`` say what matched, if any.
+    """
+
+    key: int
+    num_tokens: int
+    reason: FinishReason
+    stop_string: str | None = None
+    stop_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFailure:
+    """The lease ended without all its sequences; ``detail`` is for the log, not for clients."""
+
+    key: int
+    reason: Reason
+    detail: str
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What one engine step made, as parallel arrays (one entry for each new token).
+
+    ``key`` is the sequence key, ``index`` the token's number in its sequence, from 0.
+    ``logprob`` is the natural log of the probability under the temperature-scaled distribution
+    before any top-k/top-p/min-p cut (temperature 0 counts as 1).
+    """
+
+    key: list[int] = field(default_factory=list)
+    index: list[int] = field(default_factory=list)
+    token_id: list[int] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
+    ends: list[SequenceEnd] = field(default_factory=list)
+    failures: list[LeaseFailure] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAssets:
+    """What a gateway needs to speak a model's language, as the bytes of the model's own files."""
+
+    tokenizer_json: bytes
+    tokenizer_config_json: bytes
+    chat_template: str
+    generation_config_json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The engine's description of one model that it serves.
+
+    ``weights_digest`` and ``assets_digest`` are hex SHA-256; two executors serve the same model
+    only if both agree.
+    """
+
+    name: str
+    family: str
+    vocab_size: int
+    max_context_tokens: int
+    eos_token_ids: tuple[int, ...]
+    weights_digest: str
+    assets_digest: str
+    dtype: str
+
+
+class InvalidLease(Exception):
+    """A lease that this engine can never run, with the reason the client is to be told."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Engine(Protocol):
+    """An engine; see the module's rule for who calls what, and when."""
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]: ...
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that may run at once (vLLM's ``max_num_seqs``)."""
+        ...
+
+    def assets(self, model: str) -> ModelAssets: ...
+
+    def add(self, request: LeaseRequest) -> None:
+        """Take a lease; its sequences join at the next step. Raises InvalidLease."""
+        ...
+
+    def abort(self, key: int) -> None:
+        """Forget a lease between steps and free what it held; unknown keys are fine."""
+        ...
+
+    def has_work(self) -> bool: ...
+
+    def step(self) -> StepOutput:
+        """Run one step (blocking). A fault of one lease ends that lease only."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,32 @@
+"""Why a request was refused or ended: the one vocabulary that all processes share.
+
+The table that maps a reason to gRPC and HTTP is ``headway.errors``; pure code needs only names.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """A reason's value is its wire form (google.rpc.ErrorInfo.reason)."""
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
+    REQUEST_NOT_FOUND = "REQUEST_NOT_FOUND"
+    REQUEST_ID_CONFLICT = "REQUEST_ID_CONFLICT"
+    RESULT_EXPIRED = "RESULT_EXPIRED"
+    BODY_TOO_LARGE = "BODY_TOO_LARGE"
+    QUEUE_FULL = "QUEUE_FULL"
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    DEADLINE_UNREACHABLE = "DEADLINE_UNREACHABLE"
+    CANCELLED = "CANCELLED"
+    NO_CAPACITY = "NO_CAPACITY"
+    QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
+    DRAINING = "DRAINING"
+    NOT_LEADER = "NOT_LEADER"
+    EXECUTION_TIMEOUT = "EXECUTION_TIMEOUT"
+    STALE_LEASE = "STALE_LEASE"
+    ATTEMPTS_EXHAUSTED = "ATTEMPTS_EXHAUSTED"
+    INTERNAL = "INTERNAL"
