@@ -81,29 +81,22 @@ _TASK_VERBS = {
 
 _LANGUAGE_TOPICS = {
     "assert": "the assert statement",
-    "async": "async functions",
     "await": "await",
-    "booleans": "boolean operations",
     "break": "the break statement",
     "class": "a class definition",
-    "comparisons": "comparisons",
     "context-managers": "a context manager",
-    "continue": "the continue statement",
-    "del": "the del statement",
+    "dict": "a dictionary display",
     "exceptions": "an exception",
     "for": "the for statement",
     "function": "a function definition",
-    "global": "the global statement",
     "if": "the if statement",
-    "import": "the import statement",
     "lambda": "a lambda",
     "lists": "a list display",
     "nonlocal": "the nonlocal statement",
+    "numbers": "a numeric literal",
+    "objects": "an object",
     "pass": "the pass statement",
-    "raise": "the raise statement",
-    "return": "the return statement",
     "slicings": "slicing",
-    "strings": "a string literal",
     "truth": "truth value testing",
     "try": "the try statement",
     "typesmapping": "a mapping",
@@ -227,14 +220,15 @@ def make_chats(entries: list[Entry], random_source: random.Random) -> list[list[
     return chats
 
 
-def summary(text: str, limit: int = 220) -> str:
+def summary(text: str, limit: int = 250) -> str:
     """The first one or two sentences of a docstring in one line; empty when there are none."""
+    # C docstrings may open with the calls themselves, one a line: "range(stop) -> range object"
+    text = re.sub(r"^(?:[\w.]+\(.*\)\s*-{1,2}>(?!.* -- ).*\n)+", "", text)
     paragraphs = [" ".join(block.split()) for block in re.split(r"\n\s*\n", text)]
     for paragraph in paragraphs:
         plain = re.sub(r":[\w:]+:`~?([^`<]*)[^`]*`", r"\1", paragraph).replace("``", "")
         plain = plain.replace("`", "")
-        # C docstrings open with the call itself: "acos(x) -> number -- Return ..."
-        plain = re.sub(r"^[\w.]+\([^)]*\)\s*(?:->\s*[\w.\[\], ]+?)?\s*(?:--|:|$)\s*", "", plain)
+        plain = re.sub(r"^[\w.]+\([^)]*\)\s*(?:-{1,2}>\s*[\w.\[\], ]+?)?\s*(?:--|:|$)\s*", "", plain)
         sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", plain)
         chosen = sentences[0]
         if len(sentences) > 1 and len(chosen) + len(sentences[1]) < limit * 2 // 3:

@@ -33,6 +33,7 @@ _PUBLIC_MODULES = {
     "_pydatetime": "datetime",
     "_pydecimal": "decimal",
     "_pyio": "io",
+    "posixpath": "os.path",
 }
 
 # Documented in C (or partly so), and safe to import.
@@ -77,14 +78,19 @@ class Entry:
 
 
 def collect() -> list[Entry]:
-    """All entries, sorted by name, each text once."""
+    """All entries, sorted by name. Two names of one thing are two entries with the same text."""
     found: dict[str, Entry] = {}
-    seen_texts: set[str] = set()
-    for entry in (*_inspected(), *_parsed(), *_topics()):
-        if entry.name not in found and entry.text not in seen_texts:
-            found[entry.name] = entry
-            seen_texts.add(entry.text)
+    for entry in (*_parsed(), *_inspected(), *_topics()):
+        found.setdefault(entry.name, entry)
     return sorted(found.values(), key=lambda entry: entry.name)
+
+
+def plain_texts(entries: list[Entry]) -> list[str]:
+    """The entries as `help()` would lay them out, each docstring once."""
+    by_text: dict[str, Entry] = {}
+    for entry in entries:
+        by_text.setdefault(entry.text, entry)
+    return [entry.as_plain_text() for entry in by_text.values()]
 
 
 def vocabulary(entries: list[Entry]) -> set[str]:
@@ -142,6 +148,7 @@ def _parsed_node(
 def _inspected() -> Iterator[Entry]:
     for module_name in _INSPECTED_MODULES:
         module = importlib.import_module(module_name)
+        yield from _inspected_value(module, module_name, module_name, "module")
         prefix = "" if module_name == "builtins" else f"{module_name}."
         for name, value in sorted(vars(module).items()):
             if isinstance(value, types.ModuleType) or not callable(value):
