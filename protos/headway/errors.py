@@ -125,7 +125,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadwayError:
         info = error_details_pb2.ErrorInfo()
         retry = error_details_pb2.RetryInfo()
         bad = error_details_pb2.BadRequest()
-        if detail.Unpack(info) and info.domain == DOMAIN and info.reason in Reason:
+        if detail.Unpack(info) and info.domain == DOMAIN and info.reason in Reason.__members__:
             reason = Reason(info.reason)
         elif detail.Unpack(retry):
             retry_after_ms = retry.retry_delay.ToMilliseconds()
