@@ -1,0 +1,89 @@
+"""More work than the house holds: refused at the door, bounded in memory, two clocks."""
+
+import asyncio
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+from tests.stack import Stack
+
+MODEL = "mock"
+LIMIT = 100
+BURST = 1000
+
+
+@pytest.fixture
+def stack() -> Iterator[Stack]:
+    with Stack.start(
+        scheduler={"max_inflight": LIMIT},
+        executor={"max_num_seqs": 8, "mock_step_ms": 5},
+    ) as stack:
+        yield stack
+
+
+def body(num_tokens: int, **extra: object) -> dict[str, object]:
+    return {"model": MODEL, "prompt": list(range(1, 50)), "max_tokens": num_tokens, **extra}
+
+
+async def test_a_burst_ten_times_the_limit(stack: Stack) -> None:
+    process = psutil.Process(stack.scheduler.pid)
+    before = process.memory_info().rss
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=stack.gateway_url, limits=limits, timeout=60) as client:
+        finished_order: list[int] = []
+
+        async def ask() -> httpx.Response:
+            response = await client.post("/v1/completions", json=body(60))
+            finished_order.append(response.status_code)
+            return response
+
+        responses = await asyncio.gather(*(ask() for _ in range(BURST)))
+    statuses = [response.status_code for response in responses]
+    assert statuses.count(200) >= LIMIT
+    assert statuses.count(429) == BURST - statuses.count(200)
+    # those that found a seat freed by an early finisher come on top of the limit
+    assert statuses.count(429) >= BURST - LIMIT - 100
+    for response in responses:
+        if response.status_code == 429:
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.headers["x-should-retry"] == "true"
+            assert response.json()["error"]["code"] == "QUEUE_FULL"
+        else:
+            assert response.json()["usage"]["completion_tokens"] == 60
+    grown = process.memory_info().rss - before
+    assert grown < 64 << 20, f"the scheduler grew by {grown >> 20} MiB"
+
+
+async def test_queue_timeout_and_execution_timeout_are_different_errors(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.gateway_url, timeout=60) as client:
+
+        async def ask(**settings: object) -> httpx.Response:
+            return await client.post("/v1/completions", json=body(**settings))  # type: ignore[arg-type]
+
+        # starts at once, so that only its execution can be too long (scenarios 73 and 74)
+        too_long = await ask(num_tokens=1000, queue_timeout_s=30, execution_timeout_s=0.5)
+        assert too_long.status_code == 504
+        assert too_long.json()["error"]["code"] == "EXECUTION_TIMEOUT"
+        assert too_long.headers["x-should-retry"] == "false"
+
+        hogs = [asyncio.create_task(ask(num_tokens=400)) for _ in range(8)]
+        await asyncio.to_thread(granted, stack, 9)
+        waiter = await ask(num_tokens=1, queue_timeout_s=0.5)
+        assert waiter.status_code == 503
+        assert waiter.json()["error"]["code"] == "QUEUE_TIMEOUT"
+        assert int(waiter.headers["retry-after"]) >= 1
+        assert not any(hog.done() for hog in hogs), "evicted at its deadline, not when a seat frees"
+        assert [hog.status_code for hog in await asyncio.gather(*hogs)] == [200] * 8
+
+        # a short queue limit harms nobody who is granted at once
+        assert (await ask(num_tokens=100, queue_timeout_s=0.2)).status_code == 200
+
+
+def granted(stack: Stack, number: int) -> None:
+    """Wait until the scheduler has logged so many grants."""
+    stack.scheduler.wait_for(
+        "lease.granted",
+        lambda _: sum(x["event"] == "lease.granted" for x in stack.scheduler.lines) >= number,
+    )
