@@ -38,7 +38,7 @@ class StopMatcher:
 
 @dataclass(slots=True)
 class StopRules:
-    """What ends one sequence. ``stop_token_ids`` holds the model's EOS ids too, where they count."""
+    """What ends one sequence; ``stop_token_ids`` has the model's EOS ids too, where they count."""
 
     max_tokens: int
     min_tokens: int

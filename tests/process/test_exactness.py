@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bench.stack import Stack
 from tests.engine.checkpoints import make_checkpoint
-from tests.stack import Stack
 
 NUM_PROMPTS = 56
 NUM_TOKENS = 24

@@ -1,14 +1,14 @@
 """kill -9 of an executor: every request ends once, on the executor that is left."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 import pytest
 
-from executor_svc.mock_engine import mock_token
+from bench.stack import Stack
+from executor_svc.mock_engine import MockConfig, mock_tokens
 from headway.server import connect
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
-from tests.stack import Stack
 
 NUM_REQUESTS = 16
 NUM_TOKENS = 200
@@ -16,7 +16,7 @@ MODEL = "mock"
 
 
 @pytest.fixture
-def stack() -> AsyncIterator[Stack]:
+def stack() -> Iterator[Stack]:
     settings = {"max_num_seqs": NUM_REQUESTS, "mock_step_ms": 10}
     with Stack.start(executors=2, executor=settings) as stack:
         yield stack
@@ -72,7 +72,14 @@ async def test_sixteen_running_requests_survive_kill_9(stack: Stack) -> None:
     for number, (indexes, tokens, ends) in enumerate(results):
         assert indexes == list(range(NUM_TOKENS)), "no token lost, none twice"
         prompt = list(range(number, number + 20))
-        assert tokens == [mock_token(prompt, number, 0, index) for index in range(NUM_TOKENS)]
+        assert tokens == mock_tokens(
+            prompt,
+            seed=number,
+            sample=0,
+            start=0,
+            stop=NUM_TOKENS,
+            vocab_size=MockConfig().vocab_size,
+        )
         assert len(ends) == 1
         assert not ends[0].HasField("failure"), ends[0]
     attempts = [ends[0].timing.num_attempts for _, _, ends in results]

@@ -7,7 +7,7 @@ from itertools import product
 import httpx
 import pytest
 
-from tests.stack import Stack
+from bench.stack import Stack
 
 POST = (
     "/v1/chat/completions",
@@ -160,4 +160,4 @@ def test_a_body_over_the_limit(client: httpx.Client) -> None:
 
     response = client.post("/v1/completions", content=chunks())
     assert response.status_code == 413
-    assert response.json()["error"]["code"] == "BODY_TOO_LARGE"
+    assert response.json()["error"]["code"] == "body_too_large"

@@ -7,7 +7,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.stack import Stack
+from bench.stack import Stack
 
 MODEL = "mock"
 LIMIT = 100
@@ -17,7 +17,7 @@ BURST = 1000
 @pytest.fixture
 def stack() -> Iterator[Stack]:
     with Stack.start(
-        scheduler={"max_inflight": LIMIT},
+        scheduler={"max_inflight": LIMIT, "log_level": "debug"},
         executor={"max_num_seqs": 8, "mock_step_ms": 5},
     ) as stack:
         yield stack
@@ -49,7 +49,7 @@ async def test_a_burst_ten_times_the_limit(stack: Stack) -> None:
         if response.status_code == 429:
             assert int(response.headers["retry-after"]) >= 1
             assert response.headers["x-should-retry"] == "true"
-            assert response.json()["error"]["code"] == "QUEUE_FULL"
+            assert response.json()["error"]["code"] == "queue_full"
         else:
             assert response.json()["usage"]["completion_tokens"] == 60
     grown = process.memory_info().rss - before
@@ -65,14 +65,14 @@ async def test_queue_timeout_and_execution_timeout_are_different_errors(stack: S
         # starts at once, so that only its execution can be too long (scenarios 73 and 74)
         too_long = await ask(num_tokens=1000, queue_timeout_s=30, execution_timeout_s=0.5)
         assert too_long.status_code == 504
-        assert too_long.json()["error"]["code"] == "EXECUTION_TIMEOUT"
+        assert too_long.json()["error"]["code"] == "execution_timeout"
         assert too_long.headers["x-should-retry"] == "false"
 
         hogs = [asyncio.create_task(ask(num_tokens=400)) for _ in range(8)]
         await asyncio.to_thread(granted, stack, 9)
         waiter = await ask(num_tokens=1, queue_timeout_s=0.5)
         assert waiter.status_code == 503
-        assert waiter.json()["error"]["code"] == "QUEUE_TIMEOUT"
+        assert waiter.json()["error"]["code"] == "queue_timeout"
         assert int(waiter.headers["retry-after"]) >= 1
         assert not any(hog.done() for hog in hogs), "evicted at its deadline, not when a seat frees"
         assert [hog.status_code for hog in await asyncio.gather(*hogs)] == [200] * 8

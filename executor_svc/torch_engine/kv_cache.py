@@ -1,0 +1,61 @@
+"""The tensors that hold keys and values.
+
+Layout: head-major, so that one gather by position gives each head a contiguous [tokens, dim]
+matrix. Position p of a sequence lives at slot ``block_table[p // block_size] * block_size +
+p % block_size``. One more slot, the null slot, stays zero for ever: padding reads it. Padding
+must not read a stale slot, since zero weight times a stale NaN would still be NaN.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from executor_svc.torch_engine.config import EngineConfig, ModelSpec
+
+_DEFAULT_CPU_KV_BYTES = 1 << 30
+
+
+class KVCache:
+    """Keys and values of all layers, each [layers, kv_heads, slots + 1, head_dim]."""
+
+    def __init__(
+        self, spec: ModelSpec, *, num_blocks: int, block_size: int, device: torch.device
+    ) -> None:
+        self.block_size = block_size
+        self.null_slot = num_blocks * block_size
+        shape = (spec.num_layers, spec.num_kv_heads, self.null_slot + 1, spec.head_dim)
+        self.keys = torch.zeros(shape, dtype=spec.dtype, device=device)
+        self.values = torch.zeros(shape, dtype=spec.dtype, device=device)
+
+    def write(self, layer_index: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store keys and values, each [tokens, kv_heads, head_dim], at ``slots`` [tokens]."""
+        self.keys[layer_index].index_copy_(1, slots, k.transpose(0, 1))
+        self.values[layer_index].index_copy_(1, slots, v.transpose(0, 1))
+
+
+def kv_slots(block_table: list[int], start: int, end: int, block_size: int) -> np.ndarray:
+    """Slots of the positions [start, end) of a sequence, int64 [end - start]."""
+    positions = np.arange(start, end, dtype=np.int64)
+    blocks = np.asarray(block_table, dtype=np.int64)[positions // block_size]
+    return blocks * block_size + positions % block_size
+
+
+def count_blocks(config: EngineConfig, spec: ModelSpec, device: torch.device) -> int:
+    """How many blocks the cache gets; call it when the weights are on the device."""
+    if config.num_blocks is not None:
+        return config.num_blocks
+    block_bytes = spec.kv_bytes_per_token * config.block_size
+    if config.kv_bytes is not None:
+        kv_bytes = config.kv_bytes
+    elif device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        kv_bytes = int(total * config.gpu_memory_utilization) - (total - free)
+    else:
+        kv_bytes = _DEFAULT_CPU_KV_BYTES
+    # More than all seats filled to the last position is never used.
+    context = min(spec.max_context_tokens, config.max_model_len or spec.max_context_tokens)
+    most = config.max_num_seqs * -(-context // config.block_size)
+    num_blocks = min(kv_bytes // block_bytes, most)
+    if num_blocks < 1:
+        raise ValueError(f"kv_bytes: {kv_bytes} do not hold one block of {block_bytes} bytes")
+    return num_blocks

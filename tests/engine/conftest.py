@@ -1,0 +1,40 @@
+"""The tiny checkpoints, made once a session, and engines on them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from executor_svc.torch_engine.engine import TorchEngine
+from tests.engine.checkpoints import make_checkpoint
+from tests.engine.driving import build
+
+CHECKPOINTS = {
+    "qwen3": {"family": "qwen3"},
+    "qwen3-tied-sharded": {"family": "qwen3", "tied": True, "sharded": True},
+    "llama": {"family": "llama", "sharded": True},
+    "llama-tied": {"family": "llama", "tied": True},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        name: make_checkpoint(tmp_path_factory.mktemp("model") / name, **options)
+        for name, options in CHECKPOINTS.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def qwen3(checkpoints: dict[str, Path]) -> Path:
+    return checkpoints["qwen3"]
+
+
+@pytest.fixture
+def engine(qwen3: Path) -> TorchEngine:
+    return build(qwen3)

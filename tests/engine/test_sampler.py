@@ -1,0 +1,170 @@
+"""Philox against its published vectors; cuts and draws against a direct computation."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from executor_svc.core.engine import SamplingParams
+from executor_svc.torch_engine.sampler import RowParams, SamplingBatch, philox, sample, uniforms
+
+VOCAB = 40
+NUM_DRAWS = 20_000
+ALL_ONES = 0xFFFFFFFF
+
+# Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result.
+KNOWN_ANSWERS = [
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([ALL_ONES] * 4, [ALL_ONES] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+
+
+def _draws(logits: torch.Tensor, params: SamplingParams, count: int = NUM_DRAWS) -> torch.Tensor:
+    """Tokens number 0 .. count - 1 of one sequence whose logits never change."""
+    rows = [RowParams.of(params, 0, ())] * count
+    batch = SamplingBatch(rows, range(count), torch.device("cpu"))
+    return sample(logits.expand(count, -1), batch)[0]
+
+
+def _expected(logits: torch.Tensor, params: SamplingParams) -> list[float]:
+    """The distribution by plain Python: sort, cut, normalise."""
+    probs = torch.softmax(logits.double() / params.temperature, -1).tolist()
+    ranked = sorted(range(len(probs)), key=lambda token: -probs[token])
+    if params.top_k:
+        ranked = ranked[: params.top_k]
+    total = sum(probs[token] for token in ranked)
+    sums = itertools.accumulate((probs[token] for token in ranked), initial=0.0)
+    ranked = [t for t, mass in zip(ranked, sums, strict=False) if mass < params.top_p * total]
+    kept = {t for t in ranked if probs[t] >= params.min_p * probs[ranked[0]]}
+    total = sum(probs[token] for token in kept)
+    return [prob / total if token in kept else 0.0 for token, prob in enumerate(probs)]
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
+def test_philox_gives_the_known_answers(
+    counter: list[int], key: list[int], words: list[int]
+) -> None:
+    # Twice in one call: rows do not mix.
+    result = philox(torch.tensor([counter, counter]), torch.tensor([key, key]))
+    assert result.tolist() == [words, words]
+
+
+def test_uniforms_are_in_the_unit_interval() -> None:
+    counter = torch.zeros(10_000, 4, dtype=torch.int64)
+    counter[:, 0] = torch.arange(10_000)
+    u = uniforms(counter, torch.tensor([[1, 2]]).expand(10_000, 2))
+    assert u.dtype == torch.float64
+    assert 0 <= u.min() < u.max() < 1
+    assert u.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(max_tokens=1, seed=3),
+        SamplingParams(max_tokens=1, temperature=0.5),
+        SamplingParams(max_tokens=1, temperature=2.5),
+        SamplingParams(max_tokens=1, top_k=1),
+        SamplingParams(max_tokens=1, top_k=7),
+        SamplingParams(max_tokens=1, top_k=VOCAB + 5),
+        SamplingParams(max_tokens=1, top_p=0.6),
+        SamplingParams(max_tokens=1, top_p=1e-9),
+        SamplingParams(max_tokens=1, min_p=0.2),
+        SamplingParams(max_tokens=1, min_p=1.0),
+        SamplingParams(max_tokens=1, top_k=9, top_p=0.7, min_p=0.1, temperature=1.3),
+    ],
+    ids=str,
+)
+def test_draws_follow_the_distribution(params: SamplingParams) -> None:
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(5)) * 1.5
+    counts = Counter(_draws(logits, params).tolist())
+    for token, prob in enumerate(_expected(logits, params)):
+        spread = math.sqrt(NUM_DRAWS * prob * (1 - prob))
+        assert abs(counts[token] - NUM_DRAWS * prob) <= 4.5 * spread, (token, prob)
+
+
+def test_a_row_does_not_depend_on_its_company() -> None:
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(9, 1000, generator=generator).bfloat16()  # many ties
+    params = [
+        SamplingParams(max_tokens=1, seed=1),
+        SamplingParams(max_tokens=1, temperature=0),
+        SamplingParams(max_tokens=1, top_k=3, seed=2),
+        SamplingParams(max_tokens=1, top_p=0.9, seed=3),
+        SamplingParams(max_tokens=1, min_p=0.05, seed=4),
+        SamplingParams(max_tokens=1, top_k=50, top_p=0.9, seed=5),
+        SamplingParams(max_tokens=1, top_k=500, min_p=0.01, seed=6),
+        SamplingParams(max_tokens=1, temperature=0.01, seed=-7),
+        SamplingParams(max_tokens=1, temperature=1e-30, seed=2**80),
+    ]
+    rows = [RowParams.of(p, i, ()) for i, p in enumerate(params)]
+    indices = list(range(30, 39))
+    together, logprobs = sample(logits, SamplingBatch(rows, indices, logits.device))
+    for i, row in enumerate(rows):
+        token, logprob = sample(
+            logits[i : i + 1], SamplingBatch([row], indices[i : i + 1], logits.device)
+        )
+        assert token.item() == together[i].item()
+        assert logprob.item() == logprobs[i].item()
+    assert together[8] == logits[8].float().argmax()  # next to zero is greedy, not NaN
+
+
+def test_seed_sample_and_index_all_count() -> None:
+    logits = torch.zeros(1, 100_000)
+
+    def token(seed: int, sample_: int, index: int) -> int:
+        row = RowParams.of(SamplingParams(max_tokens=1, seed=seed), sample_, ())
+        return int(sample(logits, SamplingBatch([row], [index], logits.device))[0])
+
+    spots = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1 << 32, 0, 0), (0, 1, 1)]
+    assert len({token(*spot) for spot in spots}) == len(spots)
+    assert token(7, 3, 11) == token(7, 3, 11)
+
+
+def test_banned_tokens_are_not_drawn_but_keep_their_share_of_the_logprob() -> None:
+    logits = torch.tensor([[5.0, 1.0, 0.0]])
+    params = SamplingParams(max_tokens=9, temperature=0, min_tokens=2)
+    row = RowParams.of(params, 0, {0})
+    tokens = []
+    for index in range(3):
+        token, logprob = sample(logits, SamplingBatch([row], [index], logits.device))
+        assert logprob.item() == pytest.approx(logits.log_softmax(-1)[0, token].item())
+        tokens.append(int(token))
+    assert tokens == [1, 1, 0]
+
+
+def test_a_ban_that_takes_nearly_all_mass_leaves_a_draw_among_the_rest() -> None:
+    logits = torch.tensor([[50.0, 0.0, -1.0, -50.0]])
+    params = SamplingParams(max_tokens=9, temperature=0.1, min_tokens=200)
+    rows = [RowParams.of(params, 0, {0})] * 100
+    batch = SamplingBatch(rows, range(100), logits.device)
+    assert set(sample(logits.expand(100, -1), batch)[0].tolist()) <= {1, 2}
+
+
+def test_extreme_parameters_do_not_overflow() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    for extreme in ({"temperature": 5e-324}, {"temperature": 1e-9, "top_k": 1 << 70}):
+        row = RowParams.of(SamplingParams(max_tokens=1, **extreme), 0, ())
+        token, logprob = sample(logits, SamplingBatch([row], [0], logits.device))
+        assert (token.item(), logprob.item()) == (1, 0.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("params", [{}, {"temperature": 0}, {"top_k": 3, "top_p": 0.5}], ids=str)
+def test_bad_logits_spoil_their_own_row_only(bad: float, params: dict[str, float]) -> None:
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(8))
+    rows = [RowParams.of(SamplingParams(max_tokens=1, **params), 0, ())] * 3
+    batch = SamplingBatch(rows, [0, 1, 2], logits.device)
+    clean_tokens, clean_logprobs = sample(logits, batch)
+    logits[1, 4] = bad
+    tokens, logprobs = sample(logits, batch)
+    assert math.isnan(logprobs[1])
+    for i in (0, 2):
+        assert (tokens[i], logprobs[i]) == (clean_tokens[i], clean_logprobs[i])
