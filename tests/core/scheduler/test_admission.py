@@ -1,0 +1,168 @@
+"""The door: reasons, Retry-After, idempotency."""
+
+from typing import Any
+
+import pytest
+
+from headway.errors import TABLE
+from headway.reasons import Reason
+from scheduler_svc.core.domain import RETRYABLE
+from scheduler_svc.core.messages import (
+    CloseDoor,
+    RequestAdmitted,
+    RequestDeduplicated,
+)
+from tests.core.scheduler.helpers import Driver, finished, granted, rejection, request
+
+
+def test_the_retryable_reasons_are_those_of_the_error_table() -> None:
+    assert {reason for reason, row in TABLE.items() if row.is_retryable} == RETRYABLE
+
+
+def test_admitted_is_persisted_then_answered_then_granted() -> None:
+    driver = Driver()
+    driver.attach()
+    sent = driver.submit("a")
+    assert sent[0] == RequestAdmitted(request("a"))
+    assert granted(sent) == [("a", "e1")]
+
+
+def test_scenario_30_no_executor_ever_is_a_lack_of_capacity() -> None:
+    refused = rejection(Driver().submit("a"))
+    assert refused.reason is Reason.NO_CAPACITY
+    assert refused.retry_after_ms == 10_000
+
+
+def test_scenario_30_a_model_that_nobody_offered_is_not_found() -> None:
+    driver = Driver()
+    driver.attach(models="A")
+    refused = rejection(driver.submit("a", "B"))
+    assert (refused.reason, refused.retry_after_ms) == (Reason.MODEL_NOT_FOUND, None)
+
+
+def test_scenario_30_waiting_for_a_model_that_went_away_ends_with_the_queue_timeout() -> None:
+    driver = Driver(executor_grace_ms=100)
+    driver.attach()
+    driver.submit("running")
+    driver.submit("waiting", queue_timeout_ms=5_000)
+    driver.disconnect()
+    sent = driver.advance(5_000)
+    assert finished(sent) == {"waiting": Reason.QUEUE_TIMEOUT}
+    refused = rejection(driver.submit("late"))
+    assert refused.reason is Reason.NO_CAPACITY
+
+
+def test_a_lost_executor_is_expected_back_a_draining_one_is_not() -> None:
+    driver = Driver()
+    driver.attach()
+    driver.disconnect()
+    driver.submit("a")
+    assert driver.core.num_waiting == 1
+    driver.attach()
+    driver.end("a")
+    driver.drain()
+    assert rejection(driver.submit("b")).reason is Reason.NO_CAPACITY
+
+
+@pytest.mark.parametrize("band", [-1, 4])
+def test_a_band_that_does_not_exist_is_invalid(band: int) -> None:
+    driver = Driver(num_bands=4)
+    driver.attach()
+    refused = rejection(driver.submit("a", band=band))
+    assert (refused.reason, refused.retry_after_ms) == (Reason.INVALID_REQUEST, None)
+
+
+def test_closing_the_door_refuses_new_work_and_finishes_the_rest() -> None:
+    driver = Driver()
+    driver.attach()
+    driver.submit("a", idempotency_key="k")
+    driver.submit("b")
+    driver.handle(CloseDoor())
+    refused = rejection(driver.submit("c"))
+    assert refused.reason is Reason.DRAINING
+    assert refused.retry_after_ms is not None
+    assert driver.submit("d", idempotency_key="k") == [RequestDeduplicated("d", "a")]
+    assert granted(driver.end("a")) == [("b", "e1")]
+
+
+def test_scenario_71_max_inflight_counts_accepted_and_unfinished() -> None:
+    driver = Driver(max_inflight=1)
+    driver.attach(num_slots=8)
+    driver.submit("a")
+    assert rejection(driver.submit("b")).reason is Reason.QUEUE_FULL
+    driver.end("a")
+    assert granted(driver.submit("c")) == [("c", "e1")]
+
+
+def test_inflight_bounds_of_a_model_and_of_a_tenant() -> None:
+    driver = Driver(max_inflight_per_model=2, max_inflight_per_tenant=3)
+    driver.attach(num_slots=8, models="AB")
+    driver.submit("a")
+    driver.submit("b")
+    assert rejection(driver.submit("c")).reason is Reason.QUEUE_FULL
+    driver.submit("d", "B")
+    refused = rejection(driver.submit("e", "B"))
+    assert refused.reason is Reason.QUOTA_EXCEEDED
+    assert refused.retry_after_ms is not None
+    assert granted(driver.submit("f", "B", tenant="other")) == [("f", "e1")]
+
+
+def test_scenario_72_refused_requests_leave_no_trace() -> None:
+    driver = Driver(max_queued_requests=1)
+    driver.attach(num_slots=1)
+    for name in "abcdef":
+        driver.submit(name)
+    assert driver.core.decisions["rejected.QUEUE_FULL"] == 4
+    assert (driver.core.num_waiting, driver.core.num_running) == (1, 1)
+    assert not driver.core.is_live("c")
+
+
+def test_same_key_same_body_is_the_same_request_live_or_finished() -> None:
+    driver = Driver(result_ttl_ms=1_000)
+    driver.attach()
+    driver.submit("a", idempotency_key="k", body_hash=b"1")
+    again: dict[str, Any] = {"idempotency_key": "k", "body_hash": b"1"}
+    assert driver.submit("b", **again) == [RequestDeduplicated("b", "a")]
+    driver.end("a")
+    driver.advance(999)
+    assert driver.submit("c", **again) == [RequestDeduplicated("c", "a")]
+    driver.advance(1)
+    assert granted(driver.submit("d", **again)) == [("d", "e1")]
+
+
+def test_same_key_other_body_is_a_conflict_other_tenant_is_not() -> None:
+    driver = Driver()
+    driver.attach(num_slots=2)
+    driver.submit("a", idempotency_key="k", body_hash=b"1")
+    refused = rejection(driver.submit("b", idempotency_key="k", body_hash=b"2"))
+    assert (refused.reason, refused.retry_after_ms) == (Reason.REQUEST_ID_CONFLICT, None)
+    sent = driver.submit("c", tenant="other", idempotency_key="k", body_hash=b"2")
+    assert granted(sent) == [("c", "e1")]
+
+
+def test_an_id_that_is_live_is_a_conflict() -> None:
+    driver = Driver()
+    driver.attach()
+    driver.submit("a")
+    assert rejection(driver.submit("a")).reason is Reason.REQUEST_ID_CONFLICT
+    assert driver.core.is_live("a")
+
+
+def test_keys_of_finished_requests_are_bounded() -> None:
+    driver = Driver(max_finished_keys=2)
+    driver.attach()
+    for name in "abc":
+        driver.submit(name, idempotency_key=name)
+        driver.end(name)
+    assert driver.submit("d", idempotency_key="c") == [RequestDeduplicated("d", "c")]
+    assert granted(driver.submit("e", idempotency_key="a")) == [("e", "e1")]
+
+
+def test_known_models_and_executors_are_bounded() -> None:
+    driver = Driver(max_known_models=2, max_executors=1)
+    driver.attach("e1", models="ABC")
+    assert driver.core.decisions["attached"] == 1
+    driver.attach("e2", models="A")
+    assert driver.core.decisions["session_closed.fleet_full"] == 1
+    assert rejection(driver.submit("a", "A")).reason is Reason.MODEL_NOT_FOUND
+    assert granted(driver.submit("c", "C")) == [("c", "e1")]

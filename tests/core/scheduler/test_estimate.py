@@ -1,0 +1,134 @@
+"""Position, depth, ETA and Retry-After: one estimator, honest numbers."""
+
+from tests.core.scheduler.helpers import Driver, rejection
+
+
+def test_position_counts_what_will_be_granted_earlier_in_the_pool() -> None:
+    driver = Driver()
+    driver.attach("e1", models="AB")
+    driver.attach("e2", models="C")
+    driver.submit("running", "A")
+    driver.submit("c0", "C")
+    for name, model, band in (("a1", "A", 1), ("b1", "B", 1), ("c1", "C", 1), ("a0", "A", 0)):
+        driver.submit(name, model, band=band)
+    positions = {name: driver.status(name).position for name in ("a0", "a1", "b1", "c1")}
+    assert positions == {"a0": 0, "a1": 1, "b1": 2, "c1": 0}
+    assert driver.status("b1").depth == 3
+    assert driver.status("c1").depth == 1
+    running = driver.status("running")
+    assert (running.is_running, running.position) == (True, 0)
+
+
+def test_position_counts_down() -> None:
+    driver = Driver()
+    driver.attach()
+    for name in "abcd":
+        driver.submit(name)
+    seen = [driver.status("d").position]
+    for name in "abc":
+        driver.end(name)
+        seen.append(driver.status("d").position)
+    assert seen == [2, 1, 0, 0]
+    assert driver.core.status("unknown", driver.now_ms) is None
+
+
+def test_nothing_measured_means_no_estimate() -> None:
+    driver = Driver(retry_after_min_ms=700)
+    driver.attach()
+    driver.submit("a")
+    driver.submit("b")
+    assert driver.status("b").estimated_wait_ms is None
+    assert driver.status("b").retry_after_ms == 700
+    assert driver.status("a").estimated_wait_ms is None
+
+
+def test_one_lease_is_enough_for_a_first_estimate() -> None:
+    driver = Driver()
+    driver.attach(num_slots=2)
+    driver.submit("a")
+    driver.advance(4_000)
+    driver.end("a")
+    for name in "bcdef":
+        driver.submit(name)
+    # 4 slot-seconds each, two slots: one grant every 2 s
+    assert [driver.status(name).estimated_wait_ms for name in "def"] == [2_000, 4_000, 6_000]
+    assert driver.status("b").estimated_wait_ms == 4_000
+    driver.advance(1_500)
+    assert driver.status("b").estimated_wait_ms == 2_500
+
+
+def test_the_measured_rate_takes_over() -> None:
+    driver = Driver()
+    driver.attach(num_slots=1)
+    driver.submit("r0", queue_timeout_ms=10**9, execution_timeout_ms=10**9)
+    for number in range(1, 40):
+        driver.submit(f"r{number}", queue_timeout_ms=10**9, execution_timeout_ms=10**9)
+    for number in range(20):
+        driver.advance(3_000)
+        driver.end(f"r{number}")
+    wait_ms = driver.status("r39").estimated_wait_ms
+    assert wait_ms is not None
+    # 18 before it, then itself: 19 grants at 3 s
+    assert abs(wait_ms - 57_000) < 3_000
+
+
+def test_an_idle_stretch_does_not_look_like_a_slow_rate() -> None:
+    driver = Driver()
+    driver.attach(num_slots=1)
+    for number in range(10):
+        driver.submit(f"idle{number}")
+        driver.advance(100)
+        driver.end(f"idle{number}")
+        driver.advance(60_000)
+    driver.submit("a")
+    driver.submit("b")
+    assert driver.status("b").estimated_wait_ms == 100
+
+
+def test_without_a_serving_executor_nothing_is_promised() -> None:
+    driver = Driver()
+    driver.attach()
+    driver.submit("a")
+    driver.advance(100)
+    driver.end("a")
+    driver.submit("b")
+    driver.submit("c")
+    assert driver.status("c").estimated_wait_ms == 100
+    driver.disconnect()
+    assert driver.status("c").estimated_wait_ms is None
+
+
+def test_retry_after_is_the_backlog_within_its_limits() -> None:
+    driver = Driver(max_queued_requests=3, retry_after_min_ms=500, retry_after_max_ms=9_000)
+    driver.attach()
+    driver.submit("a")
+    driver.advance(2_000)
+    driver.end("a")
+    for name in "bcde":
+        driver.submit(name)
+    assert rejection(driver.submit("f")).retry_after_ms == 8_000
+    driver.end("b")
+    driver.submit("slow")
+    driver.advance(50_000)
+    driver.end("c")
+    driver.submit("g")
+    assert rejection(driver.submit("h")).retry_after_ms == 9_000
+
+
+def test_snapshot_shows_the_first_rows_in_grant_order() -> None:
+    driver = Driver()
+    driver.attach(num_slots=1, models="AB")
+    driver.submit("running")
+    driver.submit("low", "B", band=2)
+    driver.submit("high", "A", band=0, tenant="other")
+    driver.advance(250)
+    snapshot = driver.core.snapshot(driver.now_ms, 1)
+    assert (snapshot.num_waiting, snapshot.num_running) == (2, 1)
+    [row] = snapshot.queue
+    assert (row.request_id, row.tenant, row.band, row.waited_ms) == ("high", "other", 0, 250)
+    assert row.status == driver.status("high")
+    [executor] = snapshot.executors
+    assert executor.resident_models == ("A", "B")
+    assert snapshot.decisions["granted"] == 1
+    rows = driver.core.snapshot(driver.now_ms, 10).queue
+    assert [row.request_id for row in rows] == ["high", "low"]

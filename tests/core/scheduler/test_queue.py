@@ -1,0 +1,128 @@
+"""The queue: order, bounds, removal anywhere, position counting."""
+
+import random
+
+from headway.reasons import Reason
+from scheduler_svc.core.domain import CoreSettings, RequestRecord
+from scheduler_svc.core.lazy_heap import LazyHeap
+from scheduler_svc.core.queue import ArrivalSet, Queue
+from tests.core.scheduler.helpers import Driver, granted, rejection, request
+
+
+def record(arrival: int, model: str = "A", tenant: str = "t", band: int = 0) -> RequestRecord:
+    return RequestRecord(request(f"r{arrival}", model, tenant=tenant, band=band), arrival, 0, 0)
+
+
+def test_lazy_heap_orders_changes_and_forgets() -> None:
+    heap: LazyHeap[int, str] = LazyHeap()
+    for key, item in enumerate("abcd"):
+        heap.set(item, key)
+    heap.set("a", 9)
+    heap.discard("b")
+    heap.discard("unknown")
+    assert [heap.pop() for _ in range(4)] == [(2, "c"), (3, "d"), (9, "a"), None]
+    assert len(heap) == 0
+
+
+def test_lazy_heap_memory_stays_near_its_content() -> None:
+    heap: LazyHeap[int, str] = LazyHeap()
+    heap.set("first", 0)
+    for key in range(1, 10_000):
+        heap.set("other", key)
+    assert len(heap._heap) < 50
+
+
+def test_arrival_set_counts_like_a_sorted_list() -> None:
+    rng = random.Random(1)
+    arrivals, members = ArrivalSet(), set[int]()
+    for _ in range(3_000):
+        number = rng.randrange(20_000)
+        if number in members:
+            members.remove(number)
+            arrivals.remove(number)
+        else:
+            members.add(number)
+            arrivals.add(number)
+        probe = rng.randrange(20_000)
+        assert arrivals.count_before(probe) == sum(member < probe for member in members)
+    assert list(arrivals) == sorted(members)
+    assert len(arrivals) == len(members)
+
+
+def test_flow_is_fifo_over_all_tenants() -> None:
+    queue = Queue(CoreSettings())
+    for arrival, tenant in enumerate("abacb"):
+        queue.add(record(arrival, tenant=tenant))
+    order = []
+    while (head := queue.head("A")) is not None:
+        order.append(head.arrival)
+        queue.remove(head)
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_removal_anywhere_and_return_to_the_head() -> None:
+    queue = Queue(CoreSettings())
+    records = [record(arrival) for arrival in range(5)]
+    for each in records:
+        queue.add(each)
+    for gone in (2, 0, 1):
+        queue.remove(records[gone])
+    for back in (1, 0):
+        queue.add(records[back])
+    assert [each.arrival for each in queue.in_order()] == [0, 1, 3, 4]
+    assert queue.head("A") is records[0]
+    assert records[2] not in queue
+
+
+def test_bands_come_before_arrival() -> None:
+    queue = Queue(CoreSettings())
+    records = [record(0, band=2), record(1, band=1), record(2, model="B"), record(3, band=1)]
+    for each in records:
+        queue.add(each)
+    assert [each.arrival for each in queue.in_order()] == [2, 1, 3, 0]
+    assert queue.head("A") is records[1]
+    assert queue.num_before(records[0], ["A"]) == 2
+    assert queue.num_before(records[0], ["A", "B"]) == 3
+    assert queue.num_waiting(["A", "B", "C"]) == 4
+
+
+def test_each_bound_refuses_at_the_door() -> None:
+    for bound, limit in (
+        ("max_queued_requests", 2),
+        ("max_queued_tokens", 2 * 30),
+        ("max_queued_bytes", 2 * 100),
+    ):
+        driver = Driver(**{bound: limit})
+        driver.attach(num_slots=1)
+        driver.submit("running")
+        driver.submit("a")
+        driver.submit("b")
+        refused = rejection(driver.submit("c"))
+        assert refused.reason is Reason.QUEUE_FULL
+        assert refused.retry_after_ms is not None
+        driver.cancel("a")
+        assert driver.submit("d")
+        assert driver.core.num_waiting == 2
+
+
+def test_what_goes_back_is_never_refused() -> None:
+    driver = Driver(max_queued_requests=1)
+    driver.attach(num_slots=1)
+    driver.submit("a")
+    driver.submit("b")
+    driver.attach(num_slots=1, incarnation="i2", models="B")
+    assert driver.core.num_waiting == 2
+    assert driver.core.decisions["requeued.executor_restarted"] == 1
+
+
+def test_a_later_band_waits_for_every_earlier_one() -> None:
+    driver = Driver()
+    driver.attach(num_slots=1)
+    driver.submit("running")
+    driver.submit("low", band=3)
+    driver.submit("high", band=0)
+    driver.submit("middle", band=2)
+    order = ["running"]
+    for _ in range(3):
+        order += [name for name, _ in granted(driver.end(order[-1]))]
+    assert order == ["running", "high", "middle", "low"]

@@ -1,0 +1,348 @@
+"""The executor process, without the process: real gRPC against a scheduler that the test plays."""
+
+import asyncio
+import functools
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from executor_svc.core.engine import StepOutput
+from executor_svc.core.session import Session
+from executor_svc.link import Link
+from executor_svc.mock_engine import MockConfig, MockEngine, mock_tokens
+from executor_svc.settings import ExecutorSettings
+from executor_svc.stream import AttachRefusedError
+from executor_svc.worker import EngineDiedError, Worker
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from headway.v1 import fleet_pb2 as fleet
+from headway.v1 import generation_pb2 as generation
+from tests.executor.scripted_scheduler import TIMEOUT_S, Attachment, ScriptedScheduler
+
+LONG = 20_000  # tokens; far more than a test waits for
+
+
+class Executor:
+    """A link with its engine and worker, running in a task."""
+
+    def __init__(self, address: str, **changes: Any) -> None:
+        fields: dict[str, Any] = {
+            "executor_id": "e1",
+            "scheduler_addresses": address,
+            "backoff_initial_ms": 1,
+            "backoff_max_ms": 20,
+            "attach_timeout_ms": 5_000,
+            "drain_timeout_ms": 5_000,
+        }
+        self.settings = ExecutorSettings(**(fields | changes))
+        self.engine = MockEngine(MockConfig(step_ms=1.0, vocab_size=1000))
+        ready = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.worker = Worker(
+            self.engine,
+            functools.partial(loop.call_soon_threadsafe, ready.set),
+            max_backlog_tokens=1 << 20,
+        )
+        self.session = Session(num_slots=256, max_leases=100, max_report_tokens=1000)
+        self.link = Link(
+            self.settings,
+            self.session,
+            self.worker,
+            engine_ready=ready,
+            incarnation="i1",
+            models=self.engine.models,
+            assets={model.name: self.engine.assets(model.name) for model in self.engine.models},
+        )
+        self.worker.start()
+        self.task = asyncio.create_task(self.link.run())
+
+    async def ended(self) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            await self.task
+
+    async def close(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        assert self.worker.close(TIMEOUT_S)
+
+
+@pytest.fixture
+async def scheduler() -> AsyncIterator[ScriptedScheduler]:
+    scheduler = ScriptedScheduler()
+    await scheduler.start()
+    yield scheduler
+    await scheduler.stop()
+
+
+@pytest.fixture
+async def executor(scheduler: ScriptedScheduler) -> AsyncIterator[Executor]:
+    executor = Executor(scheduler.address)
+    yield executor
+    await executor.close()
+
+
+def ref(request_id: str, attempt: int = 1) -> fleet.LeaseRef:
+    return fleet.LeaseRef(request_id=request_id, epoch=1, attempt=attempt)
+
+
+def grant(request_id: str, handle: int, max_tokens: int = 5, **sampling: Any) -> fleet.Grant:
+    request = generation.GenerationRequest(
+        model="mock",
+        prompt_token_ids=[handle],
+        sampling=generation.SamplingParams(max_tokens=max_tokens, seed=3, **sampling),
+    )
+    return fleet.Grant(lease=ref(request_id), handle=handle, request=request)
+
+
+def expected(handle: int, stop: int, start: int = 0) -> list[int]:
+    return mock_tokens((handle,), seed=3, sample=0, start=start, stop=stop, vocab_size=1000)
+
+
+async def welcomed(scheduler: ScriptedScheduler, **fields: Any) -> Attachment:
+    attachment = await scheduler.attached()
+    attachment.welcome(**fields)
+    return attachment
+
+
+async def test_from_hello_to_acknowledged_end(
+    scheduler: ScriptedScheduler, executor: Executor
+) -> None:
+    attachment = await welcomed(scheduler, wanted_assets=["mock", "nobody's"])
+    hello = attachment.hello
+    assert (hello.executor_id, hello.incarnation) == ("e1", "i1")
+    assert (hello.capacity.num_slots, hello.capacity.max_models) == (256, 1)
+    assert [offer.card.name for offer in hello.models] == ["mock"]
+    report = await attachment.next("report")
+    assert [assets.model for assets in report.assets] == ["mock"]
+
+    attachment.order(grants=[grant("a", 1), grant("b", 2, logprobs=True)])
+    for request_id in ("a", "b"):
+        ended = await attachment.until_ended(request_id)
+        assert ended.outcome == fleet.LeaseEnded.OUTCOME_COMPLETED
+        assert list(ended.num_tokens) == [5]
+    assert attachment.tokens == {1: expected(1, 5), 2: expected(2, 5)}
+    assert attachment.ends[1].reason == generation.FINISH_REASON_LENGTH
+    assert not any(math.isnan(p) for p in attachment.logprobs[2])
+    heartbeat = await attachment.next("heartbeat")
+    assert (list(heartbeat.handles), heartbeat.last_handle) == ([1, 2], 2)
+    attachment.order(acknowledged=[ref("a"), ref("b")])
+    while heartbeat.handles:
+        heartbeat = await attachment.next("heartbeat")
+    assert heartbeat.last_handle == 2
+    assert heartbeat.num_steps >= 5
+
+
+async def test_a_resumed_grant_goes_on(scheduler: ScriptedScheduler, executor: Executor) -> None:
+    attachment = await welcomed(scheduler)
+    resumed = grant("a", 1)
+    resumed.generated.add(token_ids=expected(1, 3))
+    attachment.order(grants=[resumed])
+    await attachment.until_ended("a")
+    assert attachment.tokens == {1: expected(1, 5, start=3)}
+
+
+async def test_a_broken_stream_is_adopted_and_goes_on(
+    scheduler: ScriptedScheduler, executor: Executor
+) -> None:
+    first = await welcomed(scheduler)
+    first.order(grants=[grant("a", 1, LONG), grant("b", 2), grant("c", 3, LONG)])
+    await first.until_ended("b")
+    await first.until_tokens(1, 10)
+    first.close(HeadwayError(Reason.STALE_LEASE, "go away"))
+
+    second = await scheduler.attached()
+    held = {lease.lease.request_id: lease for lease in second.hello.leases}
+    assert sorted(held) == ["a", "b", "c"]
+    assert held["b"].ended
+    assert held["a"].num_tokens[0] >= len(first.tokens[1])
+    adopts = [
+        fleet.Adopt(held=ref("b"), lease=ref("b", 2), handle=7, next_index=[5]),
+        fleet.Adopt(held=ref("a"), lease=ref("a", 2), handle=8, next_index=[4]),
+    ]
+    second.welcome(adopts=adopts)
+    ended = await second.until_ended("b")
+    assert ended.lease == ref("b", 2)
+    await second.until_tokens(8, 20)
+    assert second.tokens[8] == expected(1, 4 + len(second.tokens[8]), start=4)
+    assert 7 not in second.tokens
+    heartbeat = await second.next("heartbeat")
+    assert sorted(heartbeat.handles) == [7, 8]  # c was not adopted, and is forgotten
+
+
+async def test_orphans_are_stopped_while_no_scheduler_answers(
+    scheduler: ScriptedScheduler, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was_aborted = asyncio.Event()
+    abort, loop = executor.engine.abort, asyncio.get_running_loop()
+
+    def watched_abort(key: int) -> None:
+        abort(key)
+        loop.call_soon_threadsafe(was_aborted.set)
+
+    monkeypatch.setattr(executor.engine, "abort", watched_abort)
+    first = await welcomed(scheduler, orphan_grace_ms=30)
+    first.order(grants=[grant("a", 1, LONG)])
+    await first.until_tokens(1, 1)
+    first.close()
+    second = await scheduler.attached()
+    assert second.hello.leases
+    async with asyncio.timeout(TIMEOUT_S):
+        await was_aborted.wait()
+    second.welcome(adopts=[fleet.Adopt(held=ref("a"), lease=ref("a", 2), handle=1)])
+    assert (await second.until_ended("a")).outcome == fleet.LeaseEnded.OUTCOME_UNKNOWN
+
+
+async def test_revokes_and_bad_grants_are_answered(
+    scheduler: ScriptedScheduler, executor: Executor
+) -> None:
+    attachment = await welcomed(scheduler)
+    bad = grant("bad", 2, temperature=math.nan)
+    other_model = grant("other", 3)
+    other_model.request.model = "other"
+    unset = grant("unset", 4)
+    unset.request.sampling.ClearField("max_tokens")
+    attachment.order(
+        grants=[grant("a", 1, LONG), bad, other_model, unset, grant("again", 1), fleet.Grant()],
+        revokes=[ref("stranger"), fleet.LeaseRef()],
+    )
+    reasons = {}
+    for name in ("bad", "other", "unset", "again"):
+        ended = await attachment.until_ended(name)
+        assert ended.outcome == fleet.LeaseEnded.OUTCOME_FAILED
+        reasons[name] = ended.failure.reason
+    assert reasons == {
+        "bad": "INVALID_REQUEST",
+        "other": "MODEL_NOT_FOUND",
+        "unset": "INVALID_REQUEST",
+        "again": "INTERNAL",
+    }
+    assert (await attachment.until_ended("stranger")).outcome == fleet.LeaseEnded.OUTCOME_UNKNOWN
+    attachment.order(revokes=[ref("a")])
+    assert (await attachment.until_ended("a")).outcome == fleet.LeaseEnded.OUTCOME_REVOKED
+
+
+async def test_a_scheduler_that_speaks_out_of_turn_is_left_and_found_again(
+    scheduler: ScriptedScheduler, executor: Executor
+) -> None:
+    early = await scheduler.attached()
+    early.order(drain=True)  # before its welcome
+    twice = await welcomed(scheduler)
+    twice.welcome()
+    silent = await welcomed(scheduler, timeout_ms=50)
+    await silent.next("heartbeat")
+    closing = await welcomed(scheduler)
+    closing.close()
+    healthy = await welcomed(scheduler)
+    healthy.order(grants=[grant("a", 1)])
+    await healthy.until_ended("a")
+
+
+async def test_it_tries_the_next_address(scheduler: ScriptedScheduler) -> None:
+    executor = Executor(f"127.0.0.1:1,{scheduler.address}")
+    await welcomed(scheduler)
+    await executor.close()
+
+
+@pytest.mark.parametrize("reason", [Reason.INVALID_REQUEST, Reason.PERMISSION_DENIED])
+async def test_a_final_refusal_ends_it(
+    scheduler: ScriptedScheduler, executor: Executor, reason: Reason
+) -> None:
+    attachment = await scheduler.attached()
+    attachment.close(HeadwayError(reason, "no"))
+    with pytest.raises(AttachRefusedError, match=reason):
+        await executor.ended()
+
+
+async def test_other_refusals_are_tried_again(
+    scheduler: ScriptedScheduler, executor: Executor
+) -> None:
+    for reason in (Reason.NOT_LEADER, Reason.INTERNAL):
+        attachment = await scheduler.attached()
+        attachment.close(HeadwayError(reason, "not now"))
+    await welcomed(scheduler)
+
+
+async def test_no_welcome_in_time_is_a_failure(scheduler: ScriptedScheduler) -> None:
+    executor = Executor(scheduler.address, attach_timeout_ms=100)
+    await scheduler.attached()
+    await scheduler.attached()
+    await executor.close()
+
+
+async def test_drain_lets_work_finish(scheduler: ScriptedScheduler, executor: Executor) -> None:
+    attachment = await welcomed(scheduler)
+    attachment.order(grants=[grant("a", 1, 50)])
+    await attachment.until_tokens(1, 1)
+    executor.link.drain()
+    attachment.order(grants=[grant("late", 2)])
+    assert (await attachment.until_ended("late")).outcome == fleet.LeaseEnded.OUTCOME_RETURNED
+    assert (await attachment.until_ended("a")).outcome == fleet.LeaseEnded.OUTCOME_COMPLETED
+    attachment.order(acknowledged=[ref("a")])
+    await attachment.next("close")
+    attachment.close()
+    await executor.ended()
+
+
+async def test_drain_hands_back_what_does_not_finish(scheduler: ScriptedScheduler) -> None:
+    executor = Executor(scheduler.address, drain_timeout_ms=20)
+    attachment = await welcomed(scheduler)
+    attachment.order(grants=[grant("a", 1, LONG)])
+    await attachment.until_tokens(1, 1)
+    executor.link.drain()
+    report = await attachment.next("report")
+    while not report.HasField("capacity"):
+        report = await attachment.next("report")
+    assert report.capacity.num_slots == 0
+    ended = await attachment.until_ended("a")
+    assert ended.outcome == fleet.LeaseEnded.OUTCOME_RETURNED
+    assert list(ended.num_tokens) == [len(attachment.tokens[1])]
+    attachment.order(acknowledged=[ref("a")])
+    await attachment.next("close")
+    attachment.close()
+    await executor.ended()
+    await executor.close()
+
+
+async def test_drain_without_answer_ends_all_the_same(scheduler: ScriptedScheduler) -> None:
+    executor = Executor(scheduler.address, drain_timeout_ms=20, flush_timeout_ms=20)
+    attachment = await welcomed(scheduler)
+    attachment.order(grants=[grant("a", 1, LONG)])
+    await attachment.until_tokens(1, 1)
+    executor.link.drain()
+    await executor.ended()
+    await executor.close()
+
+
+async def test_drain_without_a_scheduler_ends_at_once(scheduler: ScriptedScheduler) -> None:
+    executor = Executor(scheduler.address)
+    await scheduler.attached()  # and never welcomed
+    executor.link.drain()
+    await executor.ended()
+    await executor.close()
+
+
+async def test_an_ordered_drain_ends_with_the_stream(
+    scheduler: ScriptedScheduler, executor: Executor
+) -> None:
+    attachment = await welcomed(scheduler)
+    attachment.order(grants=[grant("a", 1)], drain=True)
+    await attachment.until_ended("a")
+    attachment.order(acknowledged=[ref("a")], drain=True)
+    attachment.close()
+    await executor.ended()
+
+
+async def test_an_engine_that_dies_ends_it_without_a_word(
+    scheduler: ScriptedScheduler, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step() -> StepOutput:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(executor.engine, "step", step)
+    attachment = await welcomed(scheduler)
+    attachment.order(grants=[grant("a", 1)])
+    with pytest.raises(EngineDiedError, match="broken"):
+        await executor.ended()
+    assert not attachment.ended

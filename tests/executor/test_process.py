@@ -1,0 +1,99 @@
+"""The real process: settings, signals, exit status."""
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from executor_svc.settings import ExecutorSettings
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from headway.v1 import fleet_pb2 as fleet
+from headway.v1 import generation_pb2 as generation
+from tests.executor.scripted_scheduler import TIMEOUT_S, ScriptedScheduler
+
+
+async def _spawn(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "executor_svc",
+        "--engine=mock",
+        "--mock-step-ms=1",
+        *arguments,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def _finish(process: asyncio.subprocess.Process) -> tuple[int | None, list[str]]:
+    """Exit status and the events that were logged."""
+    async with asyncio.timeout(TIMEOUT_S):
+        _, stderr = await process.communicate()
+    return process.returncode, [json.loads(line)["event"] for line in stderr.splitlines()]
+
+
+async def test_a_process_serves_and_sigterm_drains_it() -> None:
+    scheduler = ScriptedScheduler()
+    await scheduler.start()
+    process = await _spawn(f"--scheduler-addresses={scheduler.address}", "--executor-id=e7")
+    attachment = await scheduler.attached()
+    assert attachment.hello.executor_id == "e7"
+    attachment.welcome()
+    request = generation.GenerationRequest(
+        model="mock",
+        prompt_token_ids=[1],
+        sampling=generation.SamplingParams(max_tokens=100, seed=1),
+    )
+    lease = fleet.LeaseRef(request_id="a", epoch=1, attempt=1)
+    attachment.order(grants=[fleet.Grant(lease=lease, handle=1, request=request)])
+    await attachment.until_tokens(1, 1)
+    process.send_signal(signal.SIGTERM)
+    ended = await attachment.until_ended("a")
+    assert ended.outcome == fleet.LeaseEnded.OUTCOME_COMPLETED
+    attachment.order(acknowledged=[lease])
+    await attachment.next("close")
+    attachment.close()
+    status, events = await _finish(process)
+    assert status == 0
+    assert events == ["executor.attached", "executor.detached", "server.stopped"]
+    await scheduler.stop()
+
+
+async def test_a_refused_process_ends_with_1() -> None:
+    scheduler = ScriptedScheduler()
+    await scheduler.start()
+    process = await _spawn(f"--scheduler-addresses={scheduler.address}")
+    attachment = await scheduler.attached()
+    attachment.close(HeadwayError(Reason.INVALID_REQUEST, "no"))
+    status, events = await _finish(process)
+    assert (status, events) == (1, ["executor.refused", "server.stopped"])
+    await scheduler.stop()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--scheduler-addresses=here"],
+        ["--scheduler-addresses=,"],
+        ["--mock-models=a,a"],
+        ["--max-num-seqs=600"],
+        ["--backoff-max-ms=1"],
+    ],
+)
+def test_senseless_settings_name_the_key(arguments: list[str]) -> None:
+    key = arguments[0].split("=")[0].strip("-").replace("-", "_")
+    key = {"max_num_seqs": "max_num_batched_tokens"}.get(key, key)
+    with pytest.raises(SystemExit, match=key):
+        ExecutorSettings.load("headway-executor", arguments)
+
+
+def test_the_served_name_of_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    assert ExecutorSettings().served_name == "headway/tiny-pydoc"
+    assert ExecutorSettings(model=str(folder)).served_name == "my-model"
+    assert ExecutorSettings(model="org/model").served_name == "org/model"
+    assert ExecutorSettings(model="org/model", model_name="x").served_name == "x"

@@ -1,0 +1,316 @@
+"""Whatever orders, steps, breaks and adoptions come in whatever order: no token lost or doubled.
+
+The model plays engine and scheduler. The scheduler keeps what it received of each request and,
+when it takes a lease over, asks for any part again, as one that lost its memory would.
+"""
+
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from executor_svc.core.engine import FinishReason, SamplingParams, SequenceEnd, StepOutput
+from executor_svc.core.messages import (
+    AbortLease,
+    Adopt,
+    Disconnected,
+    DrainExpired,
+    GeneratedSample,
+    Grant,
+    LeaseEnded,
+    LeaseRef,
+    OrdersReceived,
+    Outcome,
+    StartLease,
+    StepDone,
+    Tick,
+    Welcomed,
+)
+from executor_svc.core.session import Session
+
+MAX_TOKENS = 4
+GRACE_MS = 100
+
+
+def token(request_id: str, sample: int, index: int) -> int:
+    return hash((int(request_id), sample, index)) % 1000
+
+
+@dataclass
+class EngineSample:
+    request_id: str
+    number: int
+    index: int
+
+
+@dataclass
+class Held:
+    """The scheduler's side of one lease."""
+
+    ref: LeaseRef
+    handle: int
+    samples: list[list[int]]
+    ends: dict[int, SequenceEnd] = field(default_factory=dict)
+    ended: LeaseEnded | None = None
+    is_revoked: bool = False
+
+
+class SessionMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.session = Session(num_slots=8, max_leases=100, max_report_tokens=3)
+        self.now_ms = 0
+        self.is_attached = False
+        self.attempts = 0
+        self.next_handle = 1
+        self.next_request = 0
+        self.running: dict[int, list[EngineSample]] = {}  # the engine, by lease key
+        self.held: dict[str, Held] = {}  # the scheduler, by request id
+        self.routes: dict[int, tuple[Held, int]] = {}  # by handle, of this stream
+
+    # --- helpers ---
+
+    def tell(self, event: object) -> None:
+        for effect in self.session.handle(event, self.now_ms):  # type: ignore[arg-type]
+            if isinstance(effect, AbortLease):
+                del self.running[effect.key]  # never an abort for what the engine lacks
+            elif isinstance(effect, StartLease):
+                request = effect.request
+                assert request.key not in self.running
+                assert all(request.key > key for key in self.running)
+                self.running[request.key] = [
+                    EngineSample(str(request.prompt_token_ids[0]), number, start)
+                    for number in range(request.num_samples)
+                    if number not in request.ended
+                    for start in [len(request.generated[number]) if request.generated else 0]
+                ]
+
+    def new_ref(self, request_id: str) -> LeaseRef:
+        self.attempts += 1
+        return LeaseRef(request_id, 1, self.attempts)
+
+    def route(self, lease: Held) -> None:
+        for number in range(len(lease.samples)):
+            self.routes[lease.handle + number] = (lease, number)
+
+    def new_handle(self, num_samples: int, gap: int) -> int:
+        handle = self.next_handle + gap
+        self.next_handle = handle + num_samples
+        return handle
+
+    # --- the engine ---
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        output = StepOutput()
+        keys = data.draw(st.lists(st.sampled_from(sorted(self.running)), unique=True))
+        for key in keys:
+            for sample in list(self.running[key]):
+                for _ in range(data.draw(st.integers(0, 2))):
+                    if sample.index == MAX_TOKENS:
+                        break
+                    output.key.append(key + sample.number)
+                    output.index.append(sample.index)
+                    output.token_id.append(token(sample.request_id, sample.number, sample.index))
+                    output.logprob.append(0.0)
+                    sample.index += 1
+                if sample.index == MAX_TOKENS:
+                    end = SequenceEnd(key + sample.number, MAX_TOKENS, FinishReason.LENGTH)
+                    output.ends.append(end)
+                    self.running[key].remove(sample)
+            if not self.running[key]:
+                del self.running[key]
+        self.tell(StepDone(output))
+
+    # --- the scheduler ---
+
+    @precondition(lambda self: self.is_attached)
+    @rule(num_samples=st.integers(1, 3), gap=st.integers(0, 2), data=st.data())
+    def grant(self, num_samples: int, gap: int, data: st.DataObject) -> None:
+        request_id = str(self.next_request)
+        self.next_request += 1
+        starts = [data.draw(st.integers(0, MAX_TOKENS - 1)) for _ in range(num_samples)]
+        samples = [[token(request_id, n, i) for i in range(s)] for n, s in enumerate(starts)]
+        self._grant(request_id, samples, {}, gap)
+
+    @precondition(lambda self: self.is_attached and self.held)
+    @rule(data=st.data())
+    def grant_again(self, data: st.DataObject) -> None:
+        """The scheduler gave the old lease up; the request comes back with what is known."""
+        old = self.held.pop(data.draw(st.sampled_from(sorted(self.held))))
+        for number in range(len(old.samples)):
+            self.routes.pop(old.handle + number, None)
+        self._grant(old.ref.request_id, old.samples, old.ends, 0)
+
+    def _grant(
+        self, name: str, samples: list[list[int]], ends: dict[int, SequenceEnd], gap: int
+    ) -> None:
+        lease = Held(self.new_ref(name), self.new_handle(len(samples), gap), samples, ends)
+        self.held[name] = lease
+        self.route(lease)
+        grant = Grant(
+            ref=lease.ref,
+            handle=lease.handle,
+            model="m",
+            prompt_token_ids=[int(name)],
+            params=SamplingParams(max_tokens=MAX_TOKENS),
+            num_samples=len(samples),
+            generated=tuple(
+                GeneratedSample(list(tokens), end=ends.get(n)) for n, tokens in enumerate(samples)
+            ),
+        )
+        self.tell(OrdersReceived(grants=(grant,)))
+
+    @precondition(lambda self: self.is_attached and self.held)
+    @rule(data=st.data())
+    def revoke(self, data: st.DataObject) -> None:
+        lease = self.held[data.draw(st.sampled_from(sorted(self.held)))]
+        lease.is_revoked = True
+        self.tell(OrdersReceived(revokes=(lease.ref,)))
+
+    @precondition(lambda self: self.is_attached)
+    @rule(attempt=st.integers(0, 3))
+    def revoke_a_stranger(self, attempt: int) -> None:
+        self.tell(OrdersReceived(revokes=(LeaseRef("stranger", 0, attempt),)))
+
+    @precondition(lambda self: self.is_attached)
+    @rule()
+    def read(self) -> None:
+        report = self.session.take_report()
+        if report is None:
+            return
+        frame = report.frame
+        assert len(frame.handle) <= 3
+        for handle, index, token_id in zip(frame.handle, frame.index, frame.token_id, strict=True):
+            if handle in self.routes:
+                lease, number = self.routes[handle]
+                tokens = lease.samples[number]
+                assert index <= len(tokens), "a gap"
+                assert token_id == token(lease.ref.request_id, number, index)
+                if index == len(tokens):
+                    tokens.append(token_id)
+        for end in frame.ends:
+            if end.key in self.routes:
+                lease, number = self.routes[end.key]
+                assert len(lease.samples[number]) == end.num_tokens
+                lease.ends[number] = end
+        for ended in report.ended:
+            self._read_end(ended)
+
+    def _read_end(self, ended: LeaseEnded) -> None:
+        lease = self.held.get(ended.ref.request_id)
+        if ended.outcome is Outcome.UNKNOWN:
+            assert lease is None or lease.ref != ended.ref
+        if lease is None or lease.ref != ended.ref:
+            return
+        assert lease.ended is None, "a lease ends once on a stream"
+        lease.ended = ended
+        if ended.outcome is not Outcome.REVOKED:
+            assert ended.num_tokens == tuple(map(len, lease.samples)), "an end before its tokens"
+        if ended.outcome is Outcome.COMPLETED:
+            assert all(len(tokens) == MAX_TOKENS for tokens in lease.samples)
+            assert len(lease.ends) == len(lease.samples)
+        elif ended.outcome is Outcome.REVOKED:
+            assert lease.is_revoked
+        else:
+            assert ended.outcome is Outcome.RETURNED
+
+    @precondition(lambda self: self.is_attached and any(h.ended for h in self.held.values()))
+    @rule(data=st.data())
+    def acknowledge(self, data: st.DataObject) -> None:
+        ended = sorted(name for name, lease in self.held.items() if lease.ended)
+        lease = self.held.pop(data.draw(st.sampled_from(ended)))
+        self.tell(OrdersReceived(acknowledged=(lease.ref,)))
+
+    @rule(dice=st.integers(1, 6))
+    def expire_drain(self, dice: int) -> None:
+        if dice == 6:
+            self.tell(DrainExpired())
+
+    # --- the network ---
+
+    @precondition(lambda self: self.is_attached)
+    @rule()
+    def disconnect(self) -> None:
+        self.is_attached = False
+        self.tell(Disconnected())
+
+    @rule(ms=st.integers(1, 70))
+    def wait(self, ms: int) -> None:
+        self.now_ms += ms
+        self.tell(Tick())
+
+    @precondition(lambda self: not self.is_attached)
+    @rule(data=st.data())
+    def attach(self, data: st.DataObject) -> None:
+        self.is_attached = True
+        self.next_handle = 1
+        self.routes.clear()
+        adopts = []
+        listed = {lease.ref: lease for lease in self.session.hello()}
+        for name, lease in list(self.held.items()):
+            here = listed.get(lease.ref)
+            if here is None or data.draw(st.integers(0, 3)) == 3:
+                del self.held[name]  # goes elsewhere
+                continue
+            held, lease.ref = lease.ref, self.new_ref(name)
+            lease.handle = self.new_handle(len(lease.samples), 0)
+            lease.ended = None
+            next_index = []
+            for number, num_tokens in enumerate(here.num_tokens):
+                assert num_tokens >= len(lease.samples[number])
+                kept = data.draw(st.integers(0, len(lease.samples[number])))
+                del lease.samples[number][kept:]
+                next_index.append(kept)
+            lease.ends.clear()
+            self.route(lease)
+            adopts.append(Adopt(held, lease.ref, lease.handle, tuple(next_index)))
+        self.tell(Welcomed(GRACE_MS, tuple(data.draw(st.permutations(adopts)))))
+
+    # --- always ---
+
+    @invariant()
+    def nothing_leaks(self) -> None:
+        handles = self.session.heartbeat().handles
+        if self.is_attached:
+            assert sorted(handles) == sorted(lease.handle for lease in self.held.values())
+        if not handles:
+            assert not self.running, "the engine works for nobody"
+
+    @invariant()
+    def the_engine_runs_what_the_session_runs(self) -> None:
+        num_running = sum(not lease.has_ended for lease in self.session.hello())
+        assert num_running == len(self.running)
+
+    def teardown(self) -> None:
+        """With a fair network and engine, all that is left ends, and is forgotten."""
+        if not self.is_attached:
+            return
+        while self.running:
+            self.tell(StepDone(self._rest()))
+        for _ in range(1000):
+            self.read()
+        for lease in self.held.values():
+            assert lease.ended is not None, "a lease without an end"
+        self.tell(OrdersReceived(acknowledged=tuple(h.ref for h in self.held.values())))
+        assert self.session.is_idle
+
+    def _rest(self) -> StepOutput:
+        output = StepOutput()
+        for key, samples in self.running.items():
+            for sample in samples:
+                for index in range(sample.index, MAX_TOKENS):
+                    output.key.append(key + sample.number)
+                    output.index.append(index)
+                    output.token_id.append(token(sample.request_id, sample.number, index))
+                    output.logprob.append(0.0)
+                end = SequenceEnd(key + sample.number, MAX_TOKENS, FinishReason.LENGTH)
+                output.ends.append(end)
+        self.running.clear()
+        return output
+
+
+SessionMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestSessionMachine = SessionMachine.TestCase

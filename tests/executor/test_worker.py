@@ -1,0 +1,162 @@
+"""The engine's thread: order, merging, the limit of its backlog, and its end."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from executor_svc.core.engine import InvalidLease, LeaseRequest, SamplingParams, StepOutput
+from executor_svc.core.messages import AbortLease, StartLease
+from executor_svc.mock_engine import MockConfig, MockEngine, mock_tokens
+from executor_svc.worker import EngineDiedError, Worker
+from headway.reasons import Reason
+
+TIMEOUT_S = 10.0
+
+
+class ScriptedEngine(MockEngine):
+    """A mock whose every step waits for the test."""
+
+    def __init__(self) -> None:
+        super().__init__(MockConfig(step_ms=0, vocab_size=1000))
+        self.permits = threading.Semaphore(0)
+        self.steps_begun = threading.Semaphore(0)
+        self.fault: Exception | None = None
+        self.is_closed = False
+
+    def add(self, request: LeaseRequest) -> None:
+        if request.params.seed == 13:
+            raise InvalidLease(Reason.INVALID_REQUEST, "unlucky")
+        super().add(request)
+
+    def step(self) -> StepOutput:
+        self.steps_begun.release()
+        assert self.permits.acquire(timeout=TIMEOUT_S)
+        if self.fault is not None:
+            raise self.fault
+        return super().step()
+
+    def close(self) -> None:
+        super().close()
+        self.is_closed = True
+
+
+class Bench:
+    """A worker and the notices it gave."""
+
+    def __init__(self, max_backlog_tokens: int = 1000) -> None:
+        self.engine = ScriptedEngine()
+        self.notices = threading.Semaphore(0)
+        self.worker = Worker(
+            self.engine, self.notices.release, max_backlog_tokens=max_backlog_tokens
+        )
+        self.worker.start()
+
+    def start(self, key: int, max_tokens: int = 100, seed: int = 0) -> None:
+        params = SamplingParams(max_tokens=max_tokens, seed=seed)
+        self.worker.send(StartLease(LeaseRequest(key, "mock", (key,), params)))
+
+    def allow_steps(self, count: int) -> None:
+        self.engine.permits.release(count)
+
+    def await_step(self) -> None:
+        """Until the engine's thread is inside a step."""
+        assert self.engine.steps_begun.acquire(timeout=TIMEOUT_S)
+
+    def await_notice(self) -> None:
+        assert self.notices.acquire(timeout=TIMEOUT_S)
+
+
+@pytest.fixture
+def make_bench() -> Iterator[Callable[..., Bench]]:
+    benches: list[Bench] = []
+
+    def make(**changes: int) -> Bench:
+        benches.append(Bench(**changes))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        bench.allow_steps(1_000_000)
+        assert bench.worker.close(TIMEOUT_S)
+
+
+def test_steps_made_between_two_looks_are_merged_in_order(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench()
+    bench.start(1)
+    bench.allow_steps(3)
+    for _ in range(4):
+        bench.await_step()
+    bench.await_notice()
+    output = bench.worker.take().output
+    assert output.index == [0, 1, 2]
+    assert output.token_id == mock_tokens((1,), seed=0, sample=0, start=0, stop=3, vocab_size=1000)
+    assert not bench.notices.acquire(blocking=False), "one notice for all of it"
+    assert bench.worker.num_steps == 3
+    assert bench.worker.take().is_empty()
+    bench.allow_steps(1)
+    bench.await_notice()
+    assert bench.worker.take().output.index == [3]
+
+
+def test_a_refused_lease_is_told_and_the_others_go_on(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.start(1, seed=13)
+    bench.await_notice()
+    (refusal,) = bench.worker.take().refusals
+    assert (refusal.key, refusal.reason, refusal.message) == (
+        1,
+        Reason.INVALID_REQUEST,
+        "unlucky",
+    )
+    bench.start(2)
+    bench.allow_steps(1)
+    bench.await_notice()
+    assert bench.worker.take().output.key == [2]
+
+
+def test_an_abort_takes_effect_before_the_next_step(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.start(1)
+    bench.start(2)
+    bench.await_step()
+    bench.worker.send(AbortLease(1))
+    bench.allow_steps(2)
+    bench.await_step()
+    bench.await_step()
+    output = bench.worker.take().output
+    assert [key for key, index in zip(output.key, output.index, strict=True) if index] == [2]
+
+
+def test_the_engine_pauses_when_nobody_takes(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(max_backlog_tokens=2)
+    bench.start(1)
+    bench.allow_steps(100)
+    bench.await_step()
+    bench.await_step()
+    assert not bench.engine.steps_begun.acquire(timeout=0.05)
+    bench.await_notice()
+    assert bench.worker.take().output.index == [0, 1]
+    bench.await_step()
+
+
+def test_a_fault_of_the_engine_ends_the_worker(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.engine.fault = ValueError("broken")
+    bench.start(1)
+    bench.allow_steps(1)
+    bench.await_notice()
+    with pytest.raises(EngineDiedError, match="broken"):
+        bench.worker.take()
+
+
+def test_close_waits_for_the_step_but_not_for_ever(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.start(1)
+    bench.await_step()
+    assert not bench.worker.close(0.01)
+    bench.allow_steps(1)
+    assert bench.worker.close(TIMEOUT_S)
+    assert bench.engine.is_closed

@@ -1,0 +1,80 @@
+"""A scripted scheduler, a client connected to it, and the application on a real socket."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from gateway_http.__main__ import Server
+from gateway_http.app import build_app
+from gateway_http.client import SchedulerClient
+from gateway_http.settings import GatewaySettings
+from tests.gateway.scripted import ScriptedScheduler
+
+
+@pytest.fixture
+async def scheduler() -> AsyncIterator[ScriptedScheduler]:
+    scheduler = ScriptedScheduler()
+    scheduler.port = await scheduler.start()
+    yield scheduler
+    await scheduler.stop()
+
+
+@pytest.fixture
+def settings(scheduler: ScriptedScheduler) -> GatewaySettings:
+    return settings_for(scheduler)
+
+
+def settings_for(scheduler: ScriptedScheduler, **changes: object) -> GatewaySettings:
+    values = {
+        "scheduler_addresses": f"127.0.0.1:{scheduler.port}",
+        "reconnect_backoff_min_ms": 1,
+        "reconnect_backoff_max_ms": 20,
+        "shutdown_grace_s": 1,
+        **changes,
+    }
+    return GatewaySettings(**values)
+
+
+@pytest.fixture
+async def client(settings: GatewaySettings) -> AsyncIterator[SchedulerClient]:
+    client = SchedulerClient(settings)
+    async with client.running():
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def serving(client: SchedulerClient, settings: GatewaySettings) -> AsyncIterator[str]:
+    """The application on a free port; gives its base URL."""
+    server = Server(client, settings)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        task = asyncio.create_task(server._serve([listener]))
+        host, port = listener.getsockname()
+        yield f"http://{host}:{port}"
+        server.should_exit = True
+        await task
+
+
+@pytest.fixture
+async def base_url(client: SchedulerClient, settings: GatewaySettings) -> AsyncIterator[str]:
+    async with serving(client, settings) as url:
+        yield url
+
+
+@pytest.fixture
+async def http(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=base_url, timeout=20) as http:
+        yield http
+
+
+@pytest.fixture
+async def asgi(
+    client: SchedulerClient, settings: GatewaySettings
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The application without a socket: quicker, but nobody can hang up."""
+    transport = httpx.ASGITransport(build_app(client, settings))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        yield http

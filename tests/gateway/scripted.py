@@ -1,0 +1,291 @@
+"""A scheduler that does what a test tells it, behind real gRPC on a free port."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from google.protobuf import duration_pb2
+
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from headway.server import Server
+from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
+from tests.gateway import tiny_model
+
+WAIT_S = 10.0
+
+
+class Run:
+    """One accepted request: what it has produced so far."""
+
+    def __init__(self, request_id: str, request: generation_pb2.GenerationRequest) -> None:
+        self.request_id = request_id
+        self.request = request
+        num_samples = request.num_samples or 1
+        self.tokens: list[list[int]] = [[] for _ in range(num_samples)]
+        self.ends: list[generation_pb2.SequenceEnd | None] = [None] * num_samples
+        self.finished: scheduler_pb2.Finished | None = None
+
+    def emit(self, token_ids: Sequence[int], sample: int = 0) -> None:
+        self.tokens[sample] += token_ids
+
+    def end(self, sample: int = 0, **fields: Any) -> None:
+        fields.setdefault("reason", generation_pb2.FINISH_REASON_STOP)
+        self.ends[sample] = generation_pb2.SequenceEnd(
+            num_tokens=len(self.tokens[sample]), **fields
+        )
+
+    def finish(self, failure: generation_pb2.Failure | None = None) -> None:
+        usage = generation_pb2.Usage(
+            num_prompt_tokens=len(self.request.prompt_token_ids),
+            num_generated_tokens=sum(map(len, self.tokens)),
+        )
+        timing = generation_pb2.Timing(num_attempts=1)
+        self.finished = scheduler_pb2.Finished(usage=usage, timing=timing, failure=failure)
+
+
+class _Session:
+    def __init__(self) -> None:
+        self.outbox: asyncio.Queue[scheduler_pb2.OpenResponse | None] = asyncio.Queue()
+        self.followed: dict[int, tuple[Run, list[int], list[bool]]] = {}
+        self.is_mute = False
+
+    def send(self, **fields: Any) -> None:
+        if not self.is_mute:
+            updates = scheduler_pb2.Updates(**fields)
+            self.outbox.put_nowait(scheduler_pb2.OpenResponse(updates=updates))
+
+    def publish(self, handle: int) -> None:
+        run, cursors, told_ends = self.followed[handle]
+        frame = generation_pb2.StepFrame()
+        for sample, tokens in enumerate(run.tokens):
+            for index in range(cursors[sample], len(tokens)):
+                frame.handle.append(handle + sample)
+                frame.index.append(index)
+                frame.token_id.append(tokens[index])
+                if run.request.sampling.logprobs:
+                    frame.logprob.append(-float(index) - 0.5)
+            cursors[sample] = len(tokens)
+            end = run.ends[sample]
+            if end is not None and not told_ends[sample]:
+                told_ends[sample] = True
+                frame.ends.add().CopyFrom(end)
+                frame.ends[-1].handle = handle + sample
+        finished = []
+        if run.finished is not None:
+            finished = [scheduler_pb2.Finished()]
+            finished[0].CopyFrom(run.finished)
+            finished[0].handle = handle
+            del self.followed[handle]
+        if frame.handle or frame.ends or finished:
+            self.send(frame=frame, finished=finished)
+
+
+def reply_at_once(run: Run) -> None:
+    """The default script: the tiny model's reply for every sample, then the end."""
+    for sample in range(len(run.tokens)):
+        limit = run.request.sampling.max_tokens
+        token_ids = [*tiny_model.encode(tiny_model.REPLY), tiny_model.eos_id()]
+        is_cut = bool(limit) and limit < len(token_ids)
+        run.emit(token_ids[:limit] if is_cut else token_ids, sample)
+        if is_cut:
+            run.end(sample, reason=generation_pb2.FINISH_REASON_LENGTH)
+        else:
+            run.end(sample, stop_token_id=tiny_model.eos_id())
+    run.finish()
+
+
+def leave_alone(run: Run) -> None:
+    """A script for tests that move the run themselves."""
+
+
+class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """Serves the tiny models; every attribute may be changed while it runs."""
+
+    def __init__(self) -> None:
+        self.script: Callable[[Run], None] = reply_at_once
+        self.refusal: generation_pb2.Failure | None = None
+        self.is_deaf = False  # accepts nothing
+        self.models = [tiny_model.BARE_NAME, tiny_model.NAME]
+        self.runs: list[Run] = []
+        self.cancelled: list[str] = []
+        self.resumes: list[tuple[str, tuple[int, ...]]] = []
+        self.port = 0
+        self.num_opens = 0
+        self.num_asset_reads = 0
+        self._sessions: list[_Session] = []
+        self._news = asyncio.Condition()
+        self._server = Server(
+            max_message_bytes=1 << 26, max_concurrent_streams=1000, has_reflection=False
+        )
+        service = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"]
+        self._server.register(
+            service, scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, self
+        )
+
+    async def start(self, port: int = 0) -> int:
+        return await self._server.start(f"127.0.0.1:{port}")
+
+    async def stop(self) -> None:
+        await self._server.stop(0)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to have happened here."""
+        async with asyncio.timeout(WAIT_S), self._news:
+            await self._news.wait_for(condition)
+
+    async def run(self, number: int = 0) -> Run:
+        """The n-th accepted run, once it is there."""
+        await self.until(lambda: len(self.runs) > number)
+        return self.runs[number]
+
+    def publish(self) -> None:
+        """Send everybody what is new in the runs that they follow."""
+        for session in self._sessions:
+            for handle in list(session.followed):
+                session.publish(handle)
+
+    def tell_positions(self, position: int) -> None:
+        for session in self._sessions:
+            for handle in session.followed:
+                status = generation_pb2.QueueStatus(position=position)
+                session.send(positions=[scheduler_pb2.Position(handle=handle, status=status)])
+
+    def drop_connections(self) -> None:
+        for session in self._sessions:
+            session.outbox.put_nowait(None)
+
+    def mute(self) -> None:
+        """Open connections stay open and say nothing any more."""
+        for session in self._sessions:
+            session.is_mute = True
+
+    # --- SchedulerService ---
+
+    async def Open(  # noqa: N802
+        self, request_iterator: AsyncIterator[scheduler_pb2.OpenRequest], context: Any
+    ) -> AsyncIterator[scheduler_pb2.OpenResponse]:
+        session = _Session()
+        self._sessions.append(session)
+        reader = asyncio.create_task(self._read(session, request_iterator))
+        self.num_opens += 1
+        welcome = scheduler_pb2.ClientWelcome(epoch=self.num_opens)
+        welcome.heartbeat_interval.FromMilliseconds(200)
+        welcome.heartbeat_timeout.FromMilliseconds(1000)
+        try:
+            yield scheduler_pb2.OpenResponse(welcome=welcome)
+            while (response := await session.outbox.get()) is not None:
+                yield response
+        finally:
+            self._sessions.remove(session)
+            reader.cancel()
+        raise HeadwayError(Reason.DRAINING, "dropped by the test")
+
+    async def _read(
+        self, session: _Session, requests: AsyncIterator[scheduler_pb2.OpenRequest]
+    ) -> None:
+        async for request in requests:
+            if request.HasField("heartbeat") and not session.is_mute:
+                beat = scheduler_pb2.Heartbeat()
+                session.outbox.put_nowait(scheduler_pb2.OpenResponse(heartbeat=beat))
+            for submit in request.commands.submits:
+                self._submit(session, submit)
+            for resume in request.commands.resumes:
+                self._resume(session, resume)
+            for cancel in request.commands.cancels:
+                self._cancel(session, cancel.handle)
+            async with self._news:
+                self._news.notify_all()
+
+    def _submit(self, session: _Session, submit: scheduler_pb2.SubmitCommand) -> None:
+        if self.is_deaf:
+            return
+        if self.refusal is not None:
+            rejected = scheduler_pb2.Rejected(handle=submit.handle, failure=self.refusal)
+            session.send(rejected=[rejected])
+            return
+        key = submit.request.idempotency_key
+        run = next((one for one in self.runs if one.request.idempotency_key == key), None)
+        if run is None:
+            run = Run(f"run-{len(self.runs)}", submit.request)
+            self.runs.append(run)
+            self.script(run)
+        self._accept(session, submit.handle, run)
+        if not submit.detached:
+            self._follow(session, submit.handle, run, ())
+
+    def _resume(self, session: _Session, resume: scheduler_pb2.ResumeCommand) -> None:
+        self.resumes.append((resume.request_id, tuple(resume.next_index)))
+        run = next((one for one in self.runs if one.request_id == resume.request_id), None)
+        if run is None:
+            failure = generation_pb2.Failure(reason="REQUEST_NOT_FOUND", message="unknown")
+            session.send(rejected=[scheduler_pb2.Rejected(handle=resume.handle, failure=failure)])
+            return
+        self._accept(session, resume.handle, run)
+        self._follow(session, resume.handle, run, resume.next_index)
+
+    def _accept(self, session: _Session, handle: int, run: Run) -> None:
+        status = generation_pb2.QueueStatus(
+            state=generation_pb2.QueueStatus.STATE_WAITING, position=3, depth=4
+        )
+        accepted = scheduler_pb2.Accepted(handle=handle, request_id=run.request_id, status=status)
+        session.send(accepted=[accepted])
+
+    def _follow(self, session: _Session, handle: int, run: Run, next_index: Sequence[int]) -> None:
+        num_samples = len(run.tokens)
+        cursors = [*next_index, *[0] * (num_samples - len(next_index))]
+        session.followed[handle] = (run, cursors, [False] * num_samples)
+        session.publish(handle)
+
+    def _cancel(self, session: _Session, handle: int) -> None:
+        if handle not in session.followed:
+            return
+        run = session.followed[handle][0]
+        self.cancelled.append(run.request_id)
+        run.finish(generation_pb2.Failure(reason="CANCELLED", message="cancelled"))
+        session.publish(handle)
+
+    async def Retrieve(  # noqa: N802
+        self, request: scheduler_pb2.RetrieveRequest, context: Any
+    ) -> scheduler_pb2.RetrieveResponse:
+        run = next((one for one in self.runs if one.request_id == request.request_id), None)
+        if run is None or run.request.tenant != request.tenant:
+            raise HeadwayError(Reason.REQUEST_NOT_FOUND, "No such request.")
+        if run.finished is None:
+            pending = generation_pb2.QueueStatus(position=1)
+            return scheduler_pb2.RetrieveResponse(pending=pending)
+        samples = [generation_pb2.SampleResult(token_ids=tokens) for tokens in run.tokens]
+        result = generation_pb2.GenerationResult(samples=samples, usage=run.finished.usage)
+        return scheduler_pb2.RetrieveResponse(result=result)
+
+    async def Cancel(  # noqa: N802
+        self, request: scheduler_pb2.CancelRequest, context: Any
+    ) -> scheduler_pb2.CancelResponse:
+        self.cancelled.append(request.request_id)
+        return scheduler_pb2.CancelResponse()
+
+    async def ListModels(  # noqa: N802
+        self, request: scheduler_pb2.ListModelsRequest, context: Any
+    ) -> scheduler_pb2.ListModelsResponse:
+        cards = [tiny_model.card(name) for name in self.models]
+        return scheduler_pb2.ListModelsResponse(models=cards)
+
+    async def GetModel(  # noqa: N802
+        self, request: scheduler_pb2.GetModelRequest, context: Any
+    ) -> scheduler_pb2.GetModelResponse:
+        if request.model not in self.models:
+            raise HeadwayError(Reason.MODEL_NOT_FOUND, "No such model.", field="model")
+        response = tiny_model.response(request.model, request.known_assets_digest)
+        self.num_asset_reads += response.HasField("assets")
+        return response
+
+
+def failure(reason: Reason, retry_after_ms: int = 0) -> generation_pb2.Failure:
+    """A Failure as the scheduler sends it."""
+    retry_after = None
+    if retry_after_ms:
+        retry_after = duration_pb2.Duration()
+        retry_after.FromMilliseconds(retry_after_ms)
+    return generation_pb2.Failure(
+        reason=reason.value, message="refused by the test", retry_after=retry_after
+    )

@@ -1,0 +1,275 @@
+"""What stands around the routes: keys, limits, errors, health, and the process itself."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from starlette.requests import HTTPConnection
+from starlette.types import Message
+
+from gateway_http.app import build_app
+from gateway_http.auth import Tenants
+from gateway_http.client import SchedulerClient
+from gateway_http.settings import GatewaySettings
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from tests.gateway import tiny_model
+from tests.gateway.conftest import serving, settings_for
+from tests.gateway.scripted import ScriptedScheduler, leave_alone
+
+CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
+PATH = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"model": "m", "temperature": NaN}',
+        b'{"model": "m", "temperature": Infinity}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "temperature": 1e999}',
+        b'{"messages": ' + b"[" * 100_000,
+        b'{"user": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"model": "m", "messages": ' + b'[{"content":' * 10_000 + b"}]" * 10_000 + b"}",
+    ],
+)
+async def test_bodies_that_are_no_request(http: httpx.AsyncClient, body: bytes) -> None:
+    response = await http.post(PATH, content=body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert int(response.headers["content-length"]) == len(response.content) > 0
+
+
+async def test_unknown_paths_and_methods_answer_in_the_style_of_their_place(
+    http: httpx.AsyncClient,
+) -> None:
+    openai = await http.get("/v1/nothing")
+    assert (openai.status_code, openai.json()["error"]["type"]) == (404, "invalid_request_error")
+    tinker = await http.get("/api/v1/nothing")
+    assert tinker.status_code == 404
+    assert tinker.json()["detail"] == tinker.json()["error"]
+    plain = await http.get("/nothing")
+    assert (plain.status_code, plain.json()["code"]) == (404, "REQUEST_NOT_FOUND")
+    method = await http.get(PATH)
+    assert method.status_code == 405
+    assert method.json()["error"]["message"] == "Method Not Allowed"
+    for response in (openai, tinker, plain, method):
+        assert int(response.headers["content-length"]) == len(response.content)
+        assert response.headers["x-should-retry"] == "false"
+
+
+async def test_unknown_exceptions_tell_nothing(
+    client: SchedulerClient, asgi: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crash(name: str) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(client, "model", crash)
+    response = await asgi.post(PATH, json=CHAT)
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+    assert response.json()["error"]["code"] == "internal"
+
+
+async def chunks(num_bytes: int) -> AsyncIterator[bytes]:
+    for _ in range(0, num_bytes, 1000):
+        yield b" " * 1000
+
+
+async def test_body_limits(client: SchedulerClient, scheduler: ScriptedScheduler) -> None:
+    settings = settings_for(scheduler, max_body_bytes=10_000, body_timeout_s=0.05)
+    async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
+        announced = await http.post(PATH, content=b" " * 10_001)
+        chunked = await http.post(PATH, content=chunks(20_000))
+        for response in (announced, chunked):
+            assert response.status_code == 413
+            assert response.json()["error"]["code"] == "body_too_large"
+        reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+        writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{{".encode())
+        assert b"400 Bad Request" in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        response = await http.post(PATH, json=CHAT, headers={"X-Long": "x" * 40_000})
+        assert response.status_code == 200
+    settings = settings_for(scheduler, max_total_body_bytes=100)
+    async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
+        response = await http.post(PATH, content=b" " * 101)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.headers["x-should-retry"] == "true"
+
+
+async def raw(url: str, *parts: bytes) -> bytes:
+    """Send the parts one by one, and read until the server closes."""
+    reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+    for part in parts:
+        writer.write(part)
+        await writer.drain()
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_header_limits(client: SchedulerClient, scheduler: ScriptedScheduler) -> None:
+    settings = settings_for(scheduler, max_header_bytes=500, header_timeout_s=0.2)
+    async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
+        assert await raw(url, b"GET /v1/models HTTP/1.1\r\nX-Long: " + b"x" * 600) == b""
+        assert await raw(url, b"GET /v1/models HTTP/1.1\r\nX-Slow: ") == b""
+        assert await raw(url) == b""
+        assert (await raw(url, b"nonsense\r\n\r\n")).startswith(b"HTTP/1.1 400")
+        assert (await http.get("/v1/models")).status_code == 200
+        assert (await http.get("/v1/models")).status_code == 200
+
+
+async def test_a_pipelined_request_ends_the_connection_and_its_work(
+    client: SchedulerClient, scheduler: ScriptedScheduler, settings: GatewaySettings
+) -> None:
+    scheduler.script = leave_alone
+    body = json.dumps(CHAT).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    async with serving(client, settings) as url:
+        first = asyncio.create_task(raw(url, head + body + head + body))
+        assert await first == b""
+    await scheduler.until(lambda: len(scheduler.cancelled) == len(scheduler.runs))
+
+
+async def test_a_client_that_takes_nothing_is_cut_off(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    app = build_app(client, settings_for(scheduler, stream_write_timeout_s=0.05))
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    inbox = [{"type": "http.request", "body": body, "more_body": False}]
+    never = asyncio.Event()
+
+    async def receive() -> Message:
+        if not inbox:
+            await never.wait()
+        return inbox.pop()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await never.wait()
+
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "query_string": b""}
+    await app(scope, receive, send)
+    await scheduler.until(lambda: len(scheduler.cancelled) == 1)
+
+
+def connection(**headers: str) -> HTTPConnection:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return HTTPConnection({"type": "http", "headers": raw})
+
+
+def test_keys_find_their_tenant() -> None:
+    settings = GatewaySettings(api_keys="a=one,b=two,a=three=3")
+    assert "one" not in repr(settings)
+    tenants = Tenants(settings)
+    assert "one" not in repr(vars(tenants))
+    assert tenants.of(connection(authorization="Bearer one")) == "a"
+    assert tenants.of(connection(authorization="bearer two")) == "b"
+    assert tenants.of(connection(x_api_key="three=3")) == "a"
+    for wrong in ({}, {"authorization": "Bearer on"}, {"authorization": "Basic one"}):
+        with pytest.raises(HeadwayError) as caught:
+            tenants.of(connection(**wrong))
+        assert caught.value.reason is Reason.UNAUTHENTICATED
+    assert Tenants(GatewaySettings()).of(connection(x_api_key="anything")) == ""
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"host": "0.0.0.0"},
+        {"api_keys": "nokey"},
+        {"scheduler_addresses": ""},
+        {"tinker_hold_s": 41},
+        {"port": 70_000},
+        {"max_inflight": 0},
+    ],
+)
+def test_senseless_settings_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        GatewaySettings(**values)
+
+
+async def test_keys_are_asked_for_everywhere_but_at_health(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    settings = settings_for(scheduler, api_keys="team=key")
+    async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
+        for method, path in (("GET", "/v1/models"), ("GET", "/v1/models/x"), ("POST", PATH)):
+            response = await http.request(method, path, json=CHAT, headers={"Host": "localhost"})
+            assert response.status_code == 401
+            assert response.json()["error"]["type"] == "authentication_error"
+            assert response.headers["www-authenticate"].startswith("Bearer")
+        for path in ("/health", "/health/", "/ready"):
+            assert (await http.get(path)).status_code == 200
+        response = await http.post(PATH, json=CHAT, headers={"Authorization": "Bearer key"})
+        assert response.status_code == 200
+        assert scheduler.runs[0].request.tenant == "team"
+
+
+async def test_health_is_the_fleets(
+    client: SchedulerClient, scheduler: ScriptedScheduler, settings: GatewaySettings
+) -> None:
+    for models, status in ((scheduler.models, 200), ([], 503)):
+        scheduler.models = models
+        async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
+            assert (await http.get("/health")).status_code == status
+            assert (await http.get("/ready")).status_code == status
+
+
+async def test_without_a_scheduler_every_answer_comes_soon() -> None:
+    settings = GatewaySettings(
+        scheduler_addresses="127.0.0.1:1", unary_timeout_s=0.05, shutdown_grace_s=1
+    )
+    client = SchedulerClient(settings)
+    async with (
+        client.running(),
+        serving(client, settings) as url,
+        httpx.AsyncClient(base_url=url) as http,
+    ):
+        for path in ("/health", "/ready", "/v1/models"):
+            assert (await http.get(path)).status_code == 503
+        response = await http.post(PATH, json=CHAT)
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "no_capacity"
+        assert response.headers["retry-after"] == "1"
+
+
+async def test_the_process_drains_on_sigterm(scheduler: ScriptedScheduler) -> None:
+    scheduler.script = leave_alone
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "gateway_http", "--port", "0", "--shutdown-grace-s", "0.5"),
+        *("--scheduler-addresses", f"127.0.0.1:{scheduler.port}"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    lines = []
+    async for line in process.stderr:
+        lines.append(json.loads(line))
+        if lines[-1]["event"] == "server.started":
+            break
+    url = f"http://{lines[-1]['host']}:{lines[-1]['port']}"
+    async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+        body = {**CHAT, "stream": True}
+        async with http.stream("POST", PATH, json=body) as response:
+            assert response.status_code == 200
+            process.send_signal(signal.SIGTERM)
+            text = (await response.aread()).decode()
+    last = json.loads(text.strip().splitlines()[-1].removeprefix("data: "))
+    assert last["error"]["code"] == "draining"
+    await scheduler.until(lambda: len(scheduler.cancelled) == 1)
+    rest = [json.loads(line)["event"] async for line in process.stderr]
+    assert await process.wait() == 0
+    assert rest[-1] == "server.stopped"

@@ -1,0 +1,240 @@
+"""The scheduler client against a scripted scheduler: real gRPC, broken in every way."""
+
+import asyncio
+
+import pytest
+
+from gateway_http.client import Finish, Positioned, SampleEnded, SchedulerClient, Tokens
+from gateway_http.settings import GatewaySettings
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from headway.v1 import generation_pb2
+from tests.gateway import tiny_model
+from tests.gateway.conftest import settings_for
+from tests.gateway.scripted import ScriptedScheduler, failure, leave_alone
+
+
+def work(**fields: object) -> generation_pb2.GenerationRequest:
+    return generation_pb2.GenerationRequest(
+        model=tiny_model.NAME, prompt_token_ids=[1, 2, 3], **fields
+    )
+
+
+async def test_a_generation_from_acceptance_to_usage(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    sampling = generation_pb2.SamplingParams(logprobs=True)
+    async with client.generate(work(num_samples=2, sampling=sampling)) as generation:
+        accepted = await generation.accepted()
+        assert (accepted.request_id, accepted.status.position) == ("run-0", 3)
+        events = [event async for event in generation]
+    reply = [*tiny_model.encode(tiny_model.REPLY), tiny_model.eos_id()]
+    for sample in range(2):
+        tokens = [one for one in events if isinstance(one, Tokens) and one.sample == sample]
+        assert [token for one in tokens for token in one.token_ids] == reply
+        assert tokens[0].logprobs[:2] == [-0.5, -1.5]
+    assert sum(isinstance(event, SampleEnded) for event in events) == 2
+    last = events[-1]
+    assert isinstance(last, Finish)
+    assert last.error is None
+    assert last.usage.num_prompt_tokens == 3
+    assert last.usage.num_generated_tokens == 2 * len(reply)
+    assert client.num_inflight == 0
+
+
+async def test_positions_come_while_waiting(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    async with client.generate(work(), wants_positions=True) as generation:
+        await generation.accepted()
+        first = await anext(generation)
+        assert isinstance(first, Positioned)
+        assert first.status.position == 3
+        scheduler.tell_positions(1)
+        second = await anext(generation)
+        assert isinstance(second, Positioned)
+        assert second.status.position == 1
+
+
+async def test_a_refusal_carries_reason_and_retry_after(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.refusal = failure(Reason.QUEUE_FULL, 2500)
+    with pytest.raises(HeadwayError) as caught:
+        await client.submit(work())
+    assert caught.value.reason is Reason.QUEUE_FULL
+    assert caught.value.retry_after_ms == 2500
+    assert client.num_inflight == 0
+
+
+async def test_a_broken_stream_continues_without_loss(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    async with client.generate(work()) as generation:
+        await generation.accepted()
+        run = await scheduler.run()
+        run.emit([10, 11])
+        scheduler.publish()
+        first = await anext(generation)
+        assert first == Tokens(0, 0, [10, 11], [])
+        scheduler.drop_connections()
+        await scheduler.until(lambda: bool(scheduler.resumes))
+        assert scheduler.resumes == [("run-0", (2,))]
+        run.emit([12])
+        run.end()
+        run.finish()
+        scheduler.publish()
+        events = [event async for event in generation]
+    assert events[0] == Tokens(0, 2, [12], [])
+    assert isinstance(events[-1], Finish)
+    assert events[-1].error is None
+
+
+async def test_a_silent_scheduler_is_replaced(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    async with client.generate(work()) as generation:
+        await generation.accepted()
+        scheduler.mute()
+        await scheduler.until(lambda: bool(scheduler.resumes))
+        run = await scheduler.run()
+        run.emit([7])
+        scheduler.publish()
+        assert await anext(generation) == Tokens(0, 0, [7], [])
+
+
+async def test_an_unanswered_submit_is_repeated_under_its_key(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    generation = client.generate(work(num_samples=2))
+    await scheduler.until(lambda: scheduler.num_opens == 1)
+    scheduler.drop_connections()
+    await generation.accepted()
+    await scheduler.until(lambda: scheduler.num_opens == 2)
+    assert len(scheduler.runs) == 1
+    generation.cancel()
+
+
+async def test_leaving_early_cancels(client: SchedulerClient, scheduler: ScriptedScheduler) -> None:
+    scheduler.script = leave_alone
+    async with client.generate(work()) as generation:
+        await generation.accepted()
+    await scheduler.until(lambda: scheduler.cancelled == ["run-0"])
+
+
+async def test_a_cancel_survives_a_broken_stream(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    generation = client.generate(work())
+    await generation.accepted()
+    scheduler.drop_connections()
+    generation.cancel()
+    await scheduler.until(lambda: scheduler.cancelled == ["run-0"])
+
+
+async def test_an_absent_scheduler_is_no_capacity_in_time() -> None:
+    settings = GatewaySettings(
+        scheduler_addresses="127.0.0.1:1", submit_timeout_s=0.05, unary_timeout_s=0.05
+    )
+    client = SchedulerClient(settings)
+    async with client.running():
+        for call in (client.submit(work()), client.list_models(), client.model("any")):
+            with pytest.raises(HeadwayError) as caught:
+                await call
+            assert caught.value.reason is Reason.NO_CAPACITY
+        assert client.num_inflight == 0
+
+
+async def test_accepted_work_is_given_up_when_no_scheduler_returns(
+    scheduler: ScriptedScheduler,
+) -> None:
+    scheduler.script = leave_alone
+    client = SchedulerClient(settings_for(scheduler, reconnect_timeout_s=0.1))
+    async with client.running(), client.generate(work()) as generation:
+        await generation.accepted()
+        await scheduler.stop()
+        last = [event async for event in generation][-1]
+        assert isinstance(last, Finish)
+        assert last.error is not None
+        assert last.error.reason is Reason.NO_CAPACITY
+
+
+async def test_the_next_address_is_tried(scheduler: ScriptedScheduler) -> None:
+    addresses = f"127.0.0.1:1,127.0.0.1:{scheduler.port}"
+    client = SchedulerClient(settings_for(scheduler, scheduler_addresses=addresses))
+    async with client.running():
+        assert (await client.submit(work())).request_id == "run-0"
+
+
+async def test_not_leader_sends_us_elsewhere(scheduler: ScriptedScheduler) -> None:
+    scheduler.refusal = failure(Reason.NOT_LEADER)
+    leader = ScriptedScheduler()
+    leader.port = await leader.start()
+    addresses = f"127.0.0.1:{scheduler.port},127.0.0.1:{leader.port}"
+    client = SchedulerClient(settings_for(scheduler, scheduler_addresses=addresses))
+    async with client.running():
+        await client.submit(work())
+    assert len(leader.runs) == 1
+    await leader.stop()
+
+
+async def test_bounds_of_one_gateway(scheduler: ScriptedScheduler) -> None:
+    scheduler.script = leave_alone
+    settings = settings_for(scheduler, max_inflight=1, max_request_bytes=1000)
+    client = SchedulerClient(settings)
+    async with client.running():
+        too_large = generation_pb2.GenerationRequest(prompt_token_ids=range(100_000))
+        with pytest.raises(HeadwayError) as caught:
+            client.generate(too_large)
+        assert caught.value.reason is Reason.BODY_TOO_LARGE
+        first = client.generate(work())
+        with pytest.raises(HeadwayError) as caught:
+            client.generate(work())
+        assert caught.value.reason is Reason.NO_CAPACITY
+        await first.accepted()
+        client.drain()
+        with pytest.raises(HeadwayError) as caught:
+            client.generate(work())
+        assert caught.value.reason is Reason.DRAINING
+        client.fail_all()
+        last = [event async for event in first][-1]
+        assert isinstance(last, Finish)
+        assert last.error is not None
+        assert last.error.reason is Reason.DRAINING
+
+
+async def test_futures(client: SchedulerClient, scheduler: ScriptedScheduler) -> None:
+    scheduler.script = leave_alone
+    accepted = await client.submit(work(tenant="t"))
+    assert client.num_inflight == 0
+    pending = await client.retrieve(accepted.request_id, "t", 0.01)
+    assert isinstance(pending, generation_pb2.QueueStatus)
+    run = await scheduler.run()
+    run.emit([5])
+    run.finish()
+    result = await client.retrieve(accepted.request_id, "t")
+    assert isinstance(result, generation_pb2.GenerationResult)
+    assert list(result.samples[0].token_ids) == [5]
+    with pytest.raises(HeadwayError) as caught:
+        await client.retrieve(accepted.request_id, "another")
+    assert caught.value.reason is Reason.REQUEST_NOT_FOUND
+    await client.cancel(accepted.request_id, "t")
+    assert scheduler.cancelled == [accepted.request_id]
+
+
+async def test_models_are_read_once_and_looked_up_together(scheduler: ScriptedScheduler) -> None:
+    client = SchedulerClient(settings_for(scheduler, model_ttl_s=1e-6))
+    async with client.running():
+        first = await asyncio.gather(*(client.model(tiny_model.NAME) for _ in range(5)))
+        again = await client.model(tiny_model.NAME)
+        assert scheduler.num_asset_reads == 1
+        assert again.text is first[0].text
+        scheduler.models = []
+        with pytest.raises(HeadwayError) as caught:
+            await client.model(tiny_model.NAME)
+        assert caught.value.reason is Reason.MODEL_NOT_FOUND

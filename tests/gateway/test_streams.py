@@ -1,0 +1,310 @@
+"""The pure stream state machine, rule by rule."""
+
+from gateway_http.core.messages import (
+    Accepted,
+    Cancel,
+    Ended,
+    Failure,
+    Positioned,
+    SampleEnded,
+    Stream,
+    Tokens,
+)
+from gateway_http.core.streams import MAX_HANDLE, MAX_RESUMES_WITHOUT_PROGRESS, Streams
+from headway.reasons import Reason
+
+PLENTY = 1 << 30
+
+
+def connected() -> Streams:
+    streams = Streams()
+    streams.connected()
+    return streams
+
+
+def opened(streams: Streams, payload: str = "p", **options: object) -> Stream:
+    options = {"num_samples": 1, "num_bytes": 10, "on_change": lambda: None, **options}
+    return streams.open(payload, **options)
+
+
+def accepted(streams: Streams, **options: object) -> Stream:
+    stream = opened(streams, **options)
+    streams.take(PLENTY)
+    streams.on_accepted(stream.handle, f"id-{stream.key}", "waiting")
+    stream.read()
+    return stream
+
+
+def frame(streams: Streams, handle: int, start: int, tokens: list[int]) -> None:
+    indexes = range(start, start + len(tokens))
+    streams.on_frame([handle] * len(tokens), list(indexes), tokens, [], [])
+
+
+def end(streams: Streams, handle: int, num_tokens: int) -> None:
+    streams.on_frame([], [], [], [], [(handle, num_tokens, "end")])
+
+
+def test_handles_increase_by_the_number_of_samples() -> None:
+    streams = connected()
+    first, second = opened(streams, num_samples=3), opened(streams)
+    commands = streams.take(PLENTY)
+    assert (first.handle, second.handle) == (1, 4)
+    assert [submit.handle for submit in commands.submits] == [1, 4]
+    assert not streams.take(PLENTY)
+
+
+def test_tokens_of_samples_are_read_once_and_together() -> None:
+    streams = connected()
+    stream = accepted(streams, num_samples=2, wants_logprobs=True)
+    handle = stream.handle
+    streams.on_frame(
+        [handle, handle + 1, handle], [0, 0, 1], [5, 6, 7], [-1.0, -2.0, -3.0], [(handle, 2, "e")]
+    )
+    assert stream.read() == [
+        Tokens(0, 0, [5, 7], [-1.0, -3.0]),
+        SampleEnded(0, "e"),
+        Tokens(1, 0, [6], [-2.0]),
+    ]
+    assert stream.read() == []
+    end(streams, handle + 1, 1)
+    streams.on_finished(handle, None, "usage")
+    assert stream.read() == [SampleEnded(1, "end"), Ended(None, "usage")]
+    assert len(streams) == 0
+
+
+def test_positions_coalesce_and_never_hide_the_acceptance() -> None:
+    streams = connected()
+    stream = opened(streams, wants_positions=True)
+    streams.take(PLENTY)
+    streams.on_accepted(stream.handle, "id", "third")
+    streams.on_position(stream.handle, "second")
+    assert stream.read() == [Accepted("id", "second")]
+    streams.on_position(stream.handle, "first")
+    streams.on_position(stream.handle, "next")
+    assert stream.read() == [Positioned("next")]
+
+
+def test_agreeing_overlap_is_dropped() -> None:
+    streams = connected()
+    stream = accepted(streams)
+    frame(streams, stream.handle, 0, [1, 2, 3])
+    frame(streams, stream.handle, 1, [2, 3, 4])
+    assert stream.read() == [Tokens(0, 0, [1, 2, 3, 4], [])]
+
+
+def test_differing_overlap_ends_the_request() -> None:
+    streams = connected()
+    stream = accepted(streams)
+    handle = stream.handle
+    frame(streams, handle, 0, [1, 2])
+    frame(streams, handle, 1, [9])
+    *_, last = stream.read()
+    assert isinstance(last, Ended)
+    assert last.failure is not None
+    assert last.failure.reason is Reason.INTERNAL
+    assert streams.take(PLENTY).cancels == [Cancel(handle)]
+    frame(streams, handle, 2, [3])
+    streams.on_finished(handle, None, None)
+    assert stream.read() == []
+    assert len(streams) == 0
+
+
+def test_tokens_behind_the_end_are_a_divergence() -> None:
+    streams = connected()
+    stream = accepted(streams)
+    frame(streams, stream.handle, 0, [1])
+    end(streams, stream.handle, 1)
+    frame(streams, stream.handle, 1, [2])
+    assert isinstance(stream.read()[-1], Ended)
+
+
+def test_a_gap_resumes_from_the_next_index_under_a_new_handle() -> None:
+    streams = connected()
+    stream = accepted(streams)
+    old = stream.handle
+    frame(streams, old, 0, [1])
+    frame(streams, old, 2, [3])
+    frame(streams, old, 1, [2])  # the old handle has no meaning any more
+    (resume,) = streams.take(PLENTY).resumes
+    assert (resume.request_id, resume.next_index) == (f"id-{stream.key}", (1,))
+    assert resume.handle > old
+    frame(streams, resume.handle, 1, [2, 3])
+    assert stream.read() == [Tokens(0, 0, [1, 2, 3], [])]
+
+
+def test_an_end_or_a_finish_that_lacks_tokens_is_a_gap() -> None:
+    streams = connected()
+    stream = accepted(streams)
+    end(streams, stream.handle, 2)
+    assert len(streams.take(PLENTY).resumes) == 1
+    streams.on_finished(stream.handle, None, None)
+    assert len(streams.take(PLENTY).resumes) == 1
+    assert stream.read() == []
+
+
+def test_gaps_without_progress_are_bounded() -> None:
+    streams = connected()
+    stream = accepted(streams)
+    for _ in range(MAX_RESUMES_WITHOUT_PROGRESS):
+        frame(streams, stream.handle, 5, [1])
+        assert stream.read() == []
+        streams.take(PLENTY)
+    frame(streams, stream.handle, 5, [1])
+    assert isinstance(stream.read()[-1], Ended)
+
+
+def test_reconnecting_resumes_the_accepted_and_resubmits_the_rest() -> None:
+    streams = connected()
+    known, unknown = accepted(streams, num_samples=2), opened(streams, "unknown")
+    streams.take(PLENTY)
+    frame(streams, known.handle + 1, 0, [7])
+    streams.disconnected()
+    streams.connected()
+    commands = streams.take(PLENTY)
+    assert [resume.next_index for resume in commands.resumes] == [(0, 1)]
+    assert [submit.payload for submit in commands.submits] == ["unknown"]
+    streams.on_accepted(known.handle, "id-1", "status")  # nothing new for the consumer
+    assert known.read() == [Tokens(1, 0, [7], [])]
+    assert unknown.read() == []
+
+
+def test_a_cancel_of_what_was_never_sent_sends_nothing() -> None:
+    streams = connected()
+    stream = opened(streams)
+    streams.cancel(stream)
+    assert not streams.take(PLENTY)
+    assert stream.read() == [Ended(Failure(Reason.CANCELLED, "The client went away."))]
+    assert len(streams) == 0
+
+
+def test_a_cancel_is_repeated_after_a_reconnect_until_confirmed() -> None:
+    streams = connected()
+    stream = accepted(streams)
+    streams.cancel(stream)
+    assert stream.read()[-1] == stream.ended
+    streams.disconnected()
+    streams.connected()
+    commands = streams.take(PLENTY)
+    assert [resume.handle for resume in commands.resumes] == [stream.handle]
+    assert commands.cancels == [Cancel(stream.handle)]
+    streams.on_finished(stream.handle, Failure(Reason.CANCELLED, "done"), None)
+    assert stream.read() == []
+    assert len(streams) == 0
+
+
+def test_a_cancelled_request_whose_acceptance_was_lost_is_left_to_the_resume_grace() -> None:
+    streams = connected()
+    stream = opened(streams)
+    streams.take(PLENTY)
+    streams.cancel(stream)
+    streams.disconnected()
+    streams.connected()
+    assert not streams.take(PLENTY)
+    assert len(streams) == 0
+
+
+def test_detached_requests_need_no_more_than_their_acceptance() -> None:
+    streams = connected()
+    stream = opened(streams, is_detached=True)
+    streams.take(PLENTY)
+    streams.on_accepted(stream.handle, "id", "status")
+    assert stream.read() == [Accepted("id", "status")]
+    assert len(streams) == 0
+
+
+def test_rejections() -> None:
+    streams = connected()
+    refused = opened(streams)
+    streams.take(PLENTY)
+    full = Failure(Reason.QUEUE_FULL, "full", 1000)
+    assert not streams.on_rejected(refused.handle, full)
+    assert refused.read() == [Ended(full)]
+    waiting = opened(streams)
+    streams.take(PLENTY)
+    assert streams.on_rejected(waiting.handle, Failure(Reason.NOT_LEADER, "ask another"))
+    assert waiting.read() == []
+    following = accepted(streams)
+    assert streams.on_rejected(following.handle, Failure(Reason.DRAINING, "stopping"))
+    assert following.read() == []
+    assert len(streams) == 2
+
+
+def test_a_forgotten_request_begins_anew_only_if_nothing_was_delivered() -> None:
+    streams = connected()
+    fresh, begun = accepted(streams, payload="fresh"), accepted(streams)
+    frame(streams, begun.handle, 0, [1])
+    begun.read()
+    streams.disconnected()
+    streams.connected()
+    streams.take(PLENTY)
+    unknown = Failure(Reason.REQUEST_NOT_FOUND, "unknown")
+    streams.on_rejected(fresh.handle, unknown)
+    streams.on_rejected(begun.handle, unknown)
+    assert [submit.payload for submit in streams.take(PLENTY).submits] == ["fresh"]
+    assert begun.read() == [Ended(unknown)]
+
+
+def test_commands_come_in_bounded_messages_and_cancels_do_not_overtake() -> None:
+    streams = connected()
+    first, second = opened(streams, num_bytes=100), accepted(streams)
+    streams.disconnected()
+    streams.connected()
+    streams.cancel(second)
+    one = streams.take(100)
+    assert ([submit.handle for submit in one.submits], one.resumes, one.cancels) == (
+        [first.handle],
+        [],
+        [],
+    )
+    two = streams.take(100)
+    assert [resume.handle for resume in two.resumes] == [second.handle]
+    assert two.cancels == [Cancel(second.handle)]
+
+
+def test_handles_that_run_out_ask_for_a_new_connection() -> None:
+    streams = connected()
+    assert not streams.is_exhausted
+    streams._next_handle = MAX_HANDLE // 2 + 1
+    assert streams.is_exhausted
+    streams.disconnected()
+    streams.connected()
+    assert not streams.is_exhausted
+
+
+def test_fail_all_ends_everything_once() -> None:
+    streams = connected()
+    streams_open = [accepted(streams), opened(streams)]
+    gone = Failure(Reason.NO_CAPACITY, "gone")
+    streams.fail_all(gone)
+    streams.fail_all(gone)
+    for stream in streams_open:
+        assert stream.read() == [Ended(gone)]
+
+
+def test_messages_about_unknown_handles_mean_nothing() -> None:
+    streams = connected()
+    streams.on_accepted(99, "id", None)
+    assert not streams.on_rejected(99, Failure(Reason.NOT_LEADER, "x"))
+    streams.on_position(99, None)
+    frame(streams, 99, 0, [1])
+    end(streams, 99, 1)
+    streams.on_finished(99, None, None)
+    assert not streams.take(PLENTY)
+
+
+def test_handles_of_one_message_rise_in_the_order_of_its_reading() -> None:
+    streams = connected()
+    known = accepted(streams)
+    streams.disconnected()
+    streams.connected()
+    opened(streams, "new")
+    commands = streams.take(PLENTY)
+    assert [submit.handle for submit in commands.submits] == [1]
+    assert [resume.handle for resume in commands.resumes] == [known.handle] == [2]
+
+
+def test_nothing_piles_up_while_no_scheduler_is_there() -> None:
+    streams = Streams()
+    for _ in range(3):
+        streams.cancel(opened(streams))
+    assert len(streams) == 0

@@ -1,0 +1,344 @@
+"""FleetService over real gRPC: leases, failover, and executors that speak out of turn."""
+
+import contextlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from headway.errors import HeadwayError, from_rpc_error
+from headway.reasons import Reason
+from headway.v1 import fleet_pb2 as fleet
+from headway.v1 import generation_pb2 as generation
+from headway.v1 import scheduler_pb2 as scheduler
+from tests.scheduler.world import CARD, LENGTH, Client, Executor, World, body, until_error, world
+
+
+async def submit_and_grant(
+    own: World, client: Client, executor: Executor, handle: int = 0, **overrides: object
+) -> fleet.Grant:
+    await client.submit(handle=handle, request=body(**overrides))
+    await client.accepted()
+    return await executor.grant()
+
+
+async def test_an_executor_that_breaks_is_adopted_where_it_stood() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        await client.open()
+        grant = await submit_and_grant(own, client, executor)
+        await executor.tokens(grant.handle, [1, 2])
+        await client.until_token(2)
+        executor.call.cancel()
+        held = fleet.HeldLease(lease=grant.lease, num_tokens=[3])
+        welcome = await executor.attach(leases=[held])
+        (adopt,) = welcome.adopts
+        assert adopt.held == grant.lease
+        assert adopt.lease.attempt > grant.lease.attempt
+        assert list(adopt.next_index) == [2]
+        await executor.tokens(adopt.handle, [3], start=2, end=True)
+        await executor.end(adopt.lease, [3])
+        await client.finished()
+        assert client.tokens == {0: [1, 2, 3]}
+
+
+async def test_a_lost_executor_hands_over_with_what_it_generated() -> None:
+    async with world(executor_grace_ms=1) as own:
+        first, client = own.executor("e1"), own.client()
+        await first.attach()
+        await client.open()
+        grant = await submit_and_grant(own, client, first)
+        await first.tokens(grant.handle, [1, 2])
+        await client.until_token(2)
+        second = own.executor("e2")
+        await second.attach()
+        first.call.cancel()
+        again = await second.grant()
+        assert again.request == grant.request
+        assert [list(sample.token_ids) for sample in again.generated] == [[1, 2]]
+        await second.tokens(again.handle, [3], start=2, end=True)
+        await second.end(again.lease, [3])
+        await client.finished()
+        assert client.tokens == {0: [1, 2, 3]}
+
+
+async def test_a_lease_that_the_heartbeat_does_not_list_is_granted_again() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        await client.open()
+        grant = await submit_and_grant(own, client, executor)
+        beat = fleet.ExecutorHeartbeat(handles=[], last_handle=grant.handle - 1)
+        await executor.send(heartbeat=beat)  # the grant had not arrived: nothing is lost
+        beat.last_handle = grant.handle
+        await executor.send(heartbeat=beat)
+        again = await executor.grant()
+        assert again.lease.request_id == grant.lease.request_id
+        assert again.lease.attempt > grant.lease.attempt
+        await executor.run(again, [1])
+        await client.finished()
+
+
+async def test_a_silent_executor_and_a_silent_client_are_cut() -> None:
+    async with world(heartbeat_interval_ms=20, heartbeat_timeout_ms=60) as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        with pytest.raises(HeadwayError, match="silent"):
+            await executor.read()
+        await client.open()
+        with pytest.raises(HeadwayError, match="silent"):
+            await client.read()
+
+
+async def test_an_end_is_acknowledged_again_when_it_is_repeated() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        await client.open()
+        grant = await submit_and_grant(own, client, executor)
+        await executor.run(grant, [1])
+        await client.finished()
+        assert (await executor.read()).orders.acknowledged == [grant.lease]
+        await executor.end(grant.lease, [1])
+        assert (await executor.read()).orders.acknowledged == [grant.lease]
+
+
+async def test_an_end_with_missing_tokens_is_our_fault_not_the_clients() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        await client.open()
+        grant = await submit_and_grant(own, client, executor)
+        await executor.tokens(grant.handle, [1])
+        await executor.end(grant.lease, [2])
+        failure = (await client.finished()).failure
+        assert failure.reason == "INTERNAL"
+
+
+async def test_a_changed_token_ends_the_attempt_and_another_goes_on() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        await client.open()
+        grant = await submit_and_grant(own, client, executor)
+        await executor.tokens(grant.handle, [1, 2])
+        await executor.tokens(grant.handle, [2, 3], start=1)  # the same again: fine
+        await executor.tokens(grant.handle, [9], start=0)
+        orders = (await executor.read()).orders
+        assert list(orders.revokes) == [grant.lease]
+        again = orders.grants[0] if orders.grants else await executor.grant()
+        assert [list(sample.token_ids) for sample in again.generated] == [[1, 2, 3]]
+        await executor.tokens(again.handle, [4], start=3, end=True)
+        await executor.end(again.lease, [4])
+        await client.finished()
+        assert client.tokens == {0: [1, 2, 3, 4]}
+
+
+async def test_an_executors_failure_reaches_the_client() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        await client.open()
+        for number, (told, expected) in enumerate(
+            [("INVALID_REQUEST", "INVALID_REQUEST"), ("NOT_LEADER", "INTERNAL")]
+        ):
+            grant = await submit_and_grant(own, client, executor, handle=number)
+            await executor.end(
+                grant.lease,
+                outcome=fleet.LeaseEnded.OUTCOME_FAILED,
+                failure=generation.Failure(reason=told, message="no"),
+            )
+            assert (await client.finished()).failure.reason == expected
+
+
+Hostile = Callable[[Executor, fleet.Grant], Awaitable[None]]
+
+
+def report(**frame: object) -> fleet.ExecutorReport:
+    return fleet.ExecutorReport(frame=generation.StepFrame(**frame))  # type: ignore[arg-type]
+
+
+HOSTILE: dict[str, Hostile] = {
+    "second hello": lambda e, g: e.send(hello=fleet.ExecutorHello(executor_id="e1")),
+    "empty message": lambda e, g: e.send(),
+    "handle never granted": lambda e, g: e.tokens(g.handle + 1, [1]),
+    "handle zero": lambda e, g: e.tokens(0, [1]),
+    "end of a handle never granted": lambda e, g: e.tokens(g.handle + 9, [], end=True),
+    "index gap": lambda e, g: e.tokens(g.handle, [1], start=1),
+    "token outside the vocabulary": lambda e, g: e.tokens(g.handle, [1_000]),
+    "nan logprob": lambda e, g: e.tokens(g.handle, [1], logprob=[math.nan]),
+    "infinite logprob": lambda e, g: e.tokens(g.handle, [1], logprob=[-math.inf]),
+    "missing logprob": lambda e, g: e.tokens(g.handle, [1]),
+    "too many tokens": lambda e, g: e.tokens(g.handle, [1] * 5, logprob=[-1.0] * 5),
+    "short index": lambda e, g: e.send(report=report(handle=[g.handle], token_id=[1])),
+    "short logprob": lambda e, g: e.tokens(g.handle, [1, 2], logprob=[-1.0]),
+    "end without a reason": lambda e, g: e.send(
+        report=report(ends=[generation.SequenceEnd(handle=g.handle)])
+    ),
+    "end without an outcome": lambda e, g: e.end(
+        g.lease, outcome=fleet.LeaseEnded.OUTCOME_UNSPECIFIED
+    ),
+    "slots without bound": lambda e, g: e.send(
+        report=fleet.ExecutorReport(capacity=fleet.Capacity(num_slots=1 << 31, max_models=1))
+    ),
+    "assets not offered": lambda e, g: e.send(
+        report=fleet.ExecutorReport(assets=[fleet.OfferedAssets(model="other")])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_executor_loses_its_stream_and_harms_nobody(name: str) -> None:
+    async with world(executor_grace_ms=1) as own:
+        bad, client = own.executor("bad"), own.client()
+        await bad.attach()
+        await client.open()
+        grant = await submit_and_grant(own, client, bad, sampling={"logprobs": True})
+        good = own.executor("good")
+        await good.attach()
+        await HOSTILE[name](bad, grant)
+        assert (await until_error(bad.call)).reason is Reason.INVALID_REQUEST
+        again = await good.grant()
+        held = len(again.generated[0].token_ids) if again.generated else 0
+        more = [7] * (4 - held)
+        await good.tokens(again.handle, more, start=held, end=True, logprob=[-1.0] * len(more))
+        await good.end(again.lease, [4])
+        finished = await client.finished()
+        assert not finished.HasField("failure")
+        assert client.tokens[0] == [1] * held + more
+
+
+BAD_HELLOS = {
+    "no hello": fleet.AttachRequest(heartbeat=fleet.ExecutorHeartbeat()),
+    "no name": fleet.AttachRequest(hello=fleet.ExecutorHello()),
+    "long name": fleet.AttachRequest(
+        hello=fleet.ExecutorHello(executor_id="x" * 300, incarnation="1")
+    ),
+    "no models fit": fleet.AttachRequest(
+        hello=fleet.ExecutorHello(executor_id="x", incarnation="1")
+    ),
+    "model without a vocabulary": fleet.AttachRequest(
+        hello=fleet.ExecutorHello(
+            executor_id="x",
+            incarnation="1",
+            capacity=fleet.Capacity(num_slots=1, max_models=1),
+            models=[fleet.ModelOffer(card=generation.ModelCard(name="m"))],
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HELLOS)
+async def test_bad_hellos(name: str) -> None:
+    async with world() as own:
+        executor = own.executor()
+        executor.call = executor._stub.Attach()
+        await executor.call.write(BAD_HELLOS[name])
+        with pytest.raises(HeadwayError) as caught:
+            await executor.read()
+        assert caught.value.reason is Reason.INVALID_REQUEST
+
+
+async def test_a_name_belongs_to_one_model() -> None:
+    async with world() as own:
+        first, second = own.executor("e1"), own.executor("e2")
+        await first.attach()
+        other = generation.ModelCard()
+        other.CopyFrom(CARD)
+        other.weights_digest = "other"
+        with pytest.raises(HeadwayError, match="another model of that name"):
+            await second.attach(models=[other])
+        first.call.cancel()
+        while True:  # until the scheduler saw it
+            with contextlib.suppress(HeadwayError):
+                await second.attach(models=[other])
+                break
+
+
+async def test_a_second_stream_of_the_same_executor_replaces_the_first() -> None:
+    async with world() as own:
+        old, new = own.executor(), own.executor()
+        await old.attach()
+        await new.attach()
+        with pytest.raises(HeadwayError) as caught:
+            await old.read()
+        assert caught.value.reason is Reason.STALE_LEASE
+
+
+BAD_OPENS = {
+    "no hello": [scheduler.OpenRequest(heartbeat=scheduler.Heartbeat())],
+    "empty": [scheduler.OpenRequest()],
+    "two hellos": [scheduler.OpenRequest(hello=scheduler.ClientHello())] * 2,
+    "unprintable name": [scheduler.OpenRequest(hello=scheduler.ClientHello(client_id="\n"))],
+    "cancel of an unused handle": [
+        scheduler.OpenRequest(hello=scheduler.ClientHello()),
+        scheduler.OpenRequest(
+            commands=scheduler.ClientCommands(cancels=[scheduler.CancelCommand(handle=3)])
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPENS)
+async def test_bad_clients_lose_their_stream(name: str) -> None:
+    async with world() as own:
+        good, bad = own.client(), own.client()
+        await good.open()
+        bad.call = bad.stub.Open()
+        for message in BAD_OPENS[name]:
+            await bad.call.write(message)
+        assert (await until_error(bad.call)).reason is Reason.INVALID_REQUEST
+        await good.submit(request=body())
+        assert (await good.rejected()).failure.reason == "MODEL_NOT_FOUND"
+
+
+async def garbage() -> AsyncIterator[bytes]:
+    yield b"\xff" * 100
+
+
+def methods() -> list[tuple[str, bool, bool]]:
+    files = (scheduler.DESCRIPTOR, fleet.DESCRIPTOR)
+    return [
+        (f"/{service.full_name}/{method.name}", method.client_streaming, method.server_streaming)
+        for file in files
+        for service in file.services_by_name.values()
+        for method in service.methods
+    ]
+
+
+@pytest.mark.parametrize(("path", "is_streaming", "has_stream"), methods())
+async def test_garbage_gets_an_error_of_the_table(
+    path: str, is_streaming: bool, has_stream: bool
+) -> None:
+    async with world() as own:
+        call: Any
+        if is_streaming:
+            call = own.channel.stream_stream(path)(garbage()).read()
+        elif has_stream:
+            call = own.channel.unary_stream(path)(b"\xff" * 100).read()
+        else:
+            call = own.channel.unary_unary(path)(b"\xff" * 100)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert from_rpc_error(caught.value).reason in (Reason.INVALID_REQUEST, Reason.INTERNAL)
+        await own.client().open()
+
+
+async def test_sequence_ends_may_be_repeated_but_not_changed() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        await client.open()
+        grant = await submit_and_grant(own, client, executor, num_samples=2)
+        await executor.tokens(grant.handle, [1], end=True)
+        await executor.tokens(grant.handle, [], start=1, end=True)
+        end = generation.SequenceEnd(
+            handle=grant.handle, num_tokens=1, reason=generation.FINISH_REASON_STOP
+        )
+        await executor.send(report=report(ends=[end]))
+        again = await executor.grant()
+        assert again.generated[0].end.reason == LENGTH
+        assert not again.generated[1].HasField("end")

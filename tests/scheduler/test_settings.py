@@ -1,0 +1,39 @@
+"""Settings fail early and name the key."""
+
+import dataclasses
+
+import pytest
+from pydantic import ValidationError
+
+from scheduler_svc.core.domain import CoreSettings
+from scheduler_svc.settings import SchedulerSettings
+
+
+def test_every_setting_of_the_core_is_here_with_its_default() -> None:
+    assert SchedulerSettings().core() == CoreSettings()
+    for field in dataclasses.fields(CoreSettings):
+        assert SchedulerSettings.model_fields[field.name].description
+
+
+def test_an_open_address_needs_the_flag() -> None:
+    with pytest.raises(ValidationError, match="allow_insecure"):
+        SchedulerSettings(host="0.0.0.0")
+    exposed = SchedulerSettings(host="0.0.0.0", allow_insecure=True)
+    assert not exposed.has_reflection
+    assert SchedulerSettings(host="::1").has_reflection
+    assert SchedulerSettings(host="::1", port=1).address == "[::1]:1"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"heartbeat_timeout_ms": 1_500},
+        {"default_band": 4},
+        {"retry_after_min_ms": 70_000},
+        {"max_samples": 0},
+        {"no_such_key": 1},
+    ],
+)
+def test_senseless_values_fail(values: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(values)).split("_")[0]):
+        SchedulerSettings(**values)  # type: ignore[arg-type]

@@ -1,2 +1,0 @@
-"""Moved to bench.stack."""
-from bench.stack import Stack as Stack
