@@ -18,7 +18,6 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-
 from pydoc_data.topics import topics
 
 # Other people's code, tests, and applications that ship beside the library.

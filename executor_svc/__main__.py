@@ -1,0 +1,128 @@
+"""The executor process: builds engine, worker, session and link, and ends them in order.
+
+It ends with 0 when it was drained, and with 1 when the scheduler refuses it for good, when no
+engine can be built, or when the engine dies: an executor without a healthy engine must not look
+like one.
+"""
+
+import asyncio
+import functools
+import signal
+import sys
+import uuid
+
+import structlog
+import uvloop
+
+from executor_svc.core.engine import Engine
+from executor_svc.core.session import Session
+from executor_svc.link import Link
+from executor_svc.mock_engine import MockConfig, MockEngine
+from executor_svc.settings import ExecutorSettings
+from executor_svc.stream import AttachRefusedError
+from executor_svc.worker import EngineDiedError, Worker
+from headway import logs
+
+_log = structlog.get_logger()
+
+# The engine's thread gives up the interpreter this often; with Python's 5 ms it would stall the
+# event loop for milliseconds.
+_SWITCH_INTERVAL_S = 0.001
+
+
+def main() -> None:
+    settings = ExecutorSettings.load("headway-executor")
+    logs.configure("executor", settings.log_level)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    engine = build_engine(settings)
+    sys.exit(uvloop.run(serve(settings, engine)))
+
+
+def build_engine(settings: ExecutorSettings) -> Engine:
+    """The engine that the settings ask for; ends the process if it cannot be had."""
+    if settings.engine == "torch":
+        return _build_torch_engine(settings)
+    return MockEngine(
+        MockConfig(
+            models=settings.mock_model_names,
+            num_slots=settings.mock_num_slots,
+            step_ms=settings.mock_step_ms,
+            tokens_per_step=settings.mock_tokens_per_step,
+            prefill_ms_per_1k_tokens=settings.mock_prefill_ms_per_1k_tokens,
+            vocab_size=settings.mock_vocab_size,
+            max_context_tokens=settings.mock_max_context_tokens,
+            eos_after_tokens=settings.mock_eos_after_tokens,
+        )
+    )
+
+
+def _build_torch_engine(settings: ExecutorSettings) -> Engine:
+    try:  # here, because a mock executor needs no torch
+        from executor_svc.torch_engine.config import EngineConfig
+        from executor_svc.torch_engine.engine import TorchEngine
+        from executor_svc.torch_engine.files import ModelError
+    except ModuleNotFoundError as error:
+        sys.exit(f"headway-executor: engine: {error} (install headway[torch])")
+    try:
+        return TorchEngine(
+            EngineConfig(
+                model=settings.model,
+                served_name=settings.served_name,
+                device=settings.device,
+                dtype=settings.dtype,
+                max_num_seqs=settings.max_num_seqs,
+                max_num_batched_tokens=settings.max_num_batched_tokens,
+                max_model_len=settings.max_model_len,
+                block_size=settings.block_size,
+                num_blocks=settings.num_blocks,
+                kv_bytes=settings.kv_bytes,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                num_threads=settings.num_threads,
+            )
+        )
+    except (ModelError, ValueError) as error:
+        sys.exit(f"headway-executor: model: {error}")
+
+
+async def serve(settings: ExecutorSettings, engine: Engine) -> int:
+    """Run until drained; gives the exit status."""
+    loop = asyncio.get_running_loop()
+    engine_ready = asyncio.Event()
+    worker = Worker(
+        engine,
+        functools.partial(loop.call_soon_threadsafe, engine_ready.set),
+        max_backlog_tokens=settings.max_backlog_tokens,
+    )
+    session = Session(
+        num_slots=engine.num_slots,
+        max_leases=settings.max_leases,
+        max_report_tokens=settings.max_report_tokens,
+    )
+    link = Link(
+        settings,
+        session,
+        worker,
+        engine_ready=engine_ready,
+        incarnation=uuid.uuid4().hex,
+        models=engine.models,
+        assets={model.name: engine.assets(model.name) for model in engine.models},
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, link.drain)
+    worker.start()  # from here on the engine is the worker's alone
+    status = 1
+    try:
+        await link.run()
+        status = 0
+    except AttachRefusedError as error:
+        _log.error("executor.refused", error=str(error))
+    except EngineDiedError as error:
+        _log.error("engine.died", exc_info=error)
+    finally:
+        is_closed = worker.close(settings.flush_timeout_ms / 1000)
+        _log.info("server.stopped", status=status, is_engine_closed=is_closed)
+    return status
+
+
+if __name__ == "__main__":
+    main()

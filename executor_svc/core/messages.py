@@ -1,0 +1,219 @@
+"""What the executor's session is told and what it answers (the words of fleet.proto, no protobuf).
+
+Rule: ``Session.handle(event, now_ms)`` gives effects for the engine, to be carried out in order.
+What goes to the scheduler is pulled instead (``hello``, ``take_report``, ``heartbeat``), because
+only the stream knows when it can take the next message. ``now_ms`` is monotonic milliseconds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from executor_svc.core.engine import LeaseRequest, SamplingParams, SequenceEnd, StepOutput
+from headway.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRef:
+    """Names one grant of a request; of two grants the larger ``fence`` is the newer one."""
+
+    request_id: str
+    epoch: int
+    attempt: int
+
+    @property
+    def fence(self) -> tuple[int, int]:
+        return self.epoch, self.attempt
+
+
+class Outcome(StrEnum):
+    """How a lease ended; UNKNOWN is said of a lease that this executor does not hold."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    REVOKED = "revoked"
+    RETURNED = "returned"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a lease failed; ``message`` is for clients."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedSample:
+    """What earlier attempts made of one sample; ``logprobs`` is parallel or empty."""
+
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[float] = ()
+    end: SequenceEnd | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A new lease; ``generated`` is empty or has one entry for each sample."""
+
+    ref: LeaseRef
+    handle: int
+    model: str
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    num_samples: int = 1
+    wants_logprobs: bool = False
+    generated: tuple[GeneratedSample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """The lease that hello listed as ``held`` goes on as ``ref``; resend from ``next_index``."""
+
+    held: LeaseRef
+    ref: LeaseRef
+    handle: int
+    next_index: tuple[int, ...]
+
+
+# --- events ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Welcomed:
+    """The scheduler took us; what it did not adopt of our hello it does not want."""
+
+    orphan_grace_ms: int
+    adopts: tuple[Adopt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OrdersReceived:
+    """Orders, handled in the order of the fields."""
+
+    grants: tuple[Grant, ...] = ()
+    acknowledged: tuple[LeaseRef, ...] = ()
+    revokes: tuple[LeaseRef, ...] = ()
+    drain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The engine made one or more steps, merged in order."""
+
+    output: StepOutput
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRefused:
+    """The engine can never run the lease with this key; ``message`` is for the client."""
+
+    key: int
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The stream broke, before or after its welcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainStarted:
+    """The process is to end: take nothing new, finish what runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainExpired:
+    """No time is left to finish: hand back what still runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing happened but time; sent when ``Session.orphan_deadline_ms`` has come."""
+
+
+Event = (
+    Welcomed
+    | OrdersReceived
+    | StepDone
+    | LeaseRefused
+    | Disconnected
+    | DrainStarted
+    | DrainExpired
+    | Tick
+)
+
+
+# --- effects --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartLease:
+    """Hand this to the engine."""
+
+    request: LeaseRequest
+
+
+@dataclass(frozen=True, slots=True)
+class AbortLease:
+    """Make the engine forget the lease with this key."""
+
+    key: int
+
+
+Effect = StartLease | AbortLease
+
+
+# --- what the scheduler is told -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """A lease as hello lists it; ``num_tokens`` counts over all attempts, for each sample."""
+
+    ref: LeaseRef
+    num_tokens: tuple[int, ...]
+    has_ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEnded:
+    """The last word on a lease."""
+
+    ref: LeaseRef
+    outcome: Outcome
+    num_tokens: tuple[int, ...] = ()
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
+class Frame:
+    """Tokens as parallel arrays; ``logprob`` is parallel, or empty when nobody asked.
+
+    The ``key`` of an entry in ``ends`` is the sequence's handle.
+    """
+
+    handle: list[int] = field(default_factory=list)
+    index: list[int] = field(default_factory=list)
+    token_id: list[int] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
+    ends: list[SequenceEnd] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened since the last report; ``num_slots`` is None when it is as before."""
+
+    num_slots: int | None
+    frame: Frame
+    ended: tuple[LeaseEnded, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What the executor holds, by handle, and the highest handle that arrived."""
+
+    handles: tuple[int, ...]
+    last_handle: int

@@ -1,0 +1,273 @@
+"""An engine without a model, for load and process tests.
+
+Rule: its tokens are a pure function of (prompt, seed, sample, index), given by ``mock_tokens``, so
+that whoever reads a stream can tell order, completeness, and whose tokens they are, and a resumed
+lease goes on exactly. It ends a sample only at max_tokens, at one of its stop token ids, or, where
+``eos_after_tokens`` is set, at the end-of-sequence token.
+
+All running sequences advance together, so they are kept as columns and it is known in advance in
+which round a sequence ends: a token costs a few list operations and no call.
+"""
+
+import hashlib
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from executor_svc.core.engine import (
+    FinishReason,
+    InvalidLease,
+    LeaseRequest,
+    ModelAssets,
+    ModelInfo,
+    SamplingParams,
+    SequenceEnd,
+    StepOutput,
+)
+from executor_svc.core.lease_rules import check_lease
+from executor_svc.core.stopping import StopRules
+from headway.reasons import Reason
+
+_STRIDE = 0x9E3779B1
+_PRIME = 2**31 - 1
+
+
+def mock_base(prompt_token_ids: Sequence[int], seed: int, sample: int) -> int:
+    """What tells one token stream from all others: 56 bits of a hash."""
+    data = struct.pack(f"<{len(prompt_token_ids)}IQI", *prompt_token_ids, seed, sample)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "little")
+
+
+def mock_tokens(
+    prompt_token_ids: Sequence[int],
+    *,
+    seed: int,
+    sample: int,
+    start: int,
+    stop: int,
+    vocab_size: int,
+) -> list[int]:
+    """Tokens [start, stop) of a sample, before any end.
+
+    The last id of the vocabulary is the end-of-sequence token and is never among them. The
+    logprob of token t is -(t % 1024) / 1024, which float32 holds exactly.
+    """
+    base, num_ids = mock_base(prompt_token_ids, seed, sample), vocab_size - 1
+    return [(base ^ index * _STRIDE) % _PRIME % num_ids for index in range(start, stop)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MockConfig:
+    """Settings of a MockEngine. ``step_ms`` 0 is as fast as possible."""
+
+    models: tuple[str, ...] = ("mock",)
+    num_slots: int = 256
+    step_ms: float = 20.0
+    tokens_per_step: int = 1
+    prefill_ms_per_1k_tokens: float = 0.0
+    vocab_size: int = 32_000
+    max_context_tokens: int = 32_768
+    eos_after_tokens: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    lease_key: int
+    key: int
+    base: int
+    index: int  # of its next token
+    num_tokens: int  # at its end
+    end: SequenceEnd
+    num_prefill_tokens: int
+    place: int = -1  # in the columns; -1 while it waits
+    last_round: int = -1
+
+
+class MockEngine:
+    """See the module's rule; the protocol is ``executor_svc.core.engine.Engine``."""
+
+    def __init__(self, config: MockConfig) -> None:
+        self._config = config
+        self._eos = config.vocab_size - 1
+        self._models = {
+            name: ModelInfo(
+                name=name,
+                family="mock",
+                vocab_size=config.vocab_size,
+                max_context_tokens=config.max_context_tokens,
+                eos_token_ids=(self._eos,),
+                weights_digest=hashlib.sha256(name.encode()).hexdigest(),
+                assets_digest=hashlib.sha256(b"").hexdigest(),
+                dtype="float32",
+            )
+            for name in config.models
+        }
+        self._leases: dict[int, list[_Sequence]] = {}  # by lease key: sequences that live
+        self._early_ends: list[SequenceEnd] = []  # known before the next step
+        self._waiting: deque[_Sequence] = deque()
+        # Columns: entry i of each belongs to the running sequence _rows[i].
+        self._rows: list[_Sequence] = []
+        self._keys: list[int] = []
+        self._bases: list[int] = []
+        self._indexes: list[int] = []
+        self._num_rounds = 0
+        self._ending: dict[int, list[_Sequence]] = {}  # by last_round
+        self._timer = threading.Event()  # never set: waiting for it sleeps without the GIL
+        self._step_ends_s = 0.0
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        return tuple(self._models.values())
+
+    @property
+    def num_slots(self) -> int:
+        return self._config.num_slots
+
+    def assets(self, model: str) -> ModelAssets:
+        """None: a mock model has no text."""
+        assert model in self._models
+        return ModelAssets(b"", b"", "", b"")
+
+    def has_work(self) -> bool:
+        return bool(self._leases or self._early_ends)
+
+    def close(self) -> None:
+        for key in list(self._leases):
+            self.abort(key)
+
+    def add(self, request: LeaseRequest) -> None:
+        model = self._models.get(request.model)
+        if model is None:
+            raise InvalidLease(
+                Reason.MODEL_NOT_FOUND, f"model {request.model!r} is not served here"
+            )
+        check_lease(request, model, can_match_text=False)
+        live = [
+            self._sequence(request, sample)
+            for sample in range(request.num_samples)
+            if sample not in request.ended
+        ]
+        self._early_ends += [s.end for s in live if s.index == s.num_tokens]
+        live = [s for s in live if s.index < s.num_tokens]
+        if live:
+            self._leases[request.key] = live
+            self._waiting.extend(live)
+
+    def abort(self, key: int) -> None:
+        for sequence in self._leases.pop(key, ()):
+            if sequence.place < 0:
+                self._waiting.remove(sequence)
+            else:
+                self._ending[sequence.last_round].remove(sequence)
+                self._leave(sequence)
+
+    def step(self) -> StepOutput:
+        output = StepOutput(ends=self._early_ends)
+        self._early_ends = []
+        started_s = time.monotonic()
+        num_prefill_tokens = self._join()
+        for _ in range(self._config.tokens_per_step):
+            if not self._rows:
+                break
+            self._run_round(output)
+        duration_ms = self._config.step_ms
+        duration_ms += num_prefill_tokens * self._config.prefill_ms_per_1k_tokens / 1000
+        if duration_ms:
+            self._wait(started_s, duration_ms / 1000)
+        return output
+
+    def _sequence(self, request: LeaseRequest, sample: int) -> _Sequence:
+        generated = request.generated[sample] if request.generated else ()
+        base = mock_base(request.prompt_token_ids, request.params.seed, sample)
+        end = self._find_end(request.key + sample, base, request.params, generated)
+        return _Sequence(
+            lease_key=request.key,
+            key=request.key + sample,
+            base=base,
+            index=len(generated),
+            num_tokens=end.num_tokens,
+            end=end,
+            num_prefill_tokens=len(request.prompt_token_ids) + len(generated),
+        )
+
+    def _find_end(
+        self, key: int, base: int, params: SamplingParams, generated: Sequence[int]
+    ) -> SequenceEnd:
+        """Where the sequence ends: its tokens are known, so this is too."""
+        rules = StopRules(params.max_tokens, params.min_tokens, frozenset(params.stop_token_ids))
+        start = len(generated)
+        if generated:
+            end = rules.check(key, start - 1, generated[-1], b"")
+            if end is not None:
+                return end
+        eos_index = params.max_tokens  # never
+        if self._config.eos_after_tokens is not None and not params.ignore_eos:
+            eos_index = max(self._config.eos_after_tokens - 1, params.min_tokens, start)
+        if params.stop_token_ids:
+            for index in range(start, min(eos_index, params.max_tokens)):
+                token_id = (base ^ index * _STRIDE) % _PRIME % self._eos
+                end = rules.check(key, index, token_id, b"")
+                if end is not None:
+                    return end
+        if eos_index < params.max_tokens:
+            return SequenceEnd(key, eos_index + 1, FinishReason.STOP, stop_token_id=self._eos)
+        return SequenceEnd(key, params.max_tokens, FinishReason.LENGTH)
+
+    def _join(self) -> int:
+        """Seat who waits; gives the tokens to prefill."""
+        num_prefill_tokens = 0
+        while self._waiting and len(self._rows) < self._config.num_slots:
+            sequence = self._waiting.popleft()
+            sequence.place = len(self._rows)
+            self._rows.append(sequence)
+            self._keys.append(sequence.key)
+            self._bases.append(sequence.base)
+            self._indexes.append(sequence.index)
+            sequence.last_round = self._num_rounds + sequence.num_tokens - sequence.index - 1
+            self._ending.setdefault(sequence.last_round, []).append(sequence)
+            num_prefill_tokens += sequence.num_prefill_tokens
+        return num_prefill_tokens
+
+    def _leave(self, sequence: _Sequence) -> None:
+        """Give up a seat; the last row moves there."""
+        last, key = self._rows.pop(), self._keys.pop()
+        base, index = self._bases.pop(), self._indexes.pop()
+        if last is not sequence:
+            place = last.place = sequence.place
+            self._rows[place], self._keys[place] = last, key
+            self._bases[place], self._indexes[place] = base, index
+
+    def _run_round(self, output: StepOutput) -> None:
+        """One token for each running sequence."""
+        num_ids = self._eos
+        token_ids = [
+            (base ^ index * _STRIDE) % _PRIME % num_ids
+            for base, index in zip(self._bases, self._indexes, strict=True)
+        ]
+        ending = self._ending.pop(self._num_rounds, ())
+        for sequence in ending:
+            if sequence.end.stop_token_id == self._eos:
+                token_ids[sequence.place] = self._eos
+        output.key += self._keys
+        output.index += self._indexes
+        output.token_id += token_ids
+        output.logprob += [-(token_id % 1024) / 1024 for token_id in token_ids]
+        self._indexes = [index + 1 for index in self._indexes]
+        self._num_rounds += 1
+        for sequence in ending:
+            output.ends.append(sequence.end)
+            self._leave(sequence)
+            live = self._leases[sequence.lease_key]
+            live.remove(sequence)
+            if not live:
+                del self._leases[sequence.lease_key]
+
+    def _wait(self, started_s: float, duration_s: float) -> None:
+        """End the step ``duration_s`` after the last one, or after its start if that is past."""
+        previous_s = self._step_ends_s
+        is_in_row = started_s - previous_s < duration_s
+        self._step_ends_s = (previous_s if is_in_row else started_s) + duration_s
+        self._timer.wait(max(0.0, self._step_ends_s - time.monotonic()))

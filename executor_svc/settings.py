@@ -1,0 +1,171 @@
+"""Settings of an executor process: command line > EXECUTOR_* > TOML > default."""
+
+import os
+import socket
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from headway.settings import Settings
+
+_DAY_MS = 86_400_000
+BUILTIN_MODEL = Path(__file__).parent / "builtin_model"
+BUILTIN_MODEL_NAME = "headway/tiny-pydoc"
+
+
+class ExecutorSettings(Settings):
+    """The defaults serve the built-in model on the CPU to a scheduler on this machine."""
+
+    model_config = SettingsConfigDict(env_prefix="EXECUTOR_")
+    config_env: ClassVar[str] = "EXECUTOR_CONFIG"
+
+    # --- process
+    executor_id: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
+        min_length=1,
+        max_length=200,
+        description="Stable name; a second executor with the same name replaces the first.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+    drain_timeout_ms: int = Field(
+        30_000, ge=0, le=_DAY_MS, description="At shutdown, time for running leases to finish."
+    )
+    flush_timeout_ms: int = Field(
+        5_000,
+        ge=0,
+        le=600_000,
+        description="At shutdown, time after that to hand back what still runs.",
+    )
+
+    # --- scheduler
+    scheduler_addresses: str = Field(
+        "127.0.0.1:50051",
+        description="Comma-separated host:port of schedulers; tried in turn until one takes us.",
+    )
+    max_message_bytes: int = Field(
+        64 << 20, ge=1 << 16, le=1 << 30, description="Largest gRPC message, both ways."
+    )
+    max_report_tokens: int = Field(
+        65_536, ge=1, le=1 << 20, description="Most tokens in one message to the scheduler."
+    )
+    max_backlog_tokens: int = Field(
+        1 << 20, ge=1, le=1 << 30, description="The engine pauses past this many untaken tokens."
+    )
+    max_leases: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Leases held at once, ended ones included until they are acknowledged.",
+    )
+    attach_timeout_ms: int = Field(
+        5_000, ge=10, le=600_000, description="Longest wait for a scheduler's welcome."
+    )
+    backoff_initial_ms: int = Field(
+        100, ge=1, le=60_000, description="Longest pause after the first failure to attach."
+    )
+    backoff_max_ms: int = Field(
+        2_000, ge=1, le=600_000, description="Longest pause between two tries to attach."
+    )
+
+    # --- engine
+    engine: Literal["torch", "mock"] = Field(
+        "torch", description="torch runs a model; mock makes tokens up, for load tests."
+    )
+    model: str = Field(
+        str(BUILTIN_MODEL), min_length=1, description="Folder or Hugging Face hub id of the model."
+    )
+    model_name: str = Field(
+        "", description="Name to serve it under. Empty: the hub id, or the folder's name."
+    )
+    device: str = Field("cpu", description="torch device, such as cpu or cuda:0.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Data type of weights and KV cache; auto is the checkpoint's own."
+    )
+    max_num_seqs: int = Field(32, ge=1, le=65_536, description="Sequences that run at once.")
+    max_num_batched_tokens: int = Field(
+        512, ge=1, le=1 << 20, description="Most tokens computed in one step."
+    )
+    max_model_len: int | None = Field(
+        None, ge=1, description="Context in tokens. Unset: the model's own."
+    )
+    block_size: int = Field(16, ge=1, le=1024, description="Tokens in one block of the KV cache.")
+    num_blocks: int | None = Field(
+        None, ge=1, description="Blocks of the KV cache. Unset: as many as kv_bytes holds."
+    )
+    kv_bytes: int | None = Field(
+        None, ge=1, description="Size of the KV cache. Unset: by the device's memory."
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory for weights and KV cache."
+    )
+    num_threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of torch. Unset: torch's own choice."
+    )
+
+    # --- mock engine
+    mock_models: str = Field(
+        "mock", min_length=1, description="Comma-separated names of the models it pretends to have."
+    )
+    mock_num_slots: int = Field(256, ge=1, le=65_536, description="Sequences that run at once.")
+    mock_step_ms: float = Field(
+        20.0, ge=0, le=60_000, description="Time of a step; 0 is as fast as possible."
+    )
+    mock_tokens_per_step: int = Field(
+        1, ge=1, le=1024, description="Tokens that a step makes for each sequence."
+    )
+    mock_prefill_ms_per_1k_tokens: float = Field(
+        0.0, ge=0, le=60_000, description="Added to a step for each 1000 tokens that join in it."
+    )
+    mock_vocab_size: int = Field(
+        32_000, ge=2, le=1 << 24, description="Token ids are below this; the last one is EOS."
+    )
+    mock_max_context_tokens: int = Field(
+        32_768, ge=2, le=1 << 24, description="Prompt and generated tokens together."
+    )
+    mock_eos_after_tokens: int | None = Field(
+        None, ge=1, description="Every sample ends by EOS at this many tokens. Unset: never."
+    )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The schedulers to try."""
+        return _split(self.scheduler_addresses)
+
+    @property
+    def mock_model_names(self) -> tuple[str, ...]:
+        return _split(self.mock_models)
+
+    @property
+    def served_name(self) -> str:
+        """The model's name for clients."""
+        if self.model_name:
+            return self.model_name
+        path = Path(self.model)
+        if path == BUILTIN_MODEL:
+            return BUILTIN_MODEL_NAME
+        return path.resolve().name if path.is_dir() else self.model
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if not self.addresses:
+            raise ValueError("scheduler_addresses: no address is given")
+        for address in self.addresses:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+                raise ValueError(f"scheduler_addresses: {address!r} is not host:port")
+        names = self.mock_model_names
+        if not names or len(set(names)) < len(names):
+            raise ValueError("mock_models: names must be there and differ")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError("max_num_batched_tokens: must not be less than max_num_seqs")
+        if self.backoff_max_ms < self.backoff_initial_ms:
+            raise ValueError("backoff_max_ms: must not be less than backoff_initial_ms")
+        return self
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

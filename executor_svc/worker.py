@@ -1,0 +1,151 @@
+"""The one thread that owns the engine.
+
+Rule: nobody else calls the engine while this thread lives. Commands wait in an inbox and are
+carried out between steps; what the steps make is merged until the event loop takes it, so that
+the loop gets one wake-up and one object for everything since it last looked. Past
+``max_backlog_tokens`` the engine pauses: a loop that hangs must not be buried.
+
+An exception out of the engine means that its state is unknown. The worker stops and ``take``
+raises ``EngineDiedError``; the process is then to end without a word on its leases. The scheduler
+sees the stream break, counts an attempt, and grants them elsewhere: clients see a pause and not
+an error, and a request that kills engines runs out of attempts.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from executor_svc.core.engine import Engine, InvalidLease, LeaseRequest, StepOutput
+from executor_svc.core.messages import AbortLease, LeaseRefused, StartLease
+
+
+class EngineDiedError(Exception):
+    """The engine raised out of turn; its own exception is the cause."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What the engine made since the last look."""
+
+    output: StepOutput = field(default_factory=StepOutput)
+    refusals: list[LeaseRefused] = field(default_factory=list)
+
+    def is_empty(self) -> bool:
+        output = self.output
+        return not (output.key or output.ends or output.failures or self.refusals)
+
+
+class Worker:
+    """Runs the engine from ``start`` to ``close``.
+
+    ``notify`` is called in the worker's thread, once for each time that ``take`` has something
+    new to give.
+    """
+
+    def __init__(
+        self, engine: Engine, notify: Callable[[], object], *, max_backlog_tokens: int
+    ) -> None:
+        assert max_backlog_tokens > 0
+        self.num_steps = 0  # since the start; stands still while the engine hangs
+        self._engine = engine
+        self._notify = notify
+        self._max_backlog_tokens = max_backlog_tokens
+        self._condition = threading.Condition()
+        # Guarded by the condition:
+        self._inbox: deque[StartLease | AbortLease] = deque()
+        self._work = Work()
+        self._fault: BaseException | None = None
+        self._is_closing = False
+        # A daemon, because a step that hangs in a driver cannot be ended from here.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, command: StartLease | AbortLease) -> None:
+        """Carry this out before the next step, in the order sent."""
+        with self._condition:
+            self._inbox.append(command)
+            self._condition.notify()
+
+    def take(self) -> Work:
+        """Everything since the last call, in order. Raises EngineDiedError."""
+        with self._condition:
+            if self._fault is not None:
+                raise EngineDiedError(repr(self._fault)) from self._fault
+            work, self._work = self._work, Work()
+            self._condition.notify()
+        return work
+
+    def close(self, timeout_s: float) -> bool:
+        """Close the engine after the present step; False if that took longer than allowed."""
+        with self._condition:
+            self._is_closing = True
+            self._condition.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while (commands := self._next_commands()) is not None:
+                refusals = [r for r in map(self._obey, commands) if r is not None]
+                output = StepOutput()
+                if self._engine.has_work():
+                    output = self._engine.step()
+                    self.num_steps += 1
+                self._deliver(Work(output, refusals))
+            self._engine.close()
+        except BaseException as fault:
+            with self._condition:
+                self._fault = fault
+            self._notify()
+
+    def _next_commands(self) -> list[StartLease | AbortLease] | None:
+        """Wait until there is something to do; None when the worker is to end."""
+        with self._condition:
+            while not (self._is_closing or self._inbox or self._can_step()):
+                self._condition.wait()
+            if self._is_closing:
+                return None
+            commands = list(self._inbox)
+            self._inbox.clear()
+            return commands
+
+    def _can_step(self) -> bool:
+        has_room = len(self._work.output.key) < self._max_backlog_tokens
+        return has_room and self._engine.has_work()
+
+    def _obey(self, command: StartLease | AbortLease) -> LeaseRefused | None:
+        if isinstance(command, AbortLease):
+            self._engine.abort(command.key)
+            return None
+        request: LeaseRequest = command.request
+        try:
+            self._engine.add(request)
+        except InvalidLease as refusal:
+            return LeaseRefused(request.key, refusal.reason, str(refusal))
+        return None
+
+    def _deliver(self, new: Work) -> None:
+        if new.is_empty():
+            return
+        with self._condition:
+            was_empty = self._work.is_empty()
+            if was_empty:
+                self._work = new
+            else:
+                _merge(self._work, new)
+        if was_empty:
+            self._notify()
+
+
+def _merge(work: Work, new: Work) -> None:
+    into, output = work.output, new.output
+    into.key += output.key
+    into.index += output.index
+    into.token_id += output.token_id
+    into.logprob += output.logprob
+    into.ends += output.ends
+    into.failures += output.failures
+    work.refusals += new.refusals
