@@ -1,0 +1,128 @@
+"""AdminService: what operators may see and do."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+from google.protobuf import timestamp_pb2
+
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from headway.v1 import scheduler_pb2 as scheduler
+from headway.v1 import scheduler_pb2_grpc
+from scheduler_svc import translate
+from scheduler_svc.core import messages
+from scheduler_svc.runtime import Runtime
+from scheduler_svc.settings import SchedulerSettings
+from scheduler_svc.streams import Context, Places, on_call_end
+
+_MIN_WATCH_INTERVAL_MS = 100
+_MAX_WATCH_INTERVAL_MS = 60_000
+_DEFAULT_WATCH_INTERVAL_MS = 1_000
+
+_STATES = {
+    "attached": scheduler.ExecutorRow.STATE_ATTACHED,
+    "lost": scheduler.ExecutorRow.STATE_LOST,
+    "draining": scheduler.ExecutorRow.STATE_DRAINING,
+}
+
+_log = structlog.get_logger()
+
+
+class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
+    """The door for operators."""
+
+    def __init__(self, runtime: Runtime, settings: SchedulerSettings) -> None:
+        self._runtime = runtime
+        self._settings = settings
+        self._watchers = Places(settings.max_snapshot_watchers)
+
+    async def GetSnapshot(  # noqa: N802
+        self, request: scheduler.GetSnapshotRequest, context: Context
+    ) -> scheduler.GetSnapshotResponse:
+        """See scheduler.proto."""
+        return scheduler.GetSnapshotResponse(snapshot=self._snapshot(request.max_rows))
+
+    async def WatchSnapshot(  # noqa: N802
+        self, request: scheduler.WatchSnapshotRequest, context: Context
+    ) -> AsyncIterator[scheduler.WatchSnapshotResponse]:
+        """See scheduler.proto."""
+        interval_ms = _DEFAULT_WATCH_INTERVAL_MS
+        if request.HasField("interval"):
+            interval_ms = translate.duration_ms(
+                request.interval,
+                "interval",
+                least=_MIN_WATCH_INTERVAL_MS,
+                most=_MAX_WATCH_INTERVAL_MS,
+            )
+        self._watchers.take()
+        on_call_end(context, self._watchers.give_back)
+        while True:
+            yield scheduler.WatchSnapshotResponse(snapshot=self._snapshot(request.max_rows))
+            await asyncio.sleep(interval_ms / 1_000)
+
+    async def DrainExecutor(  # noqa: N802
+        self, request: scheduler.DrainExecutorRequest, context: Context
+    ) -> scheduler.DrainExecutorResponse:
+        """See scheduler.proto."""
+        row = self._executor(request.executor_id)
+        _log.info("drain.requested", executor_id=request.executor_id)
+        self._runtime.post(messages.DrainExecutor(request.executor_id))
+        return scheduler.DrainExecutorResponse(num_running=row.num_leased + row.num_in_doubt)
+
+    async def UndrainExecutor(  # noqa: N802
+        self, request: scheduler.UndrainExecutorRequest, context: Context
+    ) -> scheduler.UndrainExecutorResponse:
+        """See scheduler.proto."""
+        self._executor(request.executor_id)
+        _log.info("drain.undone", executor_id=request.executor_id)
+        self._runtime.post(messages.UndrainExecutor(request.executor_id))
+        return scheduler.UndrainExecutorResponse()
+
+    def _executor(self, executor_id: str) -> messages.ExecutorRow:
+        for row in self._runtime.snapshot(0).executors:
+            if row.executor_id == executor_id:
+                return row
+        raise HeadwayError(Reason.INVALID_REQUEST, "No such executor.", field="executor_id")
+
+    def _snapshot(self, max_rows: int) -> scheduler.Snapshot:
+        num_rows = min(
+            max_rows or self._settings.default_snapshot_rows, self._settings.max_snapshot_rows
+        )
+        found = self._runtime.snapshot(num_rows)
+        taken_at = timestamp_pb2.Timestamp()
+        taken_at.FromNanoseconds(time.time_ns())
+        return scheduler.Snapshot(
+            taken_at=taken_at,
+            epoch=self._runtime.epoch,
+            num_waiting=found.num_waiting,
+            num_running=found.num_running,
+            queue=[_queue_row(row) for row in found.queue],
+            executors=[_executor_row(row) for row in found.executors],
+            decisions=found.decisions,
+        )
+
+
+def _queue_row(row: messages.QueueRow) -> scheduler.QueueRow:
+    return scheduler.QueueRow(
+        request_id=row.request_id,
+        model=row.model,
+        tenant=row.tenant,
+        band=row.band,
+        waited=translate.duration(row.waited_ms),
+        status=translate.status_to_proto(row.status, 0),
+    )
+
+
+def _executor_row(row: messages.ExecutorRow) -> scheduler.ExecutorRow:
+    return scheduler.ExecutorRow(
+        executor_id=row.executor_id,
+        state=_STATES[row.state],
+        num_slots=row.num_slots,
+        num_free=row.num_free,
+        num_leased=row.num_leased,
+        num_in_doubt=row.num_in_doubt,
+        resident_models=row.resident_models,
+        max_models=row.max_models,
+    )

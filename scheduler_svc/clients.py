@@ -1,0 +1,299 @@
+"""SchedulerService.Open: one session for each client process, with many requests on it."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from headway.v1 import generation_pb2 as generation
+from headway.v1 import scheduler_pb2 as scheduler
+from scheduler_svc import translate
+from scheduler_svc.catalog import Catalog
+from scheduler_svc.requests import LiveRequest, Submission, SubmitSink
+from scheduler_svc.runtime import Runtime
+from scheduler_svc.streams import PeerStream, Places, Pulse
+from scheduler_svc.subscriptions import Feed
+
+_MAX_HANDLE = (1 << 32) - 1
+
+_log = structlog.get_logger()
+
+
+def submission_from_proto(
+    body: generation.GenerationRequest,
+    catalog: Catalog,
+    pulse: Pulse,
+    sink: SubmitSink,
+    *,
+    is_detached: bool,
+) -> Submission:
+    """Check a request of a client. Raises HeadwayError."""
+    card = catalog.card(body.model)
+    request, own = translate.request_from_proto(body, card, pulse.settings)
+    return Submission(request, own, card.vocab_size, is_detached, sink)
+
+
+class PositionReader(Protocol):
+    """A session that wants to know where one of its requests waits."""
+
+    def tell_position(self) -> bool:
+        """Send the position if it changed; False when there is nothing to tell any more."""
+
+
+class Positions:
+    """Turns of those who want positions: bounded work each tick, everybody in turn."""
+
+    def __init__(self, max_per_tick: int) -> None:
+        self._max_per_tick = max_per_tick
+        self._readers: deque[PositionReader] = deque()
+
+    def add(self, reader: PositionReader) -> None:
+        """Until its ``tell_position`` gives False."""
+        self._readers.append(reader)
+
+    def tick(self) -> None:
+        """Called once each position interval."""
+        for _ in range(min(len(self._readers), self._max_per_tick)):
+            reader = self._readers.popleft()
+            if reader.tell_position():
+                self._readers.append(reader)
+
+
+class _StreamSubmit:
+    """One submit on a stream, from its command to its answer; then the reader of its position."""
+
+    def __init__(
+        self, session: "ClientSession", command: scheduler.SubmitCommand, positions: Positions
+    ) -> None:
+        self._session = session
+        self._positions = positions
+        self.handle = command.handle
+        self.is_detached = command.detached
+        self._wants_positions = command.wants_positions
+        self.is_cancelled = False
+        self._live: LiveRequest | None = None
+        self._last_position: int | None = None
+
+    def accepted(self, live: LiveRequest) -> None:
+        """See SubmitSink."""
+        self._live = live
+        status = self._session.on_accepted(self, live)
+        if self._wants_positions and status is not None:
+            self._last_position = status.position
+            self._positions.add(self)
+
+    def rejected(self, error: HeadwayError) -> None:
+        """See SubmitSink."""
+        self._session.on_rejected(self.handle, error)
+
+    def tell_position(self) -> bool:
+        """See PositionReader."""
+        assert self._live is not None, "added when accepted"
+        status = self._session.position_of(self.handle, self._live)
+        if status is None or status.state != generation.QueueStatus.STATE_WAITING:
+            return False
+        if status.position != self._last_position:
+            self._last_position = status.position
+            self._session.feed.tell_position(scheduler.Position(handle=self.handle, status=status))
+        return True
+
+
+class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
+    """One Open stream."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        catalog: Catalog,
+        pulse: Pulse,
+        places: Places,
+        positions: Positions,
+    ) -> None:
+        super().__init__(pulse)
+        self._runtime = runtime
+        self._catalog = catalog
+        self._settings = pulse.settings
+        self._places = places
+        self._positions = positions
+        self.feed = Feed(self.wake)
+        self._client_id: str | None = None
+        self._welcome: scheduler.ClientWelcome | None = None
+        self._last_handle = -1
+        self._followed: dict[int, LiveRequest] = {}
+        self._submits: dict[int, _StreamSubmit] = {}
+
+    # --- from the client
+
+    async def on_message(self, message: scheduler.OpenRequest) -> None:
+        """See PeerStream."""
+        kind = message.WhichOneof("message")
+        if (kind == "hello") != (self._client_id is None):
+            raise _out_of_turn("the first message is hello, and only the first")
+        if kind == "hello":
+            self._on_hello(message.hello)
+        elif kind == "commands":
+            await self._on_commands(message.commands)
+            await self._runtime.room()
+        elif kind is None:
+            raise _out_of_turn("a message is empty")
+
+    def _on_hello(self, hello: scheduler.ClientHello) -> None:
+        translate.check_name(
+            hello.client_id, "client_id", self._settings.max_name_chars, may_be_empty=True
+        )
+        self._client_id = hello.client_id
+        self._welcome = scheduler.ClientWelcome(
+            epoch=self._runtime.epoch,
+            heartbeat_interval=translate.duration(self._settings.heartbeat_interval_ms),
+            heartbeat_timeout=translate.duration(self._settings.heartbeat_timeout_ms),
+        )
+        _log.info("client.attached", client_id=self._client_id)
+        self.wake()
+
+    async def _on_commands(self, commands: scheduler.ClientCommands) -> None:
+        num_commands = len(commands.submits) + len(commands.resumes) + len(commands.cancels)
+        if num_commands > self._settings.max_commands_per_message:
+            raise _out_of_turn("too many commands in one message")
+        for submit in commands.submits:
+            self._on_submit(submit)
+        for resume in commands.resumes:
+            await self._on_resume(resume)
+        for cancel in commands.cancels:
+            self._on_cancel(cancel.handle)
+
+    def _on_submit(self, command: scheduler.SubmitCommand) -> None:
+        self._take_handles(command.handle, max(1, command.request.num_samples))
+        submit = _StreamSubmit(self, command, self._positions)
+        try:
+            self._check_room()
+            submission = submission_from_proto(
+                command.request,
+                self._catalog,
+                self._pulse,
+                submit,
+                is_detached=command.detached,
+            )
+        except HeadwayError as error:
+            self.on_rejected(command.handle, error)
+            return
+        self._submits[command.handle] = submit
+        self._runtime.submit(submission)
+
+    async def _on_resume(self, command: scheduler.ResumeCommand) -> None:
+        self._take_handles(command.handle, 1)
+        try:
+            self._check_room()
+            live = self._runtime.find(command.request_id, command.tenant)
+            if live is None:
+                live = await self._runtime.load_finished(command.request_id, command.tenant)
+            translate.check_next_index(command.next_index, live.output)
+        except HeadwayError as error:
+            self.on_rejected(command.handle, error)
+            return
+        self._last_handle += max(0, live.output.num_samples - 1)
+        self._answer(command.handle, live)
+        self._follow(command.handle, live, command.next_index)
+
+    def _on_cancel(self, handle: int) -> None:
+        if handle > self._last_handle:
+            raise _out_of_turn(f"handle {handle} was never used")
+        submit = self._submits.get(handle)
+        if submit is not None:  # not answered yet
+            submit.is_cancelled = True
+        elif (live := self._followed.get(handle)) is not None:
+            self._runtime.cancel(live)
+
+    def _take_handles(self, handle: int, num_samples: int) -> None:
+        last = handle + num_samples - 1
+        if handle <= self._last_handle or last > _MAX_HANDLE:
+            raise _out_of_turn(f"handle {handle} is not above the last one, {self._last_handle}")
+        self._last_handle = last
+
+    def _check_room(self) -> None:
+        num_open = len(self.feed.subscriptions) + len(self._submits)
+        if num_open >= self._settings.max_subscriptions_per_stream:
+            raise HeadwayError(Reason.QUOTA_EXCEEDED, "Too many requests on this stream.")
+
+    # --- answers
+
+    def on_accepted(
+        self, submit: _StreamSubmit, live: LiveRequest
+    ) -> generation.QueueStatus | None:
+        """A submit of this stream is in our care."""
+        del self._submits[submit.handle]
+        status = self._answer(submit.handle, live)
+        if submit.is_cancelled:
+            self._runtime.cancel(live)
+        if submit.is_detached:
+            return None
+        if self._has_ended:
+            self._runtime.abandon(live, self._settings.resume_grace_ms)
+            return None
+        self._follow(submit.handle, live, ())
+        return status
+
+    def on_rejected(self, handle: int, error: HeadwayError) -> None:
+        """A submit or resume of this stream was refused."""
+        self._submits.pop(handle, None)
+        self.feed.reject(scheduler.Rejected(handle=handle, failure=translate.failure(error)))
+
+    def position_of(self, handle: int, live: LiveRequest) -> generation.QueueStatus | None:
+        """None once this stream does not follow the request any more."""
+        if self._has_ended or handle not in self.feed.subscriptions:
+            return None
+        return self._runtime.status(live)
+
+    def _answer(self, handle: int, live: LiveRequest) -> generation.QueueStatus | None:
+        status = self._runtime.status(live)
+        self.feed.accept(
+            scheduler.Accepted(handle=handle, request_id=live.request_id, status=status)
+        )
+        return status
+
+    def _follow(self, handle: int, live: LiveRequest, next_index: Sequence[int]) -> None:
+        live.stop_grace()
+        self._followed[handle] = live
+        self.feed.subscribe(live.output, handle, next_index)
+
+    # --- the stream
+
+    def take(self) -> scheduler.OpenResponse | None:
+        """See PeerStream."""
+        if self._welcome is not None:
+            welcome, self._welcome = self._welcome, None
+            return scheduler.OpenResponse(welcome=welcome)
+        if not self.feed.has_news:
+            return None
+        updates = self.feed.take(self._settings.max_frame_tokens)
+        for finished in updates.finished:
+            del self._followed[finished.handle]
+        return scheduler.OpenResponse(updates=updates)
+
+    def heartbeat(self) -> scheduler.OpenResponse | None:
+        """See PeerStream."""
+        if self._client_id is None:
+            return None
+        return scheduler.OpenResponse(heartbeat=scheduler.Heartbeat())
+
+    def on_end(self) -> None:
+        """See PeerStream."""
+        self._places.give_back()
+        if self._client_id is not None:
+            _log.info(
+                "client.lost",
+                client_id=self._client_id,
+                num_followed=len(self._followed),
+                error=self._error.message if self._error is not None else None,
+            )
+        for subscription in list(self.feed.subscriptions.values()):
+            self.feed.unsubscribe(subscription)
+        for live in self._followed.values():
+            self._runtime.abandon(live, self._settings.resume_grace_ms)
+        self._followed.clear()
+
+
+def _out_of_turn(message: str) -> HeadwayError:
+    return HeadwayError(Reason.INVALID_REQUEST, message)

@@ -1,0 +1,75 @@
+"""The door: accept a request, or refuse it with a reason before it costs anything.
+
+Rule: what was asked before under the same key is answered first, also while the door closes: it
+is no new work. Then the refusals, cheapest and most lasting first. A model that no executor ever
+offered is not found; one that is merely away (nobody attached yet, its executors gone or
+draining) is a lack of capacity that may pass. The queue's bounds hold for everybody, so a full
+queue refuses even what could run at once.
+"""
+
+from headway.reasons import Reason
+from scheduler_svc.core.domain import RETRYABLE
+from scheduler_svc.core.messages import (
+    Request,
+    RequestAdmitted,
+    RequestDeduplicated,
+    RequestRejected,
+)
+from scheduler_svc.core.state import State
+
+
+def submit(state: State, request: Request) -> None:
+    """Answer a new request with exactly one effect."""
+    known = state.keys.find(request, state.now_ms) if request.idempotency_key else None
+    if known is not None and known.body_hash == request.body_hash:
+        state.decisions["deduplicated"] += 1
+        state.send(RequestDeduplicated(request.request_id, known.request_id))
+        return
+    if known is not None or request.request_id in state.requests:
+        refusal: tuple[Reason, str] | None = (
+            Reason.REQUEST_ID_CONFLICT,
+            "The key or id is that of another request.",
+        )
+    else:
+        refusal = refuse(state, request)
+    if refusal is None:
+        state.decisions["admitted"] += 1
+        state.record(RequestAdmitted(request))
+        state.accept(request)
+    else:
+        _reject(state, request, *refusal)
+
+
+def refuse(state: State, request: Request) -> tuple[Reason, str] | None:
+    """Why a request cannot be accepted now; None if it can."""
+    limits = state.settings
+    if not 0 <= request.band < limits.num_bands:
+        return Reason.INVALID_REQUEST, f"Priority must be below {limits.num_bands}."
+    if state.is_closing:
+        return Reason.DRAINING, "The scheduler is shutting down."
+    if not state.known_models:
+        return Reason.NO_CAPACITY, "No executor has attached yet."
+    if request.model not in state.known_models:
+        return Reason.MODEL_NOT_FOUND, f"No executor offers the model {request.model!r}."
+    if not state.fleet.pool(request.model).has_home:
+        return Reason.NO_CAPACITY, f"No executor has the model {request.model!r} at the moment."
+    if state.num_live_by_tenant[request.tenant] >= limits.max_inflight_per_tenant:
+        return Reason.QUOTA_EXCEEDED, "The tenant has too many requests in flight."
+    if len(state.requests) >= limits.max_inflight:
+        return Reason.QUEUE_FULL, "Too many requests are in flight."
+    if state.num_live_by_model[request.model] >= limits.max_inflight_per_model:
+        return Reason.QUEUE_FULL, "Too many requests are in flight for the model."
+    if not state.queue.has_room(request):
+        return Reason.QUEUE_FULL, "The queue is full."
+    return None
+
+
+def _reject(state: State, request: Request, reason: Reason, message: str) -> None:
+    state.decisions[f"rejected.{reason}"] += 1
+    retry_after_ms = None
+    if reason in (Reason.NO_CAPACITY, Reason.DRAINING):
+        # the time in which a lost executor, or the next scheduler, is expected
+        retry_after_ms = state.estimator.clamp(state.settings.executor_grace_ms)
+    elif reason in RETRYABLE:
+        retry_after_ms = state.estimator.retry_after_ms(request.model)
+    state.send(RequestRejected(request.request_id, reason, message, retry_after_ms))

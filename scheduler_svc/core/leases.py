@@ -1,0 +1,201 @@
+"""Leases: who runs what, and what goes on after an executor was away.
+
+Rule: (epoch, attempt) is the fence. A grant or an adoption gives a request its next attempt
+number, and only the lease that the record points to speaks for the request. An end of any other
+lease is acknowledged, so that the executor can forget it, and changes no request. Slots follow
+the executor's word, not ours: a lease that we gave up (cancelled, timed out) keeps its slots until
+the executor says that it ended; if it does not within revoke_timeout_ms its session is cut.
+
+An executor that attaches names what it still holds (``reconcile``):
+- held, and its request waits or is leased right here: goes on under a new attempt (adopted), also
+  if an earlier scheduler granted it, or it went back to the queue meanwhile;
+- never granted at all: left unanswered, which an executor takes for revoked (fleet.proto);
+- held, and its request ended or is leased elsewhere: acknowledged if it has ended, else revoked;
+- in our books but not named: back to the head of its flow at once. That is no crash: the order to
+  start or to go on was lost on the way. What an executor gives back is no crash either.
+"""
+
+from headway.reasons import Reason
+from scheduler_svc.core.deadlines import RevokeDue
+from scheduler_svc.core.domain import (
+    ExecutorRecord,
+    Lease,
+    LeaseKey,
+    LeaseState,
+    RequestRecord,
+)
+from scheduler_svc.core.messages import (
+    HeldLease,
+    LeaseAcknowledged,
+    LeaseAdopted,
+    LeaseEnded,
+    LeaseGranted,
+    LeaseOutcome,
+    LeaseRevoked,
+)
+from scheduler_svc.core.state import State
+
+_REQUEUED = {
+    LeaseOutcome.RETURNED: "returned",
+    LeaseOutcome.REVOKED: "revoked",
+    LeaseOutcome.UNKNOWN: "unknown",
+}
+
+
+def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None:
+    """Give the head of a flow to an executor that has room."""
+    assert executor.session is not None
+    num_slots = _num_slots(record, executor)
+    assert num_slots <= executor.num_free
+    state.queue.remove(record)
+    _open(state, record, executor, num_slots, state.now_ms)
+    model = record.request.model
+    state.fleet.had_turn(model, executor)
+    state.fleet.put(executor)
+    state.estimator.granted(model, state.now_ms)
+    state.decisions["granted"] += 1
+    state.send(
+        LeaseGranted(
+            executor.executor_id, executor.session, record.request.request_id, record.attempt
+        )
+    )
+    state.wake(model)
+
+
+def revoke(state: State, executor: ExecutorRecord, lease: Lease) -> None:
+    """Tell an executor to stop; a lost one is told if it comes back."""
+    if executor.session is None:
+        return
+    executor.move(lease, LeaseState.REVOKING)
+    due = RevokeDue(executor.executor_id, lease.key)
+    state.deadlines.set(due, state.now_ms + state.settings.revoke_timeout_ms)
+    state.decisions["revoked"] += 1
+    state.send(LeaseRevoked(executor.executor_id, executor.session, *lease.key))
+
+
+def revoke_current(state: State, record: RequestRecord) -> None:
+    """Tell the executor of a request that just finished, if it had one."""
+    if record.lease is not None:
+        revoke(state, state.fleet.executors[record.lease.executor_id], record.lease)
+
+
+def ended(state: State, executor: ExecutorRecord, event: LeaseEnded) -> None:
+    """An executor's last word on a lease: slots back, then the request's fate if it is current."""
+    key = (event.request_id, event.epoch, event.attempt)
+    lease = executor.leases.get(key)
+    if lease is None:
+        state.decisions["ignored.stale_lease"] += 1
+    else:
+        record = state.owner(lease)
+        close(state, executor, lease)
+        if record is not None:
+            state.estimator.ended(record.request.model, lease, state.now_ms)
+            _conclude(state, record, event)
+    assert executor.session is not None
+    state.send(LeaseAcknowledged(executor.executor_id, executor.session, *key))
+
+
+def _conclude(state: State, record: RequestRecord, event: LeaseEnded) -> None:
+    if event.outcome is LeaseOutcome.COMPLETED:
+        state.finish(record, None)
+    elif event.outcome is LeaseOutcome.FAILED:
+        state.finish(record, event.reason or Reason.INTERNAL, event.message)
+    else:
+        state.requeue(record, _REQUEUED[event.outcome])
+
+
+def _num_slots(record: RequestRecord, executor: ExecutorRecord) -> int:
+    return min(record.request.num_samples, max(1, executor.num_slots))
+
+
+def _open(
+    state: State, record: RequestRecord, executor: ExecutorRecord, num_slots: int, granted_ms: int
+) -> None:
+    assert record.lease is None
+    record.attempt += 1
+    key = (record.request.request_id, state.epoch, record.attempt)
+    assert key not in executor.leases
+    record.lease = Lease(key, executor.executor_id, num_slots, granted_ms)
+    executor.book(record.lease)
+    state.start_clock(record)
+
+
+def close(state: State, executor: ExecutorRecord, lease: Lease) -> None:
+    """Give a lease's slots back; the request that it may be of is left to the caller."""
+    executor.strike(lease)
+    state.deadlines.discard(RevokeDue(executor.executor_id, lease.key))
+    state.executor_changed(executor)
+
+
+def reconcile(state: State, executor: ExecutorRecord, held: tuple[HeldLease, ...]) -> None:
+    """Compare what an executor holds, just attached, with its books and with the requests."""
+    listed: dict[LeaseKey, HeldLease] = {}
+    for lease in held:
+        record = state.requests.get(lease.request_id)
+        if record is not None and lease.epoch == state.epoch and lease.attempt > record.attempt:
+            # never granted: believing or booking it would take a name that may yet be given out
+            state.decisions["ignored.stale_lease"] += 1
+        else:
+            listed[lease.request_id, lease.epoch, lease.attempt] = lease
+    for booked in list(executor.leases.values()):
+        owner = state.owner(booked)
+        if booked.key in listed and owner is not None:
+            del listed[booked.key]
+            _adopt(state, owner, executor, booked.key)
+        elif booked.key not in listed:
+            close(state, executor, booked)
+            if owner is not None:
+                state.requeue(owner, "not_held")
+    for key, held_lease in listed.items():
+        _settle(state, executor, key, held_lease)
+
+
+def _settle(state: State, executor: ExecutorRecord, key: LeaseKey, held: HeldLease) -> None:
+    """Decide on a held lease that is not the current one of its request."""
+    assert executor.session is not None
+    record = state.requests.get(key[0])
+    booked = executor.leases.get(key)
+    if (
+        record is not None
+        and record.lease is None
+        and record.request.model in executor.offered_models
+    ):
+        _adopt(state, record, executor, key)
+    elif held.has_ended:
+        if booked is not None:
+            close(state, executor, booked)
+        state.send(LeaseAcknowledged(executor.executor_id, executor.session, *key))
+    else:
+        # how many slots a forgotten one takes there is not known any more: one at least
+        num_slots = 1 if record is None else _num_slots(record, executor)
+        lease = booked or Lease(key, executor.executor_id, num_slots, state.now_ms)
+        revoke(state, executor, lease)
+
+
+def _adopt(state: State, record: RequestRecord, executor: ExecutorRecord, held: LeaseKey) -> None:
+    """Let a held lease go on under a new attempt."""
+    assert executor.session is not None
+    old = executor.leases.get(held)
+    num_slots = _num_slots(record, executor)
+    granted_ms = state.now_ms
+    if old is not None:
+        executor.strike(old)
+    if record.lease is None:
+        state.queue.remove(record)
+        state.wake(record.request.model)
+    else:
+        assert record.lease is old
+        record.lease = None
+        num_slots, granted_ms = old.num_slots, old.granted_ms
+    _open(state, record, executor, num_slots, granted_ms)
+    state.decisions["adopted"] += 1
+    state.send(
+        LeaseAdopted(
+            executor.executor_id,
+            executor.session,
+            record.request.request_id,
+            held_epoch=held[1],
+            held_attempt=held[2],
+            attempt=record.attempt,
+        )
+    )

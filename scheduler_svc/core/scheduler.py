@@ -1,0 +1,229 @@
+"""The scheduler's brain: one event in, effects out.
+
+Rule: ``handle`` applies one event, then places whatever the event made placeable, by rank. Same
+events at the same times, same effects. Time runs out on Tick only, so that what executors already
+said is heard before a late Tick counts it as missing; but placement never grants a request whose
+clock ran out, so a late Tick cannot turn into a late grant. At the very millisecond of a deadline
+whichever event comes first decides, and only it.
+
+Order: FIFO by arrival inside a band, bands strictly one after another, a blocked head blocks only
+its own model (in its band and those after). The next policies change the rank, not the loop.
+"""
+
+from itertools import islice
+
+from headway.reasons import Reason
+from scheduler_svc.core import admission, invariants, leases, sessions
+from scheduler_svc.core.deadlines import GraceDue, RequestDue, RevokeDue
+from scheduler_svc.core.domain import CoreSettings, ExecutorRecord, RequestRecord
+from scheduler_svc.core.messages import (
+    Cancel,
+    CloseDoor,
+    DrainExecutor,
+    Effects,
+    Event,
+    ExecutorAttached,
+    ExecutorCapacityChanged,
+    ExecutorDisconnected,
+    ExecutorRow,
+    LeaseEnded,
+    LeaseStarted,
+    QueueRow,
+    RequestStatus,
+    Snapshot,
+    Submit,
+    Tick,
+    UndrainExecutor,
+)
+from scheduler_svc.core.state import State
+
+
+class Scheduler:
+    """Decides who goes next, and where. Not thread-safe: one task owns it."""
+
+    def __init__(self, settings: CoreSettings, epoch: int) -> None:
+        self._state = State(settings, epoch)
+
+    def handle(self, event: Event, now_ms: int) -> Effects:
+        """Apply an event; ``now_ms`` must never be smaller than before."""
+        state = self._state
+        assert now_ms >= state.now_ms
+        state.now_ms = now_ms
+        match event:
+            case Submit():
+                admission.submit(state, event.request)
+            case Cancel():
+                self._cancel(event)
+            case ExecutorAttached():
+                sessions.attach(state, event)
+            case DrainExecutor():
+                sessions.set_draining(state, event.executor_id, True)
+            case UndrainExecutor():
+                sessions.set_draining(state, event.executor_id, False)
+            case CloseDoor():
+                state.is_closing = True
+            case Tick():
+                self._expire()
+            case _:
+                executor = sessions.current(state, event.executor_id, event.session)
+                if executor is not None:
+                    self._heard(executor, event)
+        self._place()
+        return state.take_effects()
+
+    def _heard(
+        self,
+        executor: ExecutorRecord,
+        event: ExecutorCapacityChanged | ExecutorDisconnected | LeaseStarted | LeaseEnded,
+    ) -> None:
+        """An executor said something on its current session, or the session broke."""
+        match event:
+            case ExecutorCapacityChanged():
+                sessions.change_capacity(self._state, executor, event)
+            case ExecutorDisconnected():
+                sessions.lose(self._state, executor)
+            case LeaseStarted():
+                self._started(executor, event)
+            case LeaseEnded():
+                leases.ended(self._state, executor, event)
+                sessions.tell_drained(self._state, executor)
+
+    def _cancel(self, event: Cancel) -> None:
+        record = self._state.requests.get(event.request_id)
+        if record is not None and record.request.tenant == event.tenant:
+            self._state.finish(record, Reason.CANCELLED, "The client cancelled it.")
+            leases.revoke_current(self._state, record)
+
+    def _started(self, executor: ExecutorRecord, event: LeaseStarted) -> None:
+        key = (event.request_id, self._state.epoch, event.attempt)
+        record = self._state.requests.get(event.request_id)
+        if record is None or record.lease is None or record.lease is not executor.leases.get(key):
+            self._state.decisions["ignored.stale_lease"] += 1
+        elif record.first_token_ms is None:
+            record.first_token_ms = self._state.now_ms
+
+    def _expire(self) -> None:
+        state = self._state
+        while (due := state.deadlines.pop_due(state.now_ms)) is not None:
+            match due:
+                case RequestDue():
+                    record = state.requests[due.request_id]
+                    state.overdue(record)
+                    leases.revoke_current(state, record)
+                case RevokeDue():
+                    state.decisions["session_closed.revoke_timeout"] += 1
+                    executor = state.fleet.executors[due.executor_id]
+                    sessions.close(state, executor, "A revoke was not confirmed in time.")
+                case GraceDue():
+                    sessions.forget(state, state.fleet.executors[due.executor_id])
+
+    def _place(self) -> None:
+        """Grant what can be granted; looks at woken models only, best rank first."""
+        state = self._state
+        while (woken := state.woken.pop()) is not None:
+            head = state.queue.head(woken[1])
+            assert head is not None
+            assert head.rank == woken[0]
+            if state.now_ms > head.deadline_ms:
+                state.overdue(head)
+                continue
+            executor = state.fleet.pick(head)
+            if executor is None:
+                self._wait(head)
+            else:
+                leases.grant(state, head, executor)
+
+    def _wait(self, head: RequestRecord) -> None:
+        """A head found no place: it sleeps until something changes, with a claim if it is wide."""
+        state = self._state
+        model = head.request.model
+        state.estimator.backlog_began(model, state.now_ms)
+        claim = state.fleet.choose_claim(head) if model not in state.fleet.claims else None
+        if claim is not None:
+            displaced = state.fleet.executors[claim.executor_id].claim
+            if displaced is not None:
+                state.end_claim(displaced.model)
+            state.fleet.claim(claim)
+
+    # --- questions: they change nothing -------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._state.queue)
+
+    @property
+    def num_running(self) -> int:
+        """Requests with a lease, in doubt or not."""
+        return len(self._state.requests) - len(self._state.queue)
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        """How often what was decided, by name, such as "granted" or "rejected.QUEUE_FULL"."""
+        return dict(self._state.decisions)
+
+    def next_deadline_ms(self) -> int | None:
+        """When a Tick is due at the latest; None if nothing will happen by itself."""
+        return self._state.deadlines.next_ms()
+
+    def is_live(self, request_id: str) -> bool:
+        """Whether a request was accepted and has not finished."""
+        return request_id in self._state.requests
+
+    def current_lease(self, request_id: str) -> tuple[str, int, int] | None:
+        """(executor_id, session, attempt) that speaks for a request; None if none can now."""
+        record = self._state.requests.get(request_id)
+        if record is None or record.lease is None:
+            return None
+        executor = self._state.fleet.executors[record.lease.executor_id]
+        if executor.session is None:
+            return None
+        return executor.executor_id, executor.session, record.attempt
+
+    def status(self, request_id: str, now_ms: int) -> RequestStatus | None:
+        """Where a live request stands, None if it is not live."""
+        record = self._state.requests.get(request_id)
+        return None if record is None else self._state.estimator.status(record, now_ms)
+
+    def snapshot(self, now_ms: int, max_rows: int) -> Snapshot:
+        """The first ``max_rows`` of the queue by rank, and the whole fleet."""
+        state = self._state
+        return Snapshot(
+            num_waiting=self.num_waiting,
+            num_running=self.num_running,
+            queue=tuple(
+                self._queue_row(record, now_ms)
+                for record in islice(state.queue.in_order(), max_rows)
+            ),
+            executors=tuple(map(_executor_row, state.fleet.executors.values())),
+            decisions=self.decisions,
+        )
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between events; for tests, it looks at everything."""
+        invariants.check(self._state)
+
+    def _queue_row(self, record: RequestRecord, now_ms: int) -> QueueRow:
+        request = record.request
+        return QueueRow(
+            request_id=request.request_id,
+            model=request.model,
+            tenant=request.tenant,
+            band=request.band,
+            waited_ms=now_ms - record.accepted_ms,
+            status=self._state.estimator.status(record, now_ms),
+        )
+
+
+def _executor_row(executor: ExecutorRecord) -> ExecutorRow:
+    state = "draining" if executor.is_draining else "attached"
+    return ExecutorRow(
+        executor_id=executor.executor_id,
+        state="lost" if executor.session is None else state,
+        num_slots=executor.num_slots,
+        num_free=executor.num_free,
+        num_leased=executor.num_leased,
+        num_in_doubt=executor.num_in_doubt,
+        resident_models=executor.resident_models,
+        max_models=executor.max_models,
+    )

@@ -1,0 +1,145 @@
+"""Executors: attach, change, drain, get lost, come back or not.
+
+Rule: a session is one stream; an executor has one at most, and whoever attaches last has it. A
+lost executor's leases are in doubt for executor_grace_ms, their slots with them. Back in time as
+the same process (incarnation), what it still holds goes on (leases.py). Grace over, or back as a
+new process: all of it goes back to the head of its flow at once, and each such loss counts as a
+crash of its request; max_attempts of those end it. A record is forgotten with its grace.
+
+Draining ends with an undrain or a new process, not with a new session.
+"""
+
+from headway.reasons import Reason
+from scheduler_svc.core import leases
+from scheduler_svc.core.deadlines import GraceDue, RevokeDue
+from scheduler_svc.core.domain import ExecutorRecord, LeaseState
+from scheduler_svc.core.messages import (
+    ExecutorAttached,
+    ExecutorCapacityChanged,
+    ExecutorDrained,
+    ExecutorWelcomed,
+    SessionClosed,
+)
+from scheduler_svc.core.state import State
+
+
+def current(state: State, executor_id: str, session: int) -> ExecutorRecord | None:
+    """The executor if this is its current session; everything else is dropped."""
+    executor = state.fleet.executors.get(executor_id)
+    if executor is not None and executor.session == session:
+        return executor
+    state.decisions["ignored.stale_session"] += 1
+    return None
+
+
+def attach(state: State, event: ExecutorAttached) -> None:
+    """Open a session and settle what was held before."""
+    executor = state.fleet.executors.get(event.executor_id)
+    if executor is None:
+        if len(state.fleet.executors) >= state.settings.max_executors:
+            state.decisions["session_closed.fleet_full"] += 1
+            state.send(SessionClosed(event.executor_id, event.session, "The fleet is full."))
+            return
+        executor = state.new_executor(event.executor_id, event.incarnation)
+    elif executor.session == event.session:
+        state.decisions["ignored.stale_session"] += 1
+        return
+    elif executor.session is not None:
+        state.decisions["session_closed.replaced"] += 1
+        close(state, executor, "A newer session replaced this one.")
+    if executor.incarnation != event.incarnation:
+        send_back(state, executor, "executor_restarted")
+        executor.is_draining = False
+    state.fleet.take(executor)
+    _update(executor, event)
+    state.know_models(executor)
+    state.deadlines.discard(GraceDue(executor.executor_id))
+    state.decisions["attached"] += 1
+    state.send(ExecutorWelcomed(executor.executor_id, event.session))
+    leases.reconcile(state, executor, event.held)
+    state.executor_changed(executor)
+    tell_drained(state, executor)
+
+
+def change_capacity(state: State, executor: ExecutorRecord, event: ExecutorCapacityChanged) -> None:
+    """What runs goes on; new work sees the new number."""
+    executor.num_slots = event.num_slots
+    executor.max_models = event.max_models
+    state.fleet.forget_pools()
+    state.executor_changed(executor)
+
+
+def set_draining(state: State, executor_id: str, is_draining: bool) -> None:
+    """Take an executor out of service or back; unknown ones are left alone."""
+    executor = state.fleet.executors.get(executor_id)
+    if executor is None or executor.is_draining == is_draining:
+        return
+    executor.is_draining = is_draining
+    executor.drained_session = None
+    state.fleet.forget_pools()
+    state.executor_changed(executor)
+    tell_drained(state, executor)
+
+
+def tell_drained(state: State, executor: ExecutorRecord) -> None:
+    """Once in a session, when a draining executor holds nothing."""
+    session = executor.session
+    if not executor.is_draining or executor.leases or session in (None, executor.drained_session):
+        return
+    executor.drained_session = session
+    state.decisions["drained"] += 1
+    state.send(ExecutorDrained(executor.executor_id, session))
+
+
+def close(state: State, executor: ExecutorRecord, message: str) -> None:
+    """Cut an executor's session; it may attach again within its grace."""
+    assert executor.session is not None
+    state.send(SessionClosed(executor.executor_id, executor.session, message))
+    lose(state, executor)
+
+
+def lose(state: State, executor: ExecutorRecord) -> None:
+    """A session is over: everything that the executor has is in doubt."""
+    executor.session = None
+    for lease in list(executor.leases.values()):
+        state.deadlines.discard(RevokeDue(executor.executor_id, lease.key))
+        executor.move(lease, LeaseState.IN_DOUBT)
+    state.fleet.forget_pools()
+    state.executor_changed(executor)
+    due = GraceDue(executor.executor_id)
+    state.deadlines.set(due, state.now_ms + state.settings.executor_grace_ms)
+
+
+def forget(state: State, executor: ExecutorRecord) -> None:
+    """A lost executor's grace is over."""
+    state.decisions["executor_lost"] += 1
+    send_back(state, executor, "executor_lost")
+    state.fleet.take(executor)
+    del state.fleet.executors[executor.executor_id]
+
+
+def send_back(state: State, executor: ExecutorRecord, why: str) -> None:
+    """An executor died with all that it had."""
+    for lease in list(executor.leases.values()):
+        record = state.owner(lease)
+        leases.close(state, executor, lease)
+        if record is None:
+            continue
+        record.num_crashes += 1
+        if record.num_crashes >= state.settings.max_attempts:
+            state.finish(
+                record, Reason.ATTEMPTS_EXHAUSTED, "Every executor that tried it was lost."
+            )
+        else:
+            state.requeue(record, why)
+
+
+def _update(executor: ExecutorRecord, event: ExecutorAttached) -> None:
+    executor.session = event.session
+    executor.incarnation = event.incarnation
+    executor.num_slots = event.num_slots
+    executor.max_models = event.max_models
+    executor.offered_models = frozenset(offer.model for offer in event.models)
+    executor.resident_models = tuple(
+        dict.fromkeys(offer.model for offer in event.models if offer.is_resident)
+    )

@@ -1,0 +1,50 @@
+"""The queue of events in front of the core.
+
+Bounded by patience, not by refusal: a fact that a peer told cannot be thrown away, so each reader
+awaits ``room`` before it reads on. The mailbox then holds at most its limit and one message of
+each peer.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+
+from scheduler_svc.core.messages import Event
+
+
+class Mailbox:
+    """Many writers, one reader."""
+
+    def __init__(self, max_events: int) -> None:
+        self._max_events = max_events
+        self._events: deque[Event] = deque()
+        self._has_mail = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    def put(self, event: Event) -> None:
+        """Always succeeds."""
+        self._events.append(event)
+        self._has_mail.set()
+        if len(self._events) >= self._max_events:
+            self._has_room.clear()
+
+    async def room(self) -> None:
+        """Returns when the mailbox is below its limit."""
+        await self._has_room.wait()
+
+    async def wait(self, timeout_ms: int | None) -> None:
+        """Until there is mail, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1_000):
+                await self._has_mail.wait()
+
+    def take(self, max_events: int) -> list[Event]:
+        """The oldest events, in order."""
+        num_events = min(len(self._events), max_events)
+        events = [self._events.popleft() for _ in range(num_events)]
+        if not self._events:
+            self._has_mail.clear()
+        if len(self._events) < self._max_events:
+            self._has_room.set()
+        return events

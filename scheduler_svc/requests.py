@@ -1,0 +1,116 @@
+"""The requests in the shell's care: pending (not yet answered by the core) and live.
+
+A request is live from its acceptance until its end is committed. The core decides about it; what
+is kept here is what the core has no use for: the body, the tokens, and who is waiting; and how the
+runtime speaks to whoever submitted a request or runs it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from headway.errors import HeadwayError
+from headway.v1 import generation_pb2 as generation
+from scheduler_svc.core import messages
+from scheduler_svc.outputs import Output
+
+
+@dataclass(eq=False, slots=True)
+class LiveRequest:
+    """A request and everything around it. ``is_detached``: it outlives its readers."""
+
+    request_id: str
+    tenant: str
+    output: Output
+    body: generation.GenerationRequest
+    is_detached: bool
+    waiters: list["asyncio.Future[generation.GenerationResult]"] = field(default_factory=list)
+    grace: asyncio.TimerHandle | None = None
+
+    @property
+    def has_finished(self) -> bool:
+        """Its end is committed."""
+        return self.output.finished is not None
+
+    def stop_grace(self) -> None:
+        """Somebody follows it again, or it is over."""
+        if self.grace is not None:
+            self.grace.cancel()
+            self.grace = None
+
+
+class SubmitSink(Protocol):
+    """Whoever submitted; called once, by the runtime, and must not raise."""
+
+    def accepted(self, live: LiveRequest) -> None:
+        """The request, or the earlier one with the same key, is in our care or has ended."""
+
+    def rejected(self, error: HeadwayError) -> None:
+        """The request was never queued."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A valid request on its way to the core."""
+
+    request: messages.Request
+    body: generation.GenerationRequest
+    vocab_size: int
+    is_detached: bool
+    sink: SubmitSink
+
+    def to_live(self) -> LiveRequest:
+        """As it is once the core admitted it."""
+        output = Output(
+            self.request.request_id,
+            num_samples=self.request.num_samples,
+            max_tokens=self.request.max_tokens,
+            vocab_size=self.vocab_size,
+            has_logprobs=self.body.sampling.logprobs,
+        )
+        return LiveRequest(
+            self.request.request_id, self.request.tenant, output, self.body, self.is_detached
+        )
+
+
+class ExecutorLink(Protocol):
+    """One executor session, as effects see it. Calls only note what to send."""
+
+    def welcome(self) -> None:
+        """The session stands."""
+
+    def grant(self, live: LiveRequest, attempt: int) -> None:
+        """Start a lease."""
+
+    def adopt(self, live: LiveRequest, effect: messages.LeaseAdopted) -> None:
+        """Go on with a lease from an earlier session."""
+
+    def revoke(self, effect: messages.LeaseRevoked) -> None:
+        """Stop a lease."""
+
+    def acknowledge(self, effect: messages.LeaseAcknowledged) -> None:
+        """Forget a lease."""
+
+    def close(self, error: HeadwayError | None) -> None:
+        """Cut the session."""
+
+
+class FutureSink:
+    """For calls that await the answer. ``abandon`` gets a request whose caller is gone."""
+
+    def __init__(self, abandon: Callable[[LiveRequest], None]) -> None:
+        self.answer: asyncio.Future[LiveRequest] = asyncio.get_running_loop().create_future()
+        self._abandon = abandon
+
+    def accepted(self, live: LiveRequest) -> None:
+        """See SubmitSink."""
+        if self.answer.done():
+            self._abandon(live)
+        else:
+            self.answer.set_result(live)
+
+    def rejected(self, error: HeadwayError) -> None:
+        """See SubmitSink."""
+        if not self.answer.done():
+            self.answer.set_exception(error)

@@ -1,0 +1,331 @@
+"""The one task that owns the core: mailbox -> handle -> commit -> send.
+
+Rule: everything that a batch of events decided is committed in one transaction before anything
+of it is sent. While a commit is on its way the next batch gathers. Nobody else calls
+``Scheduler.handle``; queries (``status``, ``snapshot``) are pure and may be asked in between.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from headway.v1 import generation_pb2 as generation
+from scheduler_svc import translate
+from scheduler_svc.core import messages
+from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.mailbox import Mailbox
+from scheduler_svc.outputs import Output
+from scheduler_svc.requests import ExecutorLink, LiveRequest, Submission
+from scheduler_svc.settings import SchedulerSettings
+from scheduler_svc.store.base import AcceptedRecord, FinishedRecord, Store, StoreRecord
+
+_EXPIRE_INTERVAL_MS = 10_000
+
+_log = structlog.get_logger()
+
+
+def monotonic_ms() -> int:
+    """The clock of everything here."""
+    return time.monotonic_ns() // 1_000_000
+
+
+class Runtime:
+    """Owns core, mailbox and live requests."""
+
+    def __init__(
+        self,
+        core: Scheduler,
+        store: Store,
+        settings: SchedulerSettings,
+        *,
+        epoch: int,
+        clock_ms: Callable[[], int] = monotonic_ms,
+    ) -> None:
+        self.epoch = epoch
+        self.clock_ms = clock_ms
+        self._core = core
+        self._store = store
+        self._settings = settings
+        self._mailbox = Mailbox(settings.max_mailbox_events)
+        self._is_idle = asyncio.Event()
+        self._pending: dict[str, Submission] = {}
+        self._live: dict[str, LiveRequest] = {}
+        self._links: dict[tuple[str, int], ExecutorLink] = {}
+        self._next_expiry_ms = 0
+
+    # --- what the shells call
+
+    def post(self, event: messages.Event) -> None:
+        """A fact for the core; facts are never refused."""
+        self._mailbox.put(event)
+
+    async def room(self) -> None:
+        """Awaited by readers before they read on."""
+        await self._mailbox.room()
+
+    def submit(self, submission: Submission) -> None:
+        """Ask for admission; the sink is answered after the commit."""
+        self._is_idle.clear()
+        self._pending[submission.request.request_id] = submission
+        self.post(messages.Submit(submission.request))
+
+    def attach(self, event: messages.ExecutorAttached, link: ExecutorLink) -> None:
+        """An executor's session begins."""
+        self._links[event.executor_id, event.session] = link
+        self.post(event)
+
+    def detach(self, executor_id: str, session: int) -> None:
+        """An executor's session is over."""
+        if self._links.pop((executor_id, session), None) is not None:
+            self.post(messages.ExecutorDisconnected(executor_id, session))
+
+    def find(self, request_id: str, tenant: str) -> LiveRequest | None:
+        """A live request of this tenant."""
+        live = self._live.get(request_id)
+        return live if live is not None and live.tenant == tenant else None
+
+    async def load(self, request_id: str, tenant: str) -> generation.GenerationResult:
+        """The result of a finished request. Raises HeadwayError."""
+        record = await self._store.get_result(request_id)
+        if record.tenant != tenant:
+            raise HeadwayError(Reason.REQUEST_NOT_FOUND, "No such request.")
+        return generation.GenerationResult.FromString(record.result)
+
+    async def load_finished(self, request_id: str, tenant: str) -> LiveRequest:
+        """A finished request as something that can be followed. Raises HeadwayError."""
+        return _replay(request_id, tenant, await self.load(request_id, tenant))
+
+    def cancel(self, live: LiveRequest) -> None:
+        """Nobody wants it."""
+        live.stop_grace()
+        if not live.has_finished:
+            self.post(messages.Cancel(live.request_id, live.tenant))
+
+    def abandon(self, live: LiveRequest, grace_ms: int) -> None:
+        """A reader is gone: unless somebody else cares, cancel the request after the grace."""
+        if live.has_finished or live.is_detached or live.output.followers:
+            return
+        live.stop_grace()
+        if grace_ms == 0:
+            self.cancel(live)
+        else:
+            loop = asyncio.get_running_loop()
+            live.grace = loop.call_later(grace_ms / 1_000, self.cancel, live)
+
+    def status(self, live: LiveRequest) -> generation.QueueStatus | None:
+        """Where a live request stands; None once it ended."""
+        status = self._core.status(live.request_id, self.clock_ms())
+        if status is None:
+            return None
+        return translate.status_to_proto(status, live.output.num_tokens)
+
+    def snapshot(self, max_rows: int) -> messages.Snapshot:
+        """Queue and fleet, for operators."""
+        return self._core.snapshot(self.clock_ms(), max_rows)
+
+    async def idle(self) -> None:
+        """Returns when no request is pending or live."""
+        self._check_idle()
+        await self._is_idle.wait()
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Runs until cancelled; anything it raises is the end of the process."""
+        while True:
+            await self._wait()
+            await self._handle_batch()
+            now_ms = self.clock_ms()
+            if now_ms >= self._next_expiry_ms:
+                self._next_expiry_ms = now_ms + _EXPIRE_INTERVAL_MS
+                await self._store.expire()
+            await asyncio.sleep(0)
+
+    async def _wait(self) -> None:
+        """Until there is mail. When the core's deadline has come, a Tick joins the queue, behind
+        what executors said before."""
+        deadline_ms = self._core.next_deadline_ms()
+        delay_ms = None if deadline_ms is None else deadline_ms - self.clock_ms()
+        if delay_ms is not None and delay_ms <= 0:
+            self.post(messages.Tick())
+        else:
+            await self._mailbox.wait(delay_ms)
+
+    async def _handle_batch(self) -> None:
+        now_ms = self.clock_ms()
+        records: list[StoreRecord] = []
+        results: dict[str, generation.GenerationResult] = {}
+        actions: list[messages.Action] = []
+        for event in self._mailbox.take(self._settings.max_batch_events):
+            effects = self._core.handle(event, now_ms)
+            for record in effects.persist:
+                records.append(self._to_record(record, results))
+            actions.extend(effects.send)
+        if records:
+            await self._store.commit(records)
+        originals = await self._load_originals(actions, results)
+        # No await below: the answer to an attach leaves as a whole.
+        for action in actions:
+            self._perform(action, results, originals)
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if not self._live and not self._pending:
+            self._is_idle.set()
+
+    def _to_record(
+        self, record: messages.Record, results: dict[str, generation.GenerationResult]
+    ) -> StoreRecord:
+        match record:
+            case messages.RequestAdmitted(request):
+                live = self._pending[request.request_id].to_live()
+                self._live[request.request_id] = live
+                return AcceptedRecord(
+                    request.request_id,
+                    request.tenant,
+                    request.idempotency_key,
+                    request.body_hash,
+                    live.body.SerializeToString(),
+                )
+            case messages.RequestFinished():
+                live = self._live[record.request_id]
+                live.output.seal()
+                result = translate.result_to_proto(
+                    record,
+                    live.output.samples(),
+                    num_prompt_tokens=len(live.body.prompt_token_ids),
+                    num_generated_tokens=live.output.num_tokens,
+                )
+                results[record.request_id] = result
+                return FinishedRecord(record.request_id, live.tenant, result.SerializeToString())
+
+    async def _load_originals(
+        self,
+        actions: list[messages.Action],
+        results: dict[str, generation.GenerationResult],
+    ) -> dict[str, LiveRequest | HeadwayError]:
+        """What repeated submits are answered with: finished requests are read back."""
+        originals: dict[str, LiveRequest | HeadwayError] = {}
+        for action in actions:
+            if not isinstance(action, messages.RequestDeduplicated):
+                continue
+            original_id = action.original_id
+            tenant = self._pending[action.request_id].request.tenant
+            live = self._live.get(original_id)
+            if live is not None:
+                originals[original_id] = live
+            elif original_id not in originals:
+                try:
+                    originals[original_id] = await self.load_finished(original_id, tenant)
+                except HeadwayError as error:
+                    originals[original_id] = error
+        return originals
+
+    # --- effects
+
+    def _perform(
+        self,
+        action: messages.Action,
+        results: dict[str, generation.GenerationResult],
+        originals: dict[str, LiveRequest | HeadwayError],
+    ) -> None:
+        match action:
+            case messages.RequestAdmitted(request):
+                _log.debug(
+                    "request.admitted",
+                    request_id=request.request_id,
+                    model=request.model,
+                    tenant=request.tenant,
+                )
+                submission = self._pending.pop(request.request_id)
+                submission.sink.accepted(self._live[request.request_id])
+            case messages.RequestDeduplicated(request_id, original_id):
+                _log.debug("request.deduplicated", request_id=original_id)
+                self._deduplicate(self._pending.pop(request_id), originals[original_id])
+            case messages.RequestRejected():
+                # debug, because under overload there are more of these than of anything else
+                _log.debug("request.rejected", reason=action.reason, request_id=action.request_id)
+                error = HeadwayError(
+                    action.reason, action.message, retry_after_ms=action.retry_after_ms
+                )
+                self._pending.pop(action.request_id).sink.rejected(error)
+            case messages.RequestFinished():
+                self._finish(action, results[action.request_id])
+            case _:
+                self._perform_lease(action)
+
+    def _perform_lease(self, action: messages.Action) -> None:
+        assert not isinstance(
+            action,
+            messages.RequestAdmitted
+            | messages.RequestDeduplicated
+            | messages.RequestRejected
+            | messages.RequestFinished,
+        )
+        link = self._links.get((action.executor_id, action.session))
+        if link is None:  # it broke meanwhile; the core will hear of it
+            return
+        match action:
+            case messages.ExecutorWelcomed(executor_id, session):
+                _log.info("executor.attached", executor_id=executor_id, session=session)
+                link.welcome()
+            case messages.LeaseGranted(executor_id, _, request_id, attempt):
+                _log_lease("lease.granted", executor_id, request_id, attempt)
+                link.grant(self._live[request_id], attempt)
+            case messages.LeaseAdopted(executor_id, _, request_id, attempt=attempt):
+                _log_lease("lease.adopted", executor_id, request_id, attempt)
+                link.adopt(self._live[request_id], action)
+            case messages.LeaseRevoked(executor_id, _, request_id, attempt=attempt):
+                _log_lease("lease.revoked", executor_id, request_id, attempt)
+                link.revoke(action)
+            case messages.LeaseAcknowledged():
+                link.acknowledge(action)
+            case messages.SessionClosed(executor_id, _, message):
+                _log.warning("executor.cut", executor_id=executor_id, message=message)
+                link.close(HeadwayError(Reason.STALE_LEASE, message))
+            case messages.ExecutorDrained(executor_id):
+                _log.info("executor.drained", executor_id=executor_id)
+
+    def _deduplicate(self, submission: Submission, original: LiveRequest | HeadwayError) -> None:
+        if isinstance(original, HeadwayError):
+            submission.sink.rejected(original)
+            return
+        original.is_detached = original.is_detached or submission.is_detached
+        original.stop_grace()
+        submission.sink.accepted(original)
+
+    def _finish(
+        self, action: messages.RequestFinished, result: generation.GenerationResult
+    ) -> None:
+        live = self._live.pop(action.request_id)
+        live.stop_grace()
+        live.output.finish(translate.finished_from_result(result))
+        for waiter in live.waiters:
+            if not waiter.done():
+                waiter.set_result(result)
+        _log.info(
+            "request.finished",
+            request_id=action.request_id,
+            outcome=action.reason or "ok",
+            queued_ms=action.queued_ms,
+            first_token_ms=action.first_token_ms,
+            total_ms=action.total_ms,
+            num_tokens=result.usage.num_generated_tokens,
+            attempts=action.num_attempts,
+            model=live.body.model,
+            tenant=live.tenant,
+        )
+
+
+def _log_lease(event: str, executor_id: str, request_id: str, attempt: int) -> None:
+    _log.debug(event, executor_id=executor_id, request_id=request_id, attempt=attempt)
+
+
+def _replay(request_id: str, tenant: str, result: generation.GenerationResult) -> LiveRequest:
+    output = Output.replay(request_id, result)
+    output.finish(translate.finished_from_result(result))
+    return LiveRequest(request_id, tenant, output, generation.GenerationRequest(), False)

@@ -1,0 +1,224 @@
+"""Settings of the scheduler process: command line > SCHEDULER_* > TOML > default."""
+
+import dataclasses
+import ipaddress
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from headway.settings import Settings
+from scheduler_svc.core.domain import CoreSettings
+
+_DAY_MS = 86_400_000
+
+
+class SchedulerSettings(Settings):
+    """Every limit has a default that is safe on one machine."""
+
+    model_config = SettingsConfigDict(env_prefix="SCHEDULER_")
+    config_env: ClassVar[str] = "SCHEDULER_CONFIG"
+
+    # --- process
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(50051, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    allow_insecure: bool = Field(
+        False, description="Listen without TLS on an address that is not loopback."
+    )
+    reflection: bool | None = Field(
+        None, description="Serve gRPC reflection. Unset: only on a loopback address."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+    drain_timeout_ms: int = Field(
+        30_000, ge=0, le=_DAY_MS, description="At shutdown, longest wait for accepted requests."
+    )
+    stop_grace_ms: int = Field(
+        1_000, ge=0, le=60_000, description="At shutdown, time for open calls to end by themselves."
+    )
+    max_message_bytes: int = Field(
+        64 << 20, ge=1 << 16, le=1 << 30, description="Largest gRPC message, both ways."
+    )
+    max_concurrent_streams: int = Field(
+        10_000, ge=1, le=1_000_000, description="Open calls on one connection."
+    )
+
+    # --- streams
+    heartbeat_interval_ms: int = Field(
+        1_000, ge=10, le=60_000, description="Longest silence of a healthy peer."
+    )
+    heartbeat_timeout_ms: int = Field(
+        5_000, ge=50, le=600_000, description="A peer silent for this long is taken for dead."
+    )
+    write_timeout_ms: int = Field(
+        30_000, ge=100, le=600_000, description="A peer that takes no message for so long is cut."
+    )
+    resume_grace_ms: int = Field(
+        10_000, ge=0, le=_DAY_MS, description="How long a request outlives its client's stream."
+    )
+    max_client_streams: int = Field(
+        1_024, ge=1, le=100_000, description="Open and Generate calls at once."
+    )
+    max_subscriptions_per_stream: int = Field(
+        8_192, ge=1, le=1_000_000, description="Requests that one stream may follow at once."
+    )
+    max_commands_per_message: int = Field(
+        4_096, ge=1, le=100_000, description="Commands in one message of a client."
+    )
+    max_frame_tokens: int = Field(
+        16_384, ge=1, le=1 << 20, description="Tokens in one message to a client."
+    )
+    max_orders_bytes: int = Field(
+        4 << 20, ge=1 << 10, le=1 << 29, description="Grants in one message to an executor."
+    )
+    max_mailbox_events: int = Field(
+        8_192, ge=1, le=1_000_000, description="Unhandled events; beyond it peers are read slower."
+    )
+    max_batch_events: int = Field(
+        512, ge=1, le=100_000, description="Events handled between two commits."
+    )
+    generate_flush_ms: int = Field(
+        20, ge=0, le=1_000, description="Generate sends at most one message in this time."
+    )
+    position_interval_ms: int = Field(
+        1_000, ge=10, le=60_000, description="Least time between two positions of one request."
+    )
+    max_positions_per_tick: int = Field(
+        1_000, ge=1, le=100_000, description="Positions computed in one position interval."
+    )
+    max_retrieve_wait_ms: int = Field(
+        40_000, ge=0, le=600_000, description="Longest wait of one Retrieve."
+    )
+    max_retrieve_waiters: int = Field(
+        4_096, ge=0, le=100_000, description="Retrieve calls waiting at once; others answer now."
+    )
+    max_snapshot_rows: int = Field(
+        1_000, ge=1, le=100_000, description="Most queue rows of a snapshot."
+    )
+    default_snapshot_rows: int = Field(
+        100, ge=1, le=100_000, description="Queue rows of a snapshot when none are asked for."
+    )
+    max_snapshot_watchers: int = Field(16, ge=1, le=1_000, description="WatchSnapshot at once.")
+
+    # --- requests
+    default_max_tokens: int = Field(
+        4_096, ge=1, le=1 << 24, description="Cap of max_tokens for requests that set none."
+    )
+    max_samples: int = Field(64, ge=1, le=4_096, description="Largest num_samples.")
+    max_stop_strings: int = Field(16, ge=0, le=1_000, description="Stop strings of a request.")
+    max_stop_string_bytes: int = Field(
+        256, ge=1, le=65_536, description="Bytes of one stop string."
+    )
+    max_stop_token_ids: int = Field(64, ge=0, le=10_000, description="Stop tokens of a request.")
+    max_name_chars: int = Field(
+        256, ge=16, le=4_096, description="Length of tenants, keys, ids and names."
+    )
+    default_band: int = Field(1, ge=0, le=63, description="Band of requests that set none.")
+    default_queue_timeout_ms: int = Field(
+        600_000, ge=1, le=_DAY_MS, description="Queue timeout of requests that set none."
+    )
+    max_queue_timeout_ms: int = Field(
+        _DAY_MS, ge=1, le=30 * _DAY_MS, description="Cap of queue timeouts."
+    )
+    default_execution_timeout_ms: int = Field(
+        600_000, ge=1, le=_DAY_MS, description="Execution timeout of requests that set none."
+    )
+    max_execution_timeout_ms: int = Field(
+        _DAY_MS, ge=1, le=30 * _DAY_MS, description="Cap of execution timeouts."
+    )
+
+    # --- models, results
+    max_models_per_executor: int = Field(64, ge=1, le=1_000, description="Offers of one executor.")
+    max_slots_per_executor: int = Field(
+        4_096, ge=1, le=100_000, description="Slots that an executor may claim."
+    )
+    max_asset_bytes: int = Field(
+        512 << 20, ge=0, le=1 << 34, description="Tokenizer files remembered, all models."
+    )
+    max_result_bytes: int = Field(
+        1 << 30, ge=0, le=1 << 40, description="Results remembered; the oldest go first."
+    )
+    max_tombstones: int = Field(
+        1_000_000, ge=0, le=100_000_000, description="Ids of expired results remembered."
+    )
+
+    # --- core (scheduler_svc.core.domain.CoreSettings)
+    max_queued_requests: int = Field(
+        20_000, ge=1, le=10_000_000, description="Requests waiting, beyond it QUEUE_FULL."
+    )
+    max_queued_tokens: int = Field(
+        200_000_000, ge=1, le=1 << 50, description="Tokens of waiting requests."
+    )
+    max_queued_bytes: int = Field(
+        1 << 30, ge=1, le=1 << 50, description="Memory of waiting requests."
+    )
+    max_inflight: int = Field(20_000, ge=1, le=10_000_000, description="Requests running at once.")
+    max_inflight_per_tenant: int = Field(
+        10_000, ge=1, le=10_000_000, description="Requests of one tenant running at once."
+    )
+    max_inflight_per_model: int = Field(
+        20_000, ge=1, le=10_000_000, description="Requests of one model running at once."
+    )
+    max_executors: int = Field(
+        4_096, ge=1, le=100_000, description="Executors known, and Attach calls at once."
+    )
+    max_known_models: int = Field(
+        10_000, ge=1, le=1_000_000, description="Models remembered, with their cards."
+    )
+    max_finished_keys: int = Field(
+        100_000, ge=1, le=100_000_000, description="Idempotency keys of ended requests remembered."
+    )
+    num_bands: int = Field(4, ge=1, le=64, description="Priority bands; 0 is served first.")
+    executor_grace_ms: int = Field(
+        10_000, ge=0, le=_DAY_MS, description="How long a lost executor may come back."
+    )
+    revoke_timeout_ms: int = Field(
+        5_000, ge=10, le=_DAY_MS, description="An unconfirmed revoke closes the session."
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=100, description="Grants of one request before it ends ATTEMPTS_EXHAUSTED."
+    )
+    result_ttl_ms: int = Field(
+        3_600_000, ge=1, le=30 * _DAY_MS, description="How long results and keys are remembered."
+    )
+    retry_after_min_ms: int = Field(1_000, ge=1, le=_DAY_MS, description="Least Retry-After.")
+    retry_after_max_ms: int = Field(60_000, ge=1, le=_DAY_MS, description="Largest Retry-After.")
+
+    @model_validator(mode="after")
+    def _is_sensible(self) -> Self:
+        if not self.is_loopback and not self.allow_insecure:
+            raise ValueError(f"host: {self.host} is not loopback: that needs allow_insecure")
+        if self.heartbeat_timeout_ms < 2 * self.heartbeat_interval_ms:
+            raise ValueError("heartbeat_timeout_ms: at least twice heartbeat_interval_ms")
+        if self.default_band >= self.num_bands:
+            raise ValueError("default_band: must be below num_bands")
+        if self.retry_after_max_ms < self.retry_after_min_ms:
+            raise ValueError("retry_after_max_ms: must not be below retry_after_min_ms")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Nobody outside this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def has_reflection(self) -> bool:
+        """The setting, or its default for this host."""
+        return self.is_loopback if self.reflection is None else self.reflection
+
+    @property
+    def address(self) -> str:
+        """As gRPC wants it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def core(self) -> CoreSettings:
+        """The part that the core reads."""
+        names = [field.name for field in dataclasses.fields(CoreSettings)]
+        return CoreSettings(**{name: getattr(self, name) for name in names})

@@ -1,0 +1,184 @@
+"""One peer on one bidirectional stream: its reader, its writer, its pulse.
+
+Rules of grpc.aio that this file keeps (shared/spec/token-path.md, 10.1): one reader task and one
+writer for each stream; never a timeout around a read or a write; what gathers while a write is
+under way goes into the next message; clean-up hangs on the call, not on a generator's mercy.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Generic, TypeVar, cast
+
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+
+from headway.errors import INTERNAL_MESSAGE, HeadwayError
+from headway.reasons import Reason
+from scheduler_svc.settings import SchedulerSettings
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+_log = structlog.get_logger()
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def on_call_end(context: Context, callback: Callable[[], None]) -> None:
+    """Have it called when the call is over, whatever ended it."""
+    # the stubs want a class of their own where any callable does
+    context.add_done_callback(cast("Any", lambda _: callback()))
+
+
+class Pulse:
+    """Every open stream; cuts those whose peer is silent or takes nothing."""
+
+    def __init__(self, settings: SchedulerSettings, clock_ms: Callable[[], int]) -> None:
+        self.settings = settings
+        self.clock_ms = clock_ms
+        self.streams: set[PeerStream[Any, Any]] = set()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            await asyncio.sleep(self.settings.heartbeat_interval_ms / 2_000)
+            now_ms = self.clock_ms()
+            for stream in list(self.streams):
+                stream.check_pulse(now_ms)
+
+
+class PeerStream(ABC, Generic[RequestT, ResponseT]):
+    """The shell's end of one stream. Subclasses say what messages mean."""
+
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
+        self._wake = asyncio.Event()
+        self._is_closed = False
+        self._has_ended = False
+        self._error: HeadwayError | None = None
+        self._reading_since_ms: int | None = None
+        self._writing_since_ms: int | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def on_message(self, message: RequestT) -> None:
+        """Handle one message of the peer. Raises HeadwayError to end the stream."""
+
+    @abstractmethod
+    def take(self) -> ResponseT | None:
+        """The next message for the peer: everything that gathered. None if nothing did."""
+
+    @abstractmethod
+    def heartbeat(self) -> ResponseT | None:
+        """A sign of life; None as long as the first message is not out."""
+
+    @abstractmethod
+    def on_end(self) -> None:
+        """The stream is over; called once."""
+
+    def wake(self) -> None:
+        """There is something to take."""
+        self._wake.set()
+
+    def close(self, error: HeadwayError | None) -> None:
+        """End the stream soon, with this error."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._error = error
+            self._wake.set()
+
+    async def run(
+        self,
+        requests: AsyncIterator[RequestT],
+        context: Context,
+    ) -> AsyncIterator[ResponseT]:
+        """The call's handler."""
+        try:
+            on_call_end(context, self._end)
+            await context.send_initial_metadata(())
+            self._pulse.streams.add(self)
+            self._reader = asyncio.create_task(self._read(requests))
+            while not self._is_closed:
+                message = self.take()
+                if message is None:
+                    message = await self._wait()
+                    if message is None:
+                        continue
+                self._writing_since_ms = self._pulse.clock_ms()
+                yield message
+                self._writing_since_ms = None
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._end()
+
+    async def _wait(self) -> ResponseT | None:
+        """Until there is something to take (None) or it is time for a sign of life."""
+        try:
+            async with asyncio.timeout(self._pulse.settings.heartbeat_interval_ms / 1_000):
+                await self._wake.wait()
+        except TimeoutError:
+            return self.heartbeat()
+        self._wake.clear()
+        return None
+
+    async def _read(self, requests: AsyncIterator[RequestT]) -> None:
+        try:
+            self._reading_since_ms = self._pulse.clock_ms()
+            async for message in requests:
+                self._reading_since_ms = None
+                await self.on_message(message)
+                self._reading_since_ms = self._pulse.clock_ms()
+            self.close(None)
+        except HeadwayError as error:
+            self.close(error)
+        except DecodeError:
+            self.close(HeadwayError(Reason.INVALID_REQUEST, "The message cannot be decoded."))
+        except Exception as error:
+            _log.error("stream.failed", exc_info=error)
+            self.close(HeadwayError(Reason.INTERNAL, INTERNAL_MESSAGE))
+
+    def check_pulse(self, now_ms: int) -> None:
+        """Cut the stream if its peer looks dead."""
+        settings = self._pulse.settings
+        reading_ms, writing_ms = self._reading_since_ms, self._writing_since_ms
+        if reading_ms is not None and now_ms - reading_ms > settings.heartbeat_timeout_ms:
+            self._cut("The peer was silent for too long.")
+        elif writing_ms is not None and now_ms - writing_ms > settings.write_timeout_ms:
+            self._cut("The peer took nothing for too long.")
+
+    def _cut(self, message: str) -> None:
+        """Let go of everything now. A write under way cannot be abandoned: cancelling its task
+        would leave the call open for ever, so the handler ends when the write does."""
+        self.close(HeadwayError(Reason.NO_CAPACITY, message))
+        self._end()
+
+    def _end(self) -> None:
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._is_closed = True
+        self._pulse.streams.discard(self)
+        if self._reader is not None:
+            self._reader.cancel()
+        self.on_end()
+
+
+class Places:
+    """How many calls of one kind may be open at once."""
+
+    def __init__(self, num_places: int) -> None:
+        self._num_free = num_places
+
+    def take(self) -> None:
+        """Raises HeadwayError QUOTA_EXCEEDED if there is none."""
+        if self._num_free <= 0:
+            raise HeadwayError(Reason.QUOTA_EXCEEDED, "Too many calls of this kind are open.")
+        self._num_free -= 1
+
+    def give_back(self) -> None:
+        """The call is over."""
+        self._num_free += 1

@@ -1,0 +1,271 @@
+"""Proto <-> domain, and every check of what a client sends. Nothing else.
+
+A request is refused here with a message that names the field, or it is valid for good: the core
+and the executors may rely on every bound.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+from google.protobuf import duration_pb2
+
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from headway.v1 import generation_pb2 as generation
+from headway.v1 import scheduler_pb2 as scheduler
+from scheduler_svc.core import messages
+from scheduler_svc.outputs import Output
+from scheduler_svc.settings import SchedulerSettings
+
+_MAX_TEMPERATURE = 100.0
+_OVERHEAD_BYTES = 4_096  # what a request costs besides its prompt and tokens
+_UINT32_MAX = (1 << 32) - 1
+
+
+def new_request_id() -> str:
+    """Unguessable: whoever knows it and the tenant may read the result."""
+    return "req_" + secrets.token_urlsafe(18)
+
+
+def duration(ms: int) -> duration_pb2.Duration:
+    """Milliseconds as a Duration."""
+    return duration_pb2.Duration(seconds=ms // 1_000, nanos=ms % 1_000 * 1_000_000)
+
+
+def optional_duration(ms: int | None) -> duration_pb2.Duration | None:
+    """Unset stays unset."""
+    return None if ms is None else duration(ms)
+
+
+def duration_ms(value: duration_pb2.Duration, field: str, *, least: int, most: int) -> int:
+    """A client's duration, at least ``least`` (else refused), capped at ``most``."""
+    ms: int = value.seconds * 1_000 + value.nanos // 1_000_000
+    if ms < least:
+        raise _bad(field, f"must be at least {least} ms")
+    return min(ms, most)
+
+
+def check_name(value: str, field: str, max_chars: int, *, may_be_empty: bool = False) -> None:
+    """Names go into logs and keys: bounded and printable."""
+    if not value and not may_be_empty:
+        raise _bad(field, "must not be empty")
+    if len(value) > max_chars:
+        raise _bad(field, f"must not be longer than {max_chars} characters")
+    if not value.isprintable():
+        raise _bad(field, "must be printable")
+
+
+def body_hash(body: generation.GenerationRequest) -> bytes:
+    """What makes two requests with one idempotency key the same; before defaults are drawn."""
+    canonical = generation.GenerationRequest()
+    canonical.CopyFrom(body)
+    canonical.ClearField("idempotency_key")
+    return hashlib.sha256(canonical.SerializeToString(deterministic=True)).digest()
+
+
+def request_from_proto(
+    received: generation.GenerationRequest,
+    card: generation.ModelCard,
+    settings: SchedulerSettings,
+) -> tuple[messages.Request, generation.GenerationRequest]:
+    """Check everything; gives also a copy of the body with all defaults. Raises HeadwayError.
+
+    A copy, because a part of a received message keeps the whole message in memory.
+    """
+    body = generation.GenerationRequest()
+    body.CopyFrom(received)
+    _check_names(body, settings)
+    digest = body_hash(body) if body.idempotency_key else b""
+    num_samples = max(1, body.num_samples)
+    if num_samples > settings.max_samples:
+        raise _bad("num_samples", f"must not be above {settings.max_samples}")
+    if not body.HasField("band"):
+        body.band = settings.default_band
+    if body.band >= settings.num_bands:
+        raise _bad("band", f"must be below {settings.num_bands}")
+    _check_prompt(body, card)
+    _check_sampling(body.sampling, card, settings)
+    _fill_max_tokens(body, card, settings)
+    if not body.sampling.HasField("seed"):
+        body.sampling.seed = secrets.randbits(63)
+    body.num_samples = num_samples
+    queue_timeout_ms, execution_timeout_ms = _timeouts(body, settings)
+    bytes_per_token = 8 if body.sampling.logprobs else 4
+    request = messages.Request(
+        request_id=new_request_id(),
+        tenant=body.tenant,
+        model=body.model,
+        band=body.band,
+        num_prompt_tokens=len(body.prompt_token_ids),
+        max_tokens=body.sampling.max_tokens,
+        num_samples=num_samples,
+        num_bytes=_OVERHEAD_BYTES
+        + body.ByteSize()
+        + bytes_per_token * body.sampling.max_tokens * num_samples,
+        queue_timeout_ms=queue_timeout_ms,
+        execution_timeout_ms=execution_timeout_ms,
+        session_id=body.session_id,
+        idempotency_key=body.idempotency_key,
+        body_hash=digest,
+    )
+    return request, body
+
+
+def _check_names(body: generation.GenerationRequest, settings: SchedulerSettings) -> None:
+    most = settings.max_name_chars
+    check_name(body.model, "model", most)
+    check_name(body.tenant, "tenant", most, may_be_empty=True)
+    check_name(body.session_id, "session_id", most, may_be_empty=True)
+    check_name(body.idempotency_key, "idempotency_key", most, may_be_empty=True)
+
+
+def _check_prompt(body: generation.GenerationRequest, card: generation.ModelCard) -> None:
+    field = "prompt_token_ids"
+    num_tokens = len(body.prompt_token_ids)
+    if num_tokens == 0:
+        raise _bad(field, "must not be empty")
+    if num_tokens >= card.max_context_tokens:
+        raise _too_long(num_tokens, 1, card)
+    if max(body.prompt_token_ids) >= card.vocab_size:
+        raise _bad(field, f"must be below the vocabulary's size, {card.vocab_size}")
+
+
+def _check_sampling(
+    sampling: generation.SamplingParams, card: generation.ModelCard, settings: SchedulerSettings
+) -> None:
+    if sampling.HasField("max_tokens") and sampling.max_tokens == 0:
+        raise _bad("sampling.max_tokens", "must be at least 1")
+    # comparisons with NaN are false, so each reads "is inside"
+    if sampling.HasField("temperature") and not 0 <= sampling.temperature <= _MAX_TEMPERATURE:
+        raise _bad("sampling.temperature", f"must be from 0 to {_MAX_TEMPERATURE:g}")
+    if sampling.HasField("top_p") and not 0 < sampling.top_p <= 1:
+        raise _bad("sampling.top_p", "must be above 0 and at most 1")
+    if not 0 <= sampling.min_p <= 1:
+        raise _bad("sampling.min_p", "must be from 0 to 1")
+    if len(sampling.stop_token_ids) > settings.max_stop_token_ids:
+        raise _bad("sampling.stop_token_ids", f"at most {settings.max_stop_token_ids}")
+    if any(token >= card.vocab_size for token in sampling.stop_token_ids):
+        raise _bad("sampling.stop_token_ids", f"must be below {card.vocab_size}")
+    if len(sampling.stop_strings) > settings.max_stop_strings:
+        raise _bad("sampling.stop_strings", f"at most {settings.max_stop_strings}")
+    if not all(sampling.stop_strings):
+        raise _bad("sampling.stop_strings", "must not be empty")
+    most = settings.max_stop_string_bytes
+    if any(len(stop.encode()) > most for stop in sampling.stop_strings):
+        raise _bad("sampling.stop_strings", f"must not be longer than {most} bytes")
+
+
+def _fill_max_tokens(
+    body: generation.GenerationRequest, card: generation.ModelCard, settings: SchedulerSettings
+) -> None:
+    sampling = body.sampling
+    num_prompt_tokens = len(body.prompt_token_ids)
+    room = card.max_context_tokens - num_prompt_tokens
+    if not sampling.HasField("max_tokens"):
+        sampling.max_tokens = min(room, settings.default_max_tokens)
+    elif sampling.max_tokens > room:
+        raise _too_long(num_prompt_tokens, sampling.max_tokens, card)
+    if sampling.min_tokens > sampling.max_tokens:
+        raise _bad("sampling.min_tokens", "must not be above max_tokens")
+
+
+def _timeouts(body: generation.GenerationRequest, settings: SchedulerSettings) -> tuple[int, int]:
+    queue_ms = settings.default_queue_timeout_ms
+    if body.HasField("queue_timeout"):
+        most = settings.max_queue_timeout_ms
+        queue_ms = duration_ms(body.queue_timeout, "queue_timeout", least=1, most=most)
+    execution_ms = settings.default_execution_timeout_ms
+    if body.HasField("execution_timeout"):
+        most = settings.max_execution_timeout_ms
+        execution_ms = duration_ms(body.execution_timeout, "execution_timeout", least=1, most=most)
+    body.queue_timeout.CopyFrom(duration(queue_ms))
+    body.execution_timeout.CopyFrom(duration(execution_ms))
+    return queue_ms, execution_ms
+
+
+def check_next_index(next_index: Sequence[int], output: Output) -> None:
+    """Where a client wants to go on must be inside the request."""
+    if output.num_samples == 0:  # it failed; there is nothing but its end
+        return
+    if len(next_index) > output.num_samples:
+        raise _bad("next_index", f"the request has {output.num_samples} samples")
+    if any(index > output.max_tokens for index in next_index):
+        raise _bad("next_index", f"the request has at most {output.max_tokens} tokens")
+
+
+def failure(error: HeadwayError) -> generation.Failure:
+    """An error on a stream."""
+    return generation.Failure(
+        reason=error.reason.value,
+        message=error.message,
+        retry_after=optional_duration(error.retry_after_ms),
+    )
+
+
+def status_to_proto(
+    status: messages.RequestStatus, num_generated_tokens: int
+) -> generation.QueueStatus:
+    """Where a live request stands."""
+    state = generation.QueueStatus.STATE_RUNNING
+    if not status.is_running:
+        state = generation.QueueStatus.STATE_WAITING
+    return generation.QueueStatus(
+        state=state,
+        position=min(status.position, _UINT32_MAX),
+        depth=min(status.depth, _UINT32_MAX),
+        estimated_wait=optional_duration(status.estimated_wait_ms),
+        retry_after=duration(status.retry_after_ms),
+        num_generated_tokens=num_generated_tokens,
+    )
+
+
+def result_to_proto(
+    finished: messages.RequestFinished,
+    samples: list[generation.SampleResult],
+    *,
+    num_prompt_tokens: int,
+    num_generated_tokens: int,
+) -> generation.GenerationResult:
+    """The end of a request, as it is stored; a failed one keeps no samples."""
+    result = generation.GenerationResult(
+        usage=generation.Usage(
+            num_prompt_tokens=num_prompt_tokens, num_generated_tokens=num_generated_tokens
+        ),
+        timing=generation.Timing(
+            queued=optional_duration(finished.queued_ms),
+            first_token=optional_duration(finished.first_token_ms),
+            total=duration(finished.total_ms),
+            num_attempts=finished.num_attempts,
+        ),
+    )
+    if finished.reason is None:
+        result.samples.extend(samples)
+    else:
+        error = HeadwayError(
+            finished.reason, finished.message, retry_after_ms=finished.retry_after_ms
+        )
+        result.failure.CopyFrom(failure(error))
+    return result
+
+
+def finished_from_result(result: generation.GenerationResult) -> scheduler.Finished:
+    """The last word of a stream; the handle is set by whoever sends it."""
+    return scheduler.Finished(
+        usage=result.usage,
+        timing=result.timing,
+        failure=result.failure if result.HasField("failure") else None,
+    )
+
+
+def _bad(field: str, message: str) -> HeadwayError:
+    return HeadwayError(Reason.INVALID_REQUEST, f"{field}: {message}", field=field)
+
+
+def _too_long(prompt: int, max_tokens: int, card: generation.ModelCard) -> HeadwayError:
+    return HeadwayError(
+        Reason.PROMPT_TOO_LONG,
+        f"prompt ({prompt}) and max_tokens ({max_tokens}) are together above the context "
+        f"of {card.max_context_tokens} tokens",
+        field="prompt_token_ids",
+    )
