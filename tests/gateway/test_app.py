@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
 from starlette.types import Message
 
-from gateway_http.app import build_app
+from gateway_http.app import Health, build_app
 from gateway_http.auth import Tenants
 from gateway_http.client import SchedulerClient
 from gateway_http.settings import GatewaySettings
@@ -160,8 +161,10 @@ async def test_a_client_that_takes_nothing_is_cut_off(
         if message["type"] == "http.response.body":
             await never.wait()
 
+    aborted = asyncio.Event()
     scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "query_string": b""}
-    await app(scope, receive, send)
+    await app({**scope, "state": {"abort": aborted.set}}, receive, send)
+    assert aborted.is_set()
     await scheduler.until(lambda: len(scheduler.cancelled) == 1)
 
 
@@ -273,3 +276,15 @@ async def test_the_process_drains_on_sigterm(scheduler: ScriptedScheduler) -> No
     rest = [json.loads(line)["event"] async for line in process.stderr]
     assert await process.wait() == 0
     assert rest[-1] == "server.stopped"
+
+
+async def test_every_connection_can_be_cut(
+    client: SchedulerClient, settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut(self: Health, request: Request) -> Response:
+        request.scope["state"]["abort"]()
+        return Response()
+
+    monkeypatch.setattr(Health, "ready", cut)
+    async with serving(client, settings) as url:
+        assert await raw(url, b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n") == b""

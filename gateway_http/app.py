@@ -1,0 +1,76 @@
+"""The HTTP application: every route, and what stands around them."""
+
+import asyncio
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway_http import openai, tinker
+from gateway_http.auth import Tenants
+from gateway_http.client import SchedulerClient
+from gateway_http.http_errors import error_response, json_response
+from gateway_http.middleware import BodyLimit, ErrorTranslator
+from gateway_http.settings import GatewaySettings
+from headway.errors import HeadwayError
+
+HEALTH_TTL_S = 1.0
+
+
+class Health:
+    """Whether work can be done, asked of the scheduler once a second at most."""
+
+    def __init__(self, client: SchedulerClient) -> None:
+        self._client = client
+        self._lock = asyncio.Lock()
+        self._is_live = False
+        self._fresh_until = 0.0
+
+    async def is_live(self) -> bool:
+        """Whether any executor serves a model."""
+        clock = asyncio.get_running_loop().time
+        async with self._lock:
+            if clock() >= self._fresh_until:
+                try:
+                    self._is_live = bool(await self._client.list_models())
+                except HeadwayError:
+                    self._is_live = False
+                self._fresh_until = clock() + HEALTH_TTL_S
+            return self._is_live
+
+    async def health(self, request: Request) -> Response:
+        """GET /health."""
+        is_live = await self.is_live()
+        return json_response(
+            {"status": "ok" if is_live else "unavailable"}, 200 if is_live else 503
+        )
+
+    async def ready(self, request: Request) -> Response:
+        """GET /ready: connected, not draining, and somebody there to do the work."""
+        is_ready = self._client.is_connected and not self._client.is_draining
+        is_ready = is_ready and await self.is_live()
+        return json_response({"is_ready": is_ready}, 200 if is_ready else 503)
+
+
+def build_app(client: SchedulerClient, settings: GatewaySettings) -> Starlette:
+    """The ASGI application; ``client`` must be running while it serves."""
+    tenants = Tenants(settings)
+    health = Health(client)
+
+    async def from_router(request: Request, error: Exception) -> Response:
+        return error_response(error, request.url.path, settings)
+
+    return Starlette(
+        routes=[
+            Route("/health", health.health),
+            Route("/health/", health.health),
+            Route("/ready", health.ready),
+            *openai.routes(client, settings, tenants),
+            *tinker.routes(client, settings, tenants),
+        ],
+        middleware=[Middleware(ErrorTranslator, settings), Middleware(BodyLimit, settings)],
+        exception_handlers={HTTPException: from_router},
+    )

@@ -1,0 +1,306 @@
+"""The scheduler as the gateway's handlers see it: submit, follow, retrieve, cancel, look up.
+
+Everything that has to do with requests travels on one Open stream (``connection``); look-ups are
+unary calls to the same scheduler. Nothing here waits without a bound: a scheduler that is gone
+is NO_CAPACITY after ``submit_timeout_s`` or ``unary_timeout_s``.
+"""
+
+import asyncio
+import contextlib
+import random
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc.aio
+from google.protobuf import duration_pb2
+
+from gateway_http.connection import Connection, to_error, unreachable
+from gateway_http.core.messages import (
+    Accepted,
+    Ended,
+    Failure,
+    Positioned,
+    SampleEnded,
+    Stream,
+    Tokens,
+)
+from gateway_http.core.streams import Streams
+from gateway_http.models import LoadedModel, Models
+from gateway_http.settings import GatewaySettings
+from headway.errors import HeadwayError, from_rpc_error
+from headway.reasons import Reason
+from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
+
+__all__ = ["Accepted", "Event", "Finish", "Generation", "LoadedModel", "Positioned"]
+__all__ += ["SampleEnded", "SchedulerClient", "Tokens"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Last event of a generation; ``error`` is set when it did not succeed."""
+
+    usage: generation_pb2.Usage
+    timing: generation_pb2.Timing
+    error: HeadwayError | None
+
+
+Event = Positioned | Tokens | SampleEnded | Finish
+
+
+class Generation:
+    """One request that is followed to its end.
+
+    ``SampleEnded.detail`` is the SequenceEnd, ``Positioned.status`` the QueueStatus. Leaving the
+    context early cancels the request.
+    """
+
+    def __init__(
+        self,
+        streams: Streams,
+        on_command: Callable[[], None],
+        accept_timeout_s: float,
+        changed: asyncio.Event,
+    ) -> None:
+        self._streams = streams
+        self._on_command = on_command
+        self._accept_timeout_s = accept_timeout_s
+        self._stream: Stream | None = None
+        self._accepted: Accepted | None = None
+        self._events: deque[Event] = deque()
+        self._finish: Finish | None = None
+        self.changed = changed
+
+    def _start(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def accepted(self) -> Accepted:
+        """Wait until the scheduler has it. Raises its refusal, or NO_CAPACITY after a while."""
+        try:
+            async with asyncio.timeout(self._accept_timeout_s):
+                while self._accepted is None:
+                    self._read()
+                    if self._accepted is not None:
+                        break
+                    if self._finish is not None:
+                        raise self._finish.error or unreachable()
+                    await self.changed.wait()
+        except TimeoutError:
+            self.cancel()
+            raise unreachable() from None
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        return self._accepted
+
+    def cancel(self) -> None:
+        """End it now; the events end with CANCELLED. Harmless when it has ended."""
+        assert self._stream is not None
+        self._streams.cancel(self._stream)
+        self._on_command()
+
+    def poll(self) -> list[Event]:
+        """What is new, without waiting. Clear ``changed`` first if you will wait on it."""
+        self._read()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            if not self._events:
+                self._read()
+            if self._events:
+                return self._events.popleft()
+            if self._finish is not None:
+                raise StopAsyncIteration
+            await self.changed.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def _read(self) -> None:
+        assert self._stream is not None
+        self.changed.clear()
+        for event in self._stream.read():
+            if isinstance(event, Accepted):
+                self._accepted = event
+                if self._stream.wants_positions:
+                    self._events.append(Positioned(event.status))
+            elif isinstance(event, Ended):
+                self._finish = _finish(event)
+                self._events.append(self._finish)
+            else:
+                self._events.append(event)
+
+
+def _finish(ended: Ended) -> Finish:
+    error = to_error(ended.failure) if ended.failure is not None else None
+    finished = ended.detail if ended.detail is not None else scheduler_pb2.Finished()
+    return Finish(finished.usage, finished.timing, error)
+
+
+class SchedulerClient:
+    """One gateway's door to the scheduler. Run ``run`` as a task, or use ``running``."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._streams = Streams()
+        self._connection = Connection(self._streams, settings)
+        self._models = Models(self._get_model, settings)
+        self._is_draining = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a scheduler has welcomed us."""
+        return self._connection.is_ready
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._is_draining
+
+    @property
+    def num_inflight(self) -> int:
+        """Requests that this gateway follows now."""
+        return len(self._streams)
+
+    async def run(self) -> None:
+        """Stay connected until cancelled; then everything that is followed ends."""
+        try:
+            await self._connection.run()
+        finally:
+            self.fail_all()
+            self._models.close()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """``run`` for the length of a block; if it dies, so does the block."""
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self.run())
+            yield self
+            task.cancel()
+
+    def drain(self) -> None:
+        """Take nothing new from here on."""
+        self._is_draining = True
+
+    def fail_all(self) -> None:
+        """End everything that is followed with DRAINING."""
+        self._streams.fail_all(Failure(Reason.DRAINING, "This gateway is shutting down."))
+        self._connection.wake()
+
+    def generate(
+        self,
+        request: generation_pb2.GenerationRequest,
+        *,
+        wants_positions: bool = False,
+        is_detached: bool = False,
+        changed: asyncio.Event | None = None,
+    ) -> Generation:
+        """Submit and follow; a missing idempotency key is filled in, so that we may resubmit.
+
+        ``changed`` lets one task wait for several generations at once: it polls all of them.
+        Raises at once when this gateway is full or shutting down, or the request is too large.
+        """
+        if self._is_draining:
+            raise HeadwayError(Reason.DRAINING, "This gateway is shutting down.")
+        if len(self._streams) >= self._settings.max_inflight:
+            raise HeadwayError(Reason.NO_CAPACITY, "This gateway follows too many requests.")
+        if not request.idempotency_key:
+            request.idempotency_key = f"gateway-{uuid.uuid4().hex}"
+        num_bytes = request.ByteSize()
+        if num_bytes > self._settings.max_request_bytes:
+            raise HeadwayError(Reason.BODY_TOO_LARGE, "The request is too large.")
+        generation = Generation(
+            self._streams,
+            self._connection.wake,
+            self._settings.submit_timeout_s,
+            changed or asyncio.Event(),
+        )
+        stream = self._streams.open(
+            request,
+            num_samples=request.num_samples or 1,
+            num_bytes=num_bytes,
+            on_change=generation.changed.set,
+            is_detached=is_detached,
+            wants_positions=wants_positions,
+            wants_logprobs=request.sampling.logprobs,
+        )
+        generation._start(stream)
+        self._connection.wake()
+        return generation
+
+    async def submit(self, request: generation_pb2.GenerationRequest) -> Accepted:
+        """Hand over a future; ``retrieve`` reads it. Raises what the scheduler refuses."""
+        return await self.generate(request, is_detached=True).accepted()
+
+    async def retrieve(
+        self, request_id: str, tenant: str, wait_s: float = 0.0
+    ) -> generation_pb2.QueueStatus | generation_pb2.GenerationResult:
+        """A future's result, or where it stands after ``wait_s``."""
+        request = scheduler_pb2.RetrieveRequest(request_id=request_id, tenant=tenant)
+        if wait_s > 0:
+            request.wait.CopyFrom(_duration(wait_s))
+        response = await self._call(lambda stub, t: stub.Retrieve(request, timeout=t), wait_s)
+        if response.HasField("result"):
+            return response.result
+        return response.pending
+
+    async def cancel(self, request_id: str, tenant: str) -> None:
+        """End a future wherever it is; finished and unknown ones are left as they are."""
+        request = scheduler_pb2.CancelRequest(request_id=request_id, tenant=tenant)
+        await self._call(lambda stub, t: stub.Cancel(request, timeout=t))
+
+    async def list_models(self) -> list[generation_pb2.ModelCard]:
+        """The models that can be asked for now."""
+        request = scheduler_pb2.ListModelsRequest()
+        response = await self._call(lambda stub, t: stub.ListModels(request, timeout=t))
+        return list(response.models)
+
+    async def model(self, name: str) -> LoadedModel:
+        """A model's card and its tokenizer, cached. Raises MODEL_NOT_FOUND."""
+        return await self._models.get(name)
+
+    async def _get_model(self, name: str, digest: str) -> scheduler_pb2.GetModelResponse:
+        request = scheduler_pb2.GetModelRequest(model=name, known_assets_digest=digest)
+        return await self._call(lambda stub, t: stub.GetModel(request, timeout=t))
+
+    async def _call(
+        self,
+        call: Callable[[scheduler_pb2_grpc.SchedulerServiceStub, float], Awaitable[T]],
+        wait_s: float = 0.0,
+    ) -> T:
+        """A unary call, repeated while the scheduler is away: all of them are safe to retry."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.unary_timeout_s
+        while True:
+            stub = await self._connection.stub(max(0.0, deadline - loop.time()))
+            try:
+                return await call(stub, wait_s + self._settings.unary_timeout_s)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or loop.time() >= deadline:
+                    raise from_rpc_error(error) from None
+            await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromMilliseconds(round(seconds * 1000))
+    return duration

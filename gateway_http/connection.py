@@ -1,0 +1,282 @@
+"""The one Open stream to the scheduler: kept alive, or replaced.
+
+One task reads, one writes, one watches the clock; whichever ends first ends the connection, and
+the next address of the list is tried after a jittered pause. Reads and writes are never put under
+``wait_for``: a timeout there would cancel the whole stream.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+
+import grpc.aio
+import structlog
+from google.protobuf import duration_pb2
+
+from gateway_http.core.messages import Commands, Failure
+from gateway_http.core.streams import Streams
+from gateway_http.settings import GatewaySettings
+from headway.errors import HeadwayError, from_rpc_error
+from headway.reasons import Reason
+from headway.server import connect
+from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
+
+_log = structlog.get_logger()
+_REASONS = {reason.value: reason for reason in Reason}
+
+Call = grpc.aio.StreamStreamCall[scheduler_pb2.OpenRequest, scheduler_pb2.OpenResponse]
+
+
+class _ConnectionLostError(Exception):
+    """Why this connection is over, for the log."""
+
+
+class Connection:
+    """Carries ``streams`` over one scheduler after the other. ``run`` is its only task."""
+
+    def __init__(self, streams: Streams, settings: GatewaySettings) -> None:
+        self._streams = streams
+        self._settings = settings
+        self._wake = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._is_closing = False
+        self._stub: scheduler_pb2_grpc.SchedulerServiceStub | None = None
+        self._lost_at: float | None = None
+        self._last_heard = 0.0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a scheduler has welcomed us."""
+        return self._ready.is_set()
+
+    def wake(self) -> None:
+        """There is something to write."""
+        self._wake.set()
+
+    async def stub(self, timeout_s: float) -> scheduler_pb2_grpc.SchedulerServiceStub:
+        """The scheduler that we are connected to. Raises NO_CAPACITY if there is none in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ready.wait()
+        except TimeoutError:
+            raise unreachable() from None
+        assert self._stub is not None
+        return self._stub
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        settings = self._settings
+        backoff_ms = settings.reconnect_backoff_min_ms
+        turn = 0
+        self._lost_at = _now()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._give_up_on_the_lost())
+            while True:
+                address = settings.scheduler_addresses[turn % len(settings.scheduler_addresses)]
+                turn += 1
+                was_ready = await self._converse(address)
+                if was_ready:
+                    backoff_ms = settings.reconnect_backoff_min_ms
+                await asyncio.sleep(backoff_ms * random.uniform(0.5, 1.0) / 1000)  # noqa: S311
+                if not was_ready:
+                    backoff_ms = min(2 * backoff_ms, settings.reconnect_backoff_max_ms)
+
+    async def _converse(self, address: str) -> bool:
+        """One connection from hello to its end; gives whether the scheduler welcomed us."""
+        channel = connect(address, max_message_bytes=self._settings.max_message_bytes)
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        was_ready = False
+        cause = ""
+        try:
+            async with _opened(stub) as call:
+                welcome = await self._greet(call)
+                self._become_ready(stub, address, welcome.epoch)
+                was_ready = True
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._read(call))
+                    group.create_task(self._write(call, _seconds(welcome.heartbeat_interval, 1.0)))
+                    group.create_task(self._watch(_seconds(welcome.heartbeat_timeout, 5.0)))
+        except* grpc.aio.AioRpcError as errors:
+            first = errors.exceptions[0]
+            assert isinstance(first, grpc.aio.AioRpcError)
+            cause = from_rpc_error(first).reason
+        except* (_ConnectionLostError, TimeoutError) as errors:
+            cause = str(errors.exceptions[0]) or "timeout"
+        except* (asyncio.InvalidStateError, grpc.aio.UsageError):
+            cause = "ended while writing"
+        finally:
+            self._become_lost()
+            await channel.close()
+        if was_ready:
+            _log.warning("scheduler.lost", address=address, cause=cause)
+        else:
+            _log.debug("scheduler.missed", address=address, cause=cause)
+        return was_ready
+
+    def _become_ready(
+        self, stub: scheduler_pb2_grpc.SchedulerServiceStub, address: str, epoch: int
+    ) -> None:
+        self._stub = stub
+        self._lost_at = None
+        self._streams.connected()
+        self._ready.set()
+        self._wake.set()
+        _log.info("scheduler.connected", address=address, epoch=epoch)
+
+    def _become_lost(self) -> None:
+        if self._ready.is_set():
+            self._ready.clear()
+            self._stub = None
+            self._lost_at = _now()
+            self._streams.disconnected()
+
+    async def _greet(self, call: Call) -> scheduler_pb2.ClientWelcome:
+        """Hello and welcome; the timeout may cancel the stream, as nothing hangs on it yet."""
+        async with asyncio.timeout(self._settings.connect_timeout_s):
+            hello = scheduler_pb2.ClientHello(client_id=self._settings.client_id)
+            await call.write(scheduler_pb2.OpenRequest(hello=hello))
+            first = await call.read()
+        if first is grpc.aio.EOF:
+            raise _ConnectionLostError(await _ending(call))
+        assert isinstance(first, scheduler_pb2.OpenResponse)
+        if not first.HasField("welcome"):
+            raise _ConnectionLostError("no welcome")
+        return first.welcome
+
+    async def _read(self, call: Call) -> None:
+        self._last_heard = _now()
+        while True:
+            response = await call.read()
+            if response is grpc.aio.EOF:
+                raise _ConnectionLostError(await _ending(call))
+            assert isinstance(response, scheduler_pb2.OpenResponse)
+            self._last_heard = _now()
+            if response.HasField("updates"):
+                is_elsewhere = apply_updates(self._streams, response.updates)
+                self._wake.set()  # gaps and repeats make new commands
+                if is_elsewhere:
+                    raise _ConnectionLostError("not the leader")
+
+    async def _write(self, call: Call, heartbeat_interval_s: float) -> None:
+        """Send what gathered while the last write was under way, else a heartbeat."""
+        batch_bytes = self._settings.max_message_bytes // 4
+        while True:
+            if self._streams.is_exhausted:
+                raise _ConnectionLostError("out of handles")
+            self._wake.clear()
+            commands = self._streams.take(batch_bytes)
+            if commands:
+                message = scheduler_pb2.OpenRequest(commands=encode_commands(commands))
+                await call.write(message)
+                continue
+            try:
+                async with asyncio.timeout(heartbeat_interval_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                beat = scheduler_pb2.OpenRequest(heartbeat=scheduler_pb2.Heartbeat())
+                await call.write(beat)
+
+    async def _watch(self, timeout_s: float) -> None:
+        """A scheduler that says nothing for ``timeout_s`` is taken for dead."""
+        while True:
+            left_s = self._last_heard + timeout_s - _now()
+            if left_s <= 0:
+                raise _ConnectionLostError("silent")
+            await asyncio.sleep(left_s)
+
+    async def _give_up_on_the_lost(self) -> None:
+        """End what has waited for a scheduler for too long, so that no client hangs."""
+        limit_s = self._settings.reconnect_timeout_s
+        while True:
+            now = _now()
+            lost_at = self._lost_at
+            left_s = limit_s if lost_at is None else lost_at + limit_s - now
+            if left_s <= 0:
+                self._streams.fail_all(Failure(Reason.NO_CAPACITY, unreachable().message))
+                left_s = limit_s
+            await asyncio.sleep(left_s)
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    stub: scheduler_pb2_grpc.SchedulerServiceStub,
+) -> AsyncIterator[Call]:
+    call = stub.Open()
+    try:
+        yield call
+    finally:
+        call.cancel()
+
+
+async def _ending(call: Call) -> str:
+    return f"ended: {(await call.code()).name}"
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _seconds(duration: duration_pb2.Duration, default: float) -> float:
+    return duration.ToMilliseconds() / 1000 or default
+
+
+def unreachable() -> HeadwayError:
+    """What clients are told while no scheduler answers."""
+    return HeadwayError(Reason.NO_CAPACITY, "No scheduler can be reached.")
+
+
+def decode_failure(failure: generation_pb2.Failure) -> Failure:
+    """A Failure off the wire; names that we do not know count as INTERNAL."""
+    retry_after_ms = failure.retry_after.ToMilliseconds() if failure.HasField("retry_after") else 0
+    return Failure(
+        _REASONS.get(failure.reason, Reason.INTERNAL),
+        failure.message,
+        retry_after_ms or None,
+    )
+
+
+def to_error(failure: Failure) -> HeadwayError:
+    """A failure as the exception that the HTTP side knows."""
+    return HeadwayError(failure.reason, failure.message, retry_after_ms=failure.retry_after_ms)
+
+
+def encode_commands(commands: Commands) -> scheduler_pb2.ClientCommands:
+    """Commands as their wire form."""
+    message = scheduler_pb2.ClientCommands()
+    for submit in commands.submits:
+        message.submits.add(
+            handle=submit.handle,
+            request=submit.payload,
+            detached=submit.is_detached,
+            wants_positions=submit.wants_positions,
+        )
+    for resume in commands.resumes:
+        message.resumes.add(
+            handle=resume.handle,
+            request_id=resume.request_id,
+            tenant=resume.payload.tenant,
+            next_index=resume.next_index,
+        )
+    for cancel in commands.cancels:
+        message.cancels.add(handle=cancel.handle)
+    return message
+
+
+def apply_updates(streams: Streams, updates: scheduler_pb2.Updates) -> bool:
+    """Tell the streams what came; gives whether another scheduler must be asked instead."""
+    is_elsewhere = False
+    for accepted in updates.accepted:
+        streams.on_accepted(accepted.handle, accepted.request_id, accepted.status)
+    for rejected in updates.rejected:
+        is_elsewhere |= streams.on_rejected(rejected.handle, decode_failure(rejected.failure))
+    for position in updates.positions:
+        streams.on_position(position.handle, position.status)
+    if updates.HasField("frame"):
+        frame = updates.frame
+        ends = [(end.handle, end.num_tokens, end) for end in frame.ends]
+        streams.on_frame(frame.handle, frame.index, frame.token_id, frame.logprob, ends)
+    for finished in updates.finished:
+        failure = decode_failure(finished.failure) if finished.HasField("failure") else None
+        streams.on_finished(finished.handle, failure, finished)
+    return is_elsewhere

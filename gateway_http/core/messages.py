@@ -1,0 +1,169 @@
+"""What goes in and out of ``streams``: commands, events, and the record of one request.
+
+A stream of tokens is kept whole until its request ends (at most max_tokens long): frames are
+compared with it, and a consumer that lags reads it in larger pieces. ``payload``, ``status`` and
+``detail`` belong to the shell and pass through untouched.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from headway.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request did not succeed, in the words of the error table."""
+
+    reason: Reason
+    message: str
+    retry_after_ms: int | None = None
+
+
+# --- what the shell sends ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Ask for a request; ``handle`` and its successors name its samples."""
+
+    handle: int
+    payload: Any
+    is_detached: bool
+    wants_positions: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Follow an accepted request from ``next_index`` of each sample on."""
+
+    handle: int
+    request_id: str
+    payload: Any
+    next_index: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a request."""
+
+    handle: int
+
+
+@dataclass(slots=True)
+class Commands:
+    """One message's worth of commands; the scheduler handles them in this order."""
+
+    submits: list[Submit] = field(default_factory=list)
+    resumes: list[Resume] = field(default_factory=list)
+    cancels: list[Cancel] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.submits or self.resumes or self.cancels)
+
+
+# --- what a consumer reads --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The request is in the scheduler's care."""
+
+    request_id: str
+    status: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Positioned:
+    """Where the waiting request stands now; older positions are skipped."""
+
+    status: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens ``first_index``.. of one sample; ``logprobs`` is empty unless they were asked for."""
+
+    sample: int
+    first_index: int
+    token_ids: list[int]
+    logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEnded:
+    """One sample is complete."""
+
+    sample: int
+    detail: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Last event: the request succeeded, or not."""
+
+    failure: Failure | None
+    detail: Any = None
+
+
+Event = Accepted | Positioned | Tokens | SampleEnded | Ended
+
+
+@dataclass(slots=True)
+class Sample:
+    """One sample's tokens so far; ``num_read`` of them the consumer has seen."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    end: SampleEnded | None = None
+    num_read: int = 0
+    is_end_read: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One request. ``handle`` is 0 while this connection does not know it."""
+
+    key: int
+    payload: Any
+    num_samples: int
+    num_bytes: int
+    is_detached: bool
+    wants_positions: bool
+    wants_logprobs: bool
+    on_change: Callable[[], None]
+    samples: list[Sample]
+    handle: int = 0
+    request_id: str = ""
+    is_cancelled: bool = False
+    num_resumes: int = 0
+    num_tokens_at_resume: int = 0
+    unread: Accepted | Positioned | None = None
+    ended: Ended | None = None
+    is_ended_read: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens held, over all samples."""
+        return sum(len(sample.token_ids) for sample in self.samples)
+
+    def read(self) -> list[Event]:
+        """Everything new since the last call; tokens of a sample come as one event."""
+        events: list[Event] = []
+        if self.unread is not None:
+            events.append(self.unread)
+            self.unread = None
+        for number, sample in enumerate(self.samples):
+            start = sample.num_read
+            if len(sample.token_ids) > start:
+                sample.num_read = len(sample.token_ids)
+                tokens, logprobs = sample.token_ids[start:], sample.logprobs[start:]
+                events.append(Tokens(number, start, tokens, logprobs))
+            if sample.end is not None and not sample.is_end_read:
+                sample.is_end_read = True
+                events.append(sample.end)
+        if self.ended is not None and not self.is_ended_read:
+            self.is_ended_read = True
+            events.append(self.ended)
+        return events

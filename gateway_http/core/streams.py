@@ -1,0 +1,326 @@
+"""The gateway's side of the Open stream: which requests live, and how far each one is.
+
+Rule: each consumer sees every token of a request once, in order, and one end, however often the
+connection breaks. No I/O, no clock: the shell says what happened and carries ``Commands`` out.
+
+A frame is compared with what was delivered: overlap that agrees is dropped, overlap that differs
+ends the request, because two sample paths are never joined. A gap means that something was lost:
+the request is resumed from its next index under a new handle, and whatever still arrives under
+the old one has no meaning. After a broken connection, what was accepted is resumed; what was not
+is submitted again, which its idempotency key makes safe.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any
+
+from gateway_http.core.messages import (
+    Accepted,
+    Cancel,
+    Commands,
+    Ended,
+    Failure,
+    Positioned,
+    Resume,
+    Sample,
+    SampleEnded,
+    Stream,
+    Submit,
+)
+from headway.reasons import Reason
+
+MAX_HANDLE = 2**32 - 1
+MAX_RESUMES_WITHOUT_PROGRESS = 3
+
+
+class Streams:
+    """All requests of one gateway, and the commands that wait for the connection."""
+
+    def __init__(self) -> None:
+        self._live: dict[int, Stream] = {}
+        self._by_handle: dict[int, tuple[Stream, int]] = {}
+        self._outbox: dict[int, Stream] = {}  # by key: to be submitted or resumed
+        self._cancels: list[Cancel] = []
+        self._next_key = 1
+        self._next_handle = 1
+        self._is_connected = False
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """This connection has no handles left: open a new one."""
+        return self._next_handle > MAX_HANDLE // 2
+
+    # --- the consumer's side ---
+
+    def open(
+        self,
+        payload: Any,
+        *,
+        num_samples: int,
+        num_bytes: int,
+        on_change: Callable[[], None],
+        is_detached: bool = False,
+        wants_positions: bool = False,
+        wants_logprobs: bool = False,
+    ) -> Stream:
+        """Ask for a request; ``on_change`` is called whenever ``Stream.read`` has news."""
+        stream = Stream(
+            key=self._next_key,
+            payload=payload,
+            num_samples=num_samples,
+            num_bytes=num_bytes,
+            is_detached=is_detached,
+            wants_positions=wants_positions,
+            wants_logprobs=wants_logprobs,
+            on_change=on_change,
+            samples=[Sample() for _ in range(num_samples)],
+        )
+        self._next_key += 1
+        self._live[stream.key] = stream
+        if self._is_connected:
+            self._outbox[stream.key] = stream
+        return stream
+
+    def cancel(self, stream: Stream, failure: Failure | None = None) -> None:
+        """End a request for its consumer now, and for the scheduler as soon as it can be told."""
+        if stream.ended is None:
+            self._end(stream, failure or Failure(Reason.CANCELLED, "The client went away."))
+
+    def fail_all(self, failure: Failure) -> None:
+        """End everything that is not finished."""
+        for stream in list(self._live.values()):
+            self.cancel(stream, failure)
+
+    # --- the connection's side ---
+
+    def connected(self) -> None:
+        """A new connection has been welcomed: put everything that lives onto it."""
+        assert not self._is_connected
+        self._is_connected = True
+        self._next_handle = 1
+        self._outbox.update(self._live)
+
+    def disconnected(self) -> None:
+        """The connection is gone, and with it all handles and unsent commands."""
+        self._is_connected = False
+        self._by_handle.clear()
+        self._outbox.clear()
+        self._cancels.clear()
+        for stream in list(self._live.values()):
+            stream.handle = 0
+            if stream.is_cancelled and not stream.request_id:
+                del self._live[stream.key]  # the scheduler's resume grace ends it, if it is there
+
+    def take(self, max_bytes: int) -> Commands:
+        """What has gathered, about ``max_bytes`` of it at most.
+
+        Handles are given out here, in the order in which the scheduler reads the message.
+        """
+        taken: list[Stream] = []
+        num_bytes = 0
+        while self._outbox and num_bytes < max_bytes:
+            stream = self._outbox.pop(next(iter(self._outbox)))
+            num_bytes += stream.num_bytes
+            taken.append(stream)
+        commands = Commands(cancels=self._cancels)
+        self._cancels = []
+        for stream in taken:
+            if not stream.request_id:
+                handle = self._assign(stream)
+                commands.submits.append(
+                    Submit(handle, stream.payload, stream.is_detached, stream.wants_positions)
+                )
+        for stream in taken:
+            if stream.request_id:
+                handle = self._assign(stream)
+                next_index = tuple(len(sample.token_ids) for sample in stream.samples)
+                commands.resumes.append(
+                    Resume(handle, stream.request_id, stream.payload, next_index)
+                )
+                if stream.is_cancelled:
+                    commands.cancels.append(Cancel(handle))
+        return commands
+
+    def on_accepted(self, handle: int, request_id: str, status: Any) -> None:
+        """The scheduler has it. A detached request needs nothing more from this stream."""
+        stream = self._of(handle)
+        if stream is None:
+            return
+        is_first = not stream.request_id
+        stream.request_id = request_id
+        if stream.is_detached:
+            self._forget(stream)
+        if stream.ended is not None:
+            return
+        if is_first:
+            stream.unread = Accepted(request_id, status)
+            stream.on_change()
+        elif stream.wants_positions:
+            self.on_position(handle, status)
+
+    def on_rejected(self, handle: int, failure: Failure) -> bool:
+        """Refused. True: this scheduler is not the one to ask, so try another connection."""
+        stream = self._of(handle)
+        if stream is None:
+            return False
+        is_resume = bool(stream.request_id)
+        if failure.reason is Reason.NOT_LEADER or (
+            is_resume and failure.reason is Reason.DRAINING and not stream.is_cancelled
+        ):
+            self._release(stream)
+            return True
+        lost = is_resume and failure.reason is Reason.REQUEST_NOT_FOUND
+        if lost and not stream.num_tokens and not stream.is_cancelled and self._may_retry(stream):
+            # Accepted in memory only, and forgotten: nothing was delivered, so begin anew.
+            self._release(stream)
+            stream.request_id = ""
+            self._outbox[stream.key] = stream
+            return False
+        self._finish(stream, Ended(failure))
+        return False
+
+    def on_position(self, handle: int, status: Any) -> None:
+        """It still waits. Never hides an acceptance that was not read yet."""
+        stream = self._of(handle)
+        if stream is None or stream.ended is not None:
+            return
+        if isinstance(stream.unread, Accepted):
+            stream.unread = Accepted(stream.unread.request_id, status)
+        else:
+            stream.unread = Positioned(status)
+        stream.on_change()
+
+    def on_frame(
+        self,
+        handles: Sequence[int],
+        indexes: Sequence[int],
+        token_ids: Sequence[int],
+        logprobs: Sequence[float],
+        ends: Iterable[tuple[int, int, Any]],
+    ) -> None:
+        """Tokens of many requests; ``ends`` holds (handle, num_tokens, detail)."""
+        by_handle = self._by_handle
+        touched: dict[int, Stream] = {}
+        values: Iterable[float] = logprobs or repeat(math.nan)
+        for handle, index, token_id, logprob in zip(
+            handles, indexes, token_ids, values, strict=False
+        ):
+            entry = by_handle.get(handle)
+            if entry is None:
+                continue
+            stream, number = entry
+            sample = stream.samples[number]
+            if index == len(sample.token_ids) and sample.end is None:
+                sample.token_ids.append(token_id)
+                if stream.wants_logprobs:
+                    sample.logprobs.append(logprob)
+                touched[stream.key] = stream
+            elif index > len(sample.token_ids):
+                self._resume(stream)
+            elif index == len(sample.token_ids) or sample.token_ids[index] != token_id:
+                self._diverge(stream)
+        for handle, num_tokens, detail in ends:
+            self._on_end(handle, num_tokens, detail, touched)
+        for stream in touched.values():
+            stream.on_change()
+
+    def on_finished(self, handle: int, failure: Failure | None, detail: Any) -> None:
+        """The request's end; one that lacks tokens is a gap like any other."""
+        stream = self._of(handle)
+        if stream is None:
+            return
+        is_complete = all(sample.end is not None for sample in stream.samples)
+        if failure is None and not is_complete and not stream.is_cancelled:
+            self._resume(stream)
+        else:
+            self._finish(stream, Ended(failure, detail))
+
+    # --- inside ---
+
+    def _of(self, handle: int) -> Stream | None:
+        entry = self._by_handle.get(handle)
+        return entry[0] if entry is not None else None
+
+    def _assign(self, stream: Stream) -> int:
+        """Give it the connection's next handles."""
+        assert stream.handle == 0
+        handle = stream.handle = self._next_handle
+        self._next_handle += stream.num_samples
+        for number in range(stream.num_samples):
+            self._by_handle[handle + number] = (stream, number)
+        return handle
+
+    def _release(self, stream: Stream) -> None:
+        """Take its handles back: what still arrives under them has no meaning."""
+        if stream.handle:
+            for handle in range(stream.handle, stream.handle + stream.num_samples):
+                del self._by_handle[handle]
+            stream.handle = 0
+
+    def _forget(self, stream: Stream) -> None:
+        self._release(stream)
+        self._outbox.pop(stream.key, None)
+        del self._live[stream.key]
+
+    def _finish(self, stream: Stream, ended: Ended) -> None:
+        """The scheduler is done with it; the consumer may have been told an end before."""
+        self._forget(stream)
+        if stream.ended is None:
+            stream.ended = ended
+            stream.on_change()
+
+    def _end(self, stream: Stream, failure: Failure) -> None:
+        """We are done with it; it stays until the scheduler confirms, unless it never heard."""
+        stream.ended = Ended(failure)
+        stream.is_cancelled = True
+        for number, sample in enumerate(stream.samples):
+            if sample.end is None:  # closed: takes no more tokens, and tells nobody
+                sample.end = SampleEnded(number, None)
+                sample.is_end_read = True
+        if stream.key in self._live:
+            is_unsent = stream.key in self._outbox or not self._is_connected
+            if not stream.request_id and (stream.is_detached or is_unsent):
+                self._forget(stream)
+            elif stream.handle:
+                self._cancels.append(Cancel(stream.handle))
+        stream.on_change()
+
+    def _may_retry(self, stream: Stream) -> bool:
+        if stream.num_tokens > stream.num_tokens_at_resume:
+            stream.num_resumes = 0
+        stream.num_tokens_at_resume = stream.num_tokens
+        stream.num_resumes += 1
+        return stream.num_resumes <= MAX_RESUMES_WITHOUT_PROGRESS
+
+    def _resume(self, stream: Stream) -> None:
+        if stream.is_cancelled:
+            return
+        if not stream.request_id or not self._may_retry(stream):
+            self._end(stream, Failure(Reason.INTERNAL, "Tokens of this stream were lost."))
+            return
+        self._release(stream)
+        self._outbox[stream.key] = stream
+
+    def _diverge(self, stream: Stream) -> None:
+        if not stream.is_cancelled:
+            self._end(stream, Failure(Reason.INTERNAL, "The stream diverged after a failover."))
+
+    def _on_end(
+        self, handle: int, num_tokens: int, detail: Any, touched: dict[int, Stream]
+    ) -> None:
+        entry = self._by_handle.get(handle)
+        if entry is None:
+            return
+        stream, number = entry
+        sample = stream.samples[number]
+        if num_tokens > len(sample.token_ids):
+            self._resume(stream)
+        elif num_tokens < len(sample.token_ids):
+            self._diverge(stream)
+        elif sample.end is None:
+            sample.end = SampleEnded(number, detail)
+            touched[stream.key] = stream

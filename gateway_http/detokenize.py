@@ -1,0 +1,94 @@
+"""Tokens to text while they come: no character is split, no text depends on how tokens arrive.
+
+Both classes take tokens one by one and are deterministic in them, so any way of cutting a stream
+into chunks gives the same text, and a client that lost its connection can be continued from any
+token on. Text is settled in windows: what was settled last stays as context, since some decoders
+treat the first token of a text in a special way (after vLLM's detokenizer and ``DecodeStream``).
+"""
+
+from collections.abc import Callable, Collection, Sequence
+
+REPLACEMENT = "\ufffd"
+MAX_UNSETTLED_TOKENS = 32
+MAX_CHARACTER_TOKENS = 8
+
+
+class Detokenizer:
+    """The text of one sample. ``hidden_ids`` (special and end tokens) have none."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], hidden_ids: Collection[int]) -> None:
+        self._decode = decode
+        self._hidden_ids = hidden_ids
+        self._window: list[int] = []
+        self._num_context = 0
+        self._context_text = ""
+
+    def push(self, token_id: int) -> str:
+        """Text that this token settles; empty while a character is incomplete."""
+        if token_id in self._hidden_ids:
+            return ""
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        if not text.endswith(REPLACEMENT):
+            return self._settle(text, len(self._window))
+        if len(self._window) - self._num_context < MAX_UNSETTLED_TOKENS:
+            return ""
+        # Not one long character but garbage: settle all that a further token cannot change.
+        for split in range(len(self._window) - 1, len(self._window) - MAX_CHARACTER_TOKENS, -1):
+            head = self._decode(self._window[:split])
+            if head + self._decode(self._window[split:]) == text:
+                return self._settle(head, split)
+        return ""
+
+    def flush(self) -> str:
+        """The rest, when the sample has ended: an incomplete character becomes U+FFFD."""
+        return self._settle(self._decode(self._window), len(self._window))
+
+    def _settle(self, text: str, num_settled: int) -> str:
+        new_text = text[len(self._context_text) :]
+        context = self._window[self._num_context : num_settled]
+        self._window = self._window[self._num_context :]
+        self._num_context = len(context)
+        self._context_text = self._decode(context)
+        return new_text
+
+
+class StopTrimmer:
+    """Cuts the stop string that ended a sample, holding back what may become one.
+
+    The executor decides which stop counts; it says so with the token that completes it, so a
+    match that is followed by another token was none (``min_tokens``) and is let go.
+    """
+
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        self._stops = tuple(stop_strings)
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Add one token's text; gives what is certain to be output."""
+        if not self._stops:
+            return text
+        num_old = len(self._held)
+        self._held += text
+        keep = min(self._start(stop, num_old) for stop in self._stops)
+        sure, self._held = self._held[:keep], self._held[keep:]
+        return sure
+
+    def finish(self, text: str, stop_string: str | None) -> str:
+        """The last text of a sample, without the stop string that ended it."""
+        rest = self._held + text
+        self._held = ""
+        if stop_string is not None:
+            rest = rest.partition(stop_string)[0]
+        return rest
+
+    def _start(self, stop: str, num_old: int) -> int:
+        """Where ``stop`` stands, completed by the new text, or may begin; else the end."""
+        held = self._held
+        whole = held.find(stop, max(0, num_old - len(stop) + 1))
+        if whole >= 0:
+            return whole
+        start = held.find(stop[0], max(0, len(held) - len(stop) + 1))
+        while start >= 0 and not stop.startswith(held[start:]):
+            start = held.find(stop[0], start + 1)
+        return start if start >= 0 else len(held)

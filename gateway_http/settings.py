@@ -1,0 +1,160 @@
+"""What an operator can turn on the gateway; every limit has its unit in its name."""
+
+import hashlib
+import ipaddress
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from headway.settings import Settings
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MIB = 1 << 20
+
+
+class GatewaySettings(Settings):
+    """The HTTP gateway of Headway: REST in, gRPC out."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_")
+    config_env: ClassVar[str] = "GATEWAY_CONFIG"
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    """Port to listen on; 0 takes a free one, which the log line server.started names."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines to write."""
+    client_id: str = "gateway"
+    """What the scheduler calls this process in its logs and on the monitor."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Comma separated tenant=key pairs; several keys of one tenant are fine. None: open."""
+    allow_insecure: bool = False
+    """Serve without API keys on an address that is not loopback."""
+
+    scheduler_addresses: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50051",)
+    """Comma separated host:port of the schedulers, tried in turn."""
+    max_message_bytes: PositiveInt = 64 * MIB
+    """Largest gRPC message to send or to take."""
+    max_request_bytes: PositiveInt = 32 * MIB
+    """Largest single request, encoded for the scheduler."""
+    submit_timeout_s: PositiveFloat = 5.0
+    """Longest wait for the scheduler to accept or refuse; then 503."""
+    unary_timeout_s: PositiveFloat = 5.0
+    """Longest wait for any other answer of the scheduler; then 503."""
+    reconnect_timeout_s: PositiveFloat = 30.0
+    """Accepted streams outlive a lost scheduler for this long; then they end with 503."""
+    connect_timeout_s: PositiveFloat = 2.0
+    """Longest wait for one scheduler to open the stream before the next one is tried."""
+    reconnect_backoff_min_ms: PositiveInt = 50
+    """First pause between two tries to reach a scheduler."""
+    reconnect_backoff_max_ms: PositiveInt = 1_000
+    """Longest pause between two tries to reach a scheduler."""
+    max_inflight: PositiveInt = 20_000
+    """Requests in the scheduler's care through this gateway at once; then 503."""
+    model_ttl_s: PositiveFloat = 5.0
+    """A model's card is asked for again after this long; its files only if they changed."""
+    max_cached_models: PositiveInt = 64
+    """Tokenizers kept in memory."""
+
+    max_body_bytes: PositiveInt = 64 * MIB
+    """Largest HTTP request body; then 413."""
+    max_total_body_bytes: PositiveInt = 1024 * MIB
+    """Bodies of all requests being handled, together; then 503."""
+    body_timeout_s: PositiveFloat = 30.0
+    """Longest pause of a client in the middle of its request body."""
+    max_header_bytes: PositiveInt = 64 * 1024
+    """Largest sum of all HTTP request headers; then the connection is closed."""
+    header_timeout_s: PositiveFloat = 10.0
+    """Longest time from the first byte of a request, or of a connection, to its last header."""
+    max_connections: PositiveInt = 16_384
+    """Open HTTP connections and running requests; then 503."""
+    keep_alive_s: PositiveInt = 75
+    """Idle HTTP connections are closed after this long."""
+    stream_write_timeout_s: PositiveFloat = 60.0
+    """A streaming client that takes nothing for this long is cut off."""
+    shutdown_grace_s: PositiveFloat = 10.0
+    """After SIGTERM running requests may end by themselves for this long."""
+
+    max_samples: PositiveInt = 64
+    """Largest n: samples of one prompt."""
+    max_prompts: PositiveInt = 64
+    """Most prompts in one completions request."""
+    max_sequences: PositiveInt = 256
+    """Most samples over all prompts of one completions request."""
+    max_stop_strings: PositiveInt = 16
+    """Most stop strings, and most stop token ids, of one request."""
+    max_stop_string_chars: PositiveInt = 256
+    """Longest stop string."""
+    max_messages: PositiveInt = 4_096
+    """Most messages of one chat."""
+    max_rendered_chars: PositiveInt = 64 * MIB
+    """Longest text that a chat template may produce."""
+    num_text_threads: PositiveInt = 2
+    """Threads for templates and for tokenising long texts."""
+    max_text_jobs: PositiveInt = 1_024
+    """Texts waiting for a thread; then 503."""
+    inline_text_chars: PositiveInt = 1_024
+    """Texts and chats up to this length are made into tokens without a thread."""
+
+    signing_key: SecretStr = SecretStr("")
+    """Signs Tinker sampling sessions; the same at all gateways. Unset: made from api_keys."""
+    tinker_queue_timeout_s: PositiveFloat = 7_200.0
+    """Longest wait of a Tinker sample in the queue; the SDK gives up after two hours itself."""
+    tinker_hold_s: PositiveFloat = 30.0
+    """How long a Tinker SDK's poll is held before it is told to ask again."""
+    tinker_max_hold_s: PositiveFloat = 40.0
+    """Upper bound of any hold, whatever read timeout the client announces."""
+    retry_after_min_s: PositiveInt = 1
+    """Least Retry-After ever sent."""
+    retry_after_max_s: PositiveInt = 60
+    """Largest Retry-After ever sent; SDKs ignore larger ones."""
+
+    @field_validator("scheduler_addresses", "api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            tenant, equals, secret = key.get_secret_value().partition("=")
+            if not (tenant and equals and secret):
+                raise ValueError("every entry must read tenant=key")
+        return keys
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if not self.scheduler_addresses:
+            raise ValueError("scheduler_addresses: at least one is needed")
+        if not (self.api_keys or self.allow_insecure or is_loopback(self.host)):
+            raise ValueError(f"host {self.host} is not loopback: set api_keys, or allow_insecure")
+        if self.tinker_hold_s > self.tinker_max_hold_s:
+            raise ValueError("tinker_hold_s must not exceed tinker_max_hold_s")
+        if self.retry_after_min_s > self.retry_after_max_s:
+            raise ValueError("retry_after_min_s must not exceed retry_after_max_s")
+        if self.reconnect_backoff_min_ms > self.reconnect_backoff_max_ms:
+            raise ValueError("reconnect_backoff_min_ms must not exceed reconnect_backoff_max_ms")
+        if self.max_request_bytes > self.max_message_bytes // 2:
+            raise ValueError("max_request_bytes must be at most half of max_message_bytes")
+        return self
+
+    def signing_secret(self) -> bytes:
+        """The secret behind everything that the gateways sign instead of remembering."""
+        own = self.signing_key.get_secret_value()
+        keys = sorted(key.get_secret_value() for key in self.api_keys)
+        return hashlib.sha256("\n".join([own] if own else keys).encode()).digest()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
