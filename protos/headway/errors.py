@@ -159,11 +159,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:  # an unknown method: gRPC answers UNIMPLEMENTED
             return None
         method = handler_call_details.method
+        parse = _parser(handler.request_deserializer)
         if handler.response_streaming:
             inner_stream = handler.unary_stream or handler.stream_stream
 
             async def stream(request: Any, context: Any) -> Any:
                 try:
+                    _refuse_garbage(request)
                     async for response in inner_stream(request, context):
                         yield response
                 except Exception as error:
@@ -174,19 +176,35 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                     stream, handler.request_deserializer, handler.response_serializer
                 )
             return grpc.unary_stream_rpc_method_handler(
-                stream, handler.request_deserializer, handler.response_serializer
+                stream, parse, handler.response_serializer
             )
         inner = handler.unary_unary
 
         async def unary(request: Any, context: Any) -> Any:
             try:
+                _refuse_garbage(request)
                 return await inner(request, context)
             except Exception as error:
                 await _translate(error, context, method)
 
-        return grpc.unary_unary_rpc_method_handler(
-            unary, handler.request_deserializer, handler.response_serializer
-        )
+        return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
+
+
+def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """gRPC answers UNKNOWN, with the exception's text, to a deserializer that raises."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except Exception as error:  # protobuf has one class of error for each implementation
+            return error
+
+    return parse
+
+
+def _refuse_garbage(request: Any) -> None:
+    if isinstance(request, Exception):
+        raise HeadwayError(Reason.INVALID_REQUEST, "The bytes are not a message of this call.")
 
 
 async def _translate(error: Exception, context: Any, method: str) -> NoReturn:

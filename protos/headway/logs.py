@@ -4,17 +4,22 @@ Pretty on a terminal, JSON lines elsewhere. Never a prompt, a completion, a key 
 """
 
 import sys
+from collections.abc import Callable
 
+import orjson
 import structlog
 
 
 def configure(process: str, level: str) -> None:
     """Set up structlog for this process; ``process`` is bound to every line."""
-    renderers: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
-        if sys.stderr.isatty()
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-    )
+    renderers: list[structlog.typing.Processor]
+    if sys.stderr.isatty():
+        renderers = [structlog.dev.ConsoleRenderer()]
+        logger_factory: Callable[..., object] = structlog.PrintLoggerFactory(sys.stderr)
+    else:
+        to_json = structlog.processors.JSONRenderer(serializer=orjson.dumps)
+        renderers = [structlog.processors.dict_tracebacks, to_json]
+        logger_factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -23,7 +28,7 @@ def configure(process: str, level: str) -> None:
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=logger_factory,
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()

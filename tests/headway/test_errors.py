@@ -28,7 +28,7 @@ class Raising(scheduler_pb2_grpc.SchedulerServiceServicer):
 
 
 @pytest.fixture
-async def service() -> AsyncIterator[tuple[Raising, Any]]:
+async def service() -> AsyncIterator[tuple[Raising, Any, Any]]:
     server = Server(max_message_bytes=MEGABYTE, max_concurrent_streams=10, has_reflection=True)
     servicer = Raising()
     server.register(
@@ -39,14 +39,14 @@ async def service() -> AsyncIterator[tuple[Raising, Any]]:
     port = await server.start("127.0.0.1:0")
     channel = connect(f"127.0.0.1:{port}", max_message_bytes=MEGABYTE)
     stub: Any = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-    yield servicer, stub
+    yield servicer, stub, channel
     await channel.close()
     await server.stop(0)
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 async def test_every_row_survives_the_wire(service: Any, reason: Reason) -> None:
-    servicer, stub = service
+    servicer, stub, _ = service
     servicer.error = HeadwayError(reason, "told to the client", retry_after_ms=2500, field="model")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Cancel(scheduler_pb2.CancelRequest())
@@ -57,7 +57,7 @@ async def test_every_row_survives_the_wire(service: Any, reason: Reason) -> None
 
 
 async def test_unknown_exceptions_keep_their_text_to_themselves(service: Any) -> None:
-    servicer, stub = service
+    servicer, stub, _ = service
     servicer.error = ZeroDivisionError("secret")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Cancel(scheduler_pb2.CancelRequest())
@@ -67,7 +67,7 @@ async def test_unknown_exceptions_keep_their_text_to_themselves(service: Any) ->
 
 
 async def test_streams_are_translated_after_their_first_message_too(service: Any) -> None:
-    servicer, stub = service
+    servicer, stub, _ = service
     servicer.error = HeadwayError(Reason.DRAINING, "shutting down")
     call = stub.Generate(scheduler_pb2.GenerateRequest())
     assert await call.read() == scheduler_pb2.GenerateResponse()
@@ -77,7 +77,7 @@ async def test_streams_are_translated_after_their_first_message_too(service: Any
 
 
 async def test_bare_statuses_become_reasons(service: Any) -> None:
-    _, stub = service
+    _, stub, _ = service
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Cancel(scheduler_pb2.CancelRequest(tenant="x" * 2 * MEGABYTE))
     assert from_rpc_error(caught.value).reason is Reason.BODY_TOO_LARGE
@@ -91,3 +91,16 @@ async def test_a_taken_port_is_an_os_error() -> None:
         await second.start(f"127.0.0.1:{port}")
     await first.stop(0)
     await second.stop(0)
+
+
+@pytest.mark.parametrize("method", ["Cancel", "Generate"])
+async def test_garbage_bytes_are_an_invalid_request(service: Any, method: str) -> None:
+    _, _, channel = service
+    path = f"/headway.v1.SchedulerService/{method}"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if method == "Cancel":
+            await channel.unary_unary(path)(b"\xff\xff\xff")
+        else:
+            await channel.unary_stream(path)(b"\xff\xff\xff").read()
+    assert from_rpc_error(caught.value).reason is Reason.INVALID_REQUEST
+    assert "Error" not in str(caught.value.details())
