@@ -45,7 +45,7 @@ def build_engine(settings: ExecutorSettings) -> Engine:
     return MockEngine(
         MockConfig(
             models=settings.mock_model_names,
-            num_slots=settings.mock_num_slots,
+            num_slots=settings.max_num_seqs,
             step_ms=settings.mock_step_ms,
             tokens_per_step=settings.mock_tokens_per_step,
             prefill_ms_per_1k_tokens=settings.mock_prefill_ms_per_1k_tokens,

@@ -129,8 +129,6 @@ class Link:
         addresses = self._settings.addresses
         while not self._session.is_drained:
             attached_s = await self._serve(addresses[num_failures % len(addresses)])
-            if self._session.is_drain_ordered and self._session.is_idle:
-                return
             # One that broke soon after its welcome is a failure too, or we would spin.
             is_healthy = attached_s * 1000 > self._settings.backoff_max_ms
             num_failures = 0 if is_healthy else num_failures + 1

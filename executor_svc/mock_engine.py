@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from executor_svc.core.engine import (
     FinishReason,
-    InvalidLease,
+    InvalidLeaseError,
     LeaseRequest,
     ModelAssets,
     ModelInfo,
@@ -141,7 +141,7 @@ class MockEngine:
     def add(self, request: LeaseRequest) -> None:
         model = self._models.get(request.model)
         if model is None:
-            raise InvalidLease(
+            raise InvalidLeaseError(
                 Reason.MODEL_NOT_FOUND, f"model {request.model!r} is not served here"
             )
         check_lease(request, model, can_match_text=False)

@@ -110,7 +110,6 @@ class ExecutorSettings(Settings):
     mock_models: str = Field(
         "mock", min_length=1, description="Comma-separated names of the models it pretends to have."
     )
-    mock_num_slots: int = Field(256, ge=1, le=65_536, description="Sequences that run at once.")
     mock_step_ms: float = Field(
         20.0, ge=0, le=60_000, description="Time of a step; 0 is as fast as possible."
     )

@@ -163,7 +163,6 @@ def decode_orders(orders: fleet.ExecutorOrders) -> OrdersReceived:
         grants=tuple(_grant(grant) for grant in orders.grants),
         acknowledged=tuple(_decode_ref(ref) for ref in orders.acknowledged),
         revokes=tuple(_decode_ref(ref) for ref in orders.revokes),
-        drain=orders.drain,
     )
 
 

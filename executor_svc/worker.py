@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from executor_svc.core.engine import Engine, InvalidLease, LeaseRequest, StepOutput
+from executor_svc.core.engine import Engine, InvalidLeaseError, LeaseRequest, StepOutput
 from executor_svc.core.messages import AbortLease, LeaseRefused, StartLease
 
 
@@ -123,7 +123,7 @@ class Worker:
         request: LeaseRequest = command.request
         try:
             self._engine.add(request)
-        except InvalidLease as refusal:
+        except InvalidLeaseError as refusal:
             return LeaseRefused(request.key, refusal.reason, str(refusal))
         return None
 

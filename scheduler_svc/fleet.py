@@ -234,7 +234,7 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
             epoch=self._runtime.epoch,
             heartbeat_interval=translate.duration(settings.heartbeat_interval_ms),
             heartbeat_timeout=translate.duration(settings.heartbeat_timeout_ms),
-            orphan_grace=translate.duration(settings.executor_grace_ms),
+            orphan_grace=translate.duration(settings.orphan_grace_ms),
             wanted_assets=self._catalog.wanted_assets(self._executor_id, self._session),
         )
         self.wake()

@@ -171,7 +171,16 @@ class SchedulerSettings(Settings):
     )
     num_bands: int = Field(4, ge=1, le=64, description="Priority bands; 0 is served first.")
     executor_grace_ms: int = Field(
-        10_000, ge=0, le=_DAY_MS, description="How long a lost executor may come back."
+        1_000,
+        ge=0,
+        le=_DAY_MS,
+        description="A lost executor's leases wait so long for it before they go elsewhere.",
+    )
+    orphan_grace_ms: int = Field(
+        10_000,
+        ge=0,
+        le=_DAY_MS,
+        description="An executor without a scheduler goes on computing for so long.",
     )
     revoke_timeout_ms: int = Field(
         5_000, ge=10, le=_DAY_MS, description="An unconfirmed revoke closes the session."

@@ -132,7 +132,7 @@ class ModelInfo:
     dtype: str
 
 
-class InvalidLease(Exception):
+class InvalidLeaseError(Exception):
     """A lease that this engine can never run, with the reason the client is to be told."""
 
     def __init__(self, reason: Reason, message: str) -> None:
@@ -154,7 +154,7 @@ class Engine(Protocol):
     def assets(self, model: str) -> ModelAssets: ...
 
     def add(self, request: LeaseRequest) -> None:
-        """Take a lease; its sequences join at the next step. Raises InvalidLease."""
+        """Take a lease; its sequences join at the next step. Raises InvalidLeaseError."""
         ...
 
     def abort(self, key: int) -> None:

@@ -5,31 +5,33 @@ Rule: whatever can be wrong with a lease is found here, before it shares a step 
 
 import math
 
-from executor_svc.core.engine import InvalidLease, LeaseRequest, ModelInfo, SamplingParams
+from executor_svc.core.engine import InvalidLeaseError, LeaseRequest, ModelInfo, SamplingParams
 from headway.reasons import Reason
 
 
 def check_lease(request: LeaseRequest, model: ModelInfo, *, can_match_text: bool) -> None:
-    """Raise InvalidLease unless ``model`` can run the lease.
+    """Raise InvalidLeaseError unless ``model`` can run the lease.
 
     ``can_match_text`` says whether the engine knows the bytes of the model's tokens, which stop
     strings need.
     """
     params = request.params
     if request.model != model.name:
-        raise InvalidLease(Reason.MODEL_NOT_FOUND, f"model {request.model!r} is not served here")
+        raise InvalidLeaseError(
+            Reason.MODEL_NOT_FOUND, f"model {request.model!r} is not served here"
+        )
     if problem := _problem_of_params(params, model.vocab_size) or _problem_of_samples(request):
-        raise InvalidLease(Reason.INVALID_REQUEST, problem)
+        raise InvalidLeaseError(Reason.INVALID_REQUEST, problem)
     if params.stop_strings and not can_match_text:
-        raise InvalidLease(
+        raise InvalidLeaseError(
             Reason.INVALID_REQUEST, f"stop strings need a tokenizer, {model.name} has none"
         )
     for token_ids in (request.prompt_token_ids, *request.generated):
         if not all(0 <= token_id < model.vocab_size for token_id in token_ids):
-            raise InvalidLease(Reason.INVALID_REQUEST, "a token id is not in the vocabulary")
+            raise InvalidLeaseError(Reason.INVALID_REQUEST, "a token id is not in the vocabulary")
     needed = len(request.prompt_token_ids) + params.max_tokens
     if needed > model.max_context_tokens:
-        raise InvalidLease(
+        raise InvalidLeaseError(
             Reason.PROMPT_TOO_LONG,
             f"prompt and max_tokens make {needed} tokens, the context holds "
             f"{model.max_context_tokens}",

@@ -95,7 +95,6 @@ class OrdersReceived:
     grants: tuple[Grant, ...] = ()
     acknowledged: tuple[LeaseRef, ...] = ()
     revokes: tuple[LeaseRef, ...] = ()
-    drain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

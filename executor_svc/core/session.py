@@ -62,7 +62,6 @@ class Session:
         self.orphan_deadline_ms: int | None = None  # set while a stream is missing
         # Of this stream:
         self.is_attached = False
-        self.is_drain_ordered = False
         self._outbox = Outbox()
         self._is_capacity_due = False
         self._next_handle = 0  # handles below are used
@@ -169,7 +168,6 @@ class Session:
             self._fail(failure.key, Failure(failure.reason, "The executor could not go on."))
 
     def _obey(self, orders: OrdersReceived) -> None:
-        self.is_drain_ordered |= orders.drain
         for grant in orders.grants:
             self._grant(grant)
         for ref in orders.acknowledged:
@@ -202,7 +200,6 @@ class Session:
         if self._is_draining or len(self._leases) >= self._max_leases:
             self._outbox.answers.append(LeaseEnded(ref, Outcome.RETURNED))
             return
-        self.is_drain_ordered = False  # new work: the drain was called off
         fault = find_fault(grant)
         lease = Lease(ref, grant.handle, self._next_key, [], 0)
         self._leases[ref.request_id] = lease
@@ -239,7 +236,6 @@ class Session:
         self._orphan_grace_ms = welcome.orphan_grace_ms
         self.orphan_deadline_ms = None
         self.is_attached = True
-        self.is_drain_ordered = False
         self._is_capacity_due = self._is_draining  # hello may be older
         self._outbox = Outbox()
         self._next_handle = self._last_handle = 0

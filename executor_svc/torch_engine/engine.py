@@ -104,7 +104,7 @@ class TorchEngine:
         self._early_ends.clear()
 
     def add(self, request: LeaseRequest) -> None:
-        """Take a lease; raises InvalidLease and then holds nothing of it."""
+        """Take a lease; raises InvalidLeaseError and then holds nothing of it."""
         check_lease(request, self._info, can_match_text=self._can_match_text)
         assert request.key not in self._leases.keys() | self._early_ends.keys()
         live = []

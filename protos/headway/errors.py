@@ -175,9 +175,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 return grpc.stream_stream_rpc_method_handler(
                     stream, handler.request_deserializer, handler.response_serializer
                 )
-            return grpc.unary_stream_rpc_method_handler(
-                stream, parse, handler.response_serializer
-            )
+            return grpc.unary_stream_rpc_method_handler(stream, parse, handler.response_serializer)
         inner = handler.unary_unary
 
         async def unary(request: Any, context: Any) -> Any:

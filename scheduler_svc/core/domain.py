@@ -43,7 +43,7 @@ class CoreSettings:
     max_known_models: int = 10_000
     max_finished_keys: int = 100_000
     num_bands: int = 4
-    executor_grace_ms: int = 10_000
+    executor_grace_ms: int = 1_000
     revoke_timeout_ms: int = 5_000
     max_attempts: int = 3
     result_ttl_ms: int = 3_600_000

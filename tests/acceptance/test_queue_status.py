@@ -21,7 +21,7 @@ TIMEOUT_S = 90
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     """One seat, and clients that are told to ask once a second."""
-    executor = {"mock_num_slots": 1, "mock_step_ms": 5}
+    executor = {"max_num_seqs": 1, "mock_step_ms": 5}
     with Stack.start(executor=executor, gateway={"retry_after_max_s": 1}) as stack:
         yield stack
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from executor_svc.core.engine import InvalidLease, SamplingParams
+from executor_svc.core.engine import InvalidLeaseError, SamplingParams
 from executor_svc.torch_engine.engine import TorchEngine
 from headway.reasons import Reason
 from tests.engine.checkpoints import CHAT_TEMPLATE, make_checkpoint
@@ -65,7 +65,7 @@ def test_what_can_never_run_is_refused(
     engine: TorchEngine, params: dict[str, Any], fields: dict[str, Any], reason: Reason
 ) -> None:
     sampling = SamplingParams(**({"max_tokens": 10} | params))
-    with pytest.raises(InvalidLease) as caught:
+    with pytest.raises(InvalidLeaseError) as caught:
         engine.add(replace(lease(0, PROMPT, sampling), **fields))
     assert caught.value.reason is reason
     assert not engine.has_work()
@@ -74,7 +74,7 @@ def test_what_can_never_run_is_refused(
 def test_what_does_not_fit_the_blocks_is_refused(qwen3: Path) -> None:
     engine = build(qwen3, num_blocks=4, block_size=4)
     assert engine.models[0].max_context_tokens == 16
-    with pytest.raises(InvalidLease) as caught:
+    with pytest.raises(InvalidLeaseError) as caught:
         engine.add(lease(0, [5] * 7, PARAMS))
     assert caught.value.reason is Reason.PROMPT_TOO_LONG
     assert len(run(engine, lease(0, [5] * 6, PARAMS)).tokens[0]) == 10

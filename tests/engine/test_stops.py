@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from executor_svc.core.engine import FinishReason, InvalidLease, SamplingParams, SequenceEnd
+from executor_svc.core.engine import FinishReason, InvalidLeaseError, SamplingParams, SequenceEnd
 from executor_svc.core.stopping import StopMatcher
 from executor_svc.torch_engine.token_bytes import TokenBytes
 from headway.reasons import Reason
@@ -160,7 +160,7 @@ def test_length_ends_at_max_tokens_and_counts_generated(qwen3: Path) -> None:
 def test_without_a_tokenizer_stop_strings_are_refused(tmp_path: Path) -> None:
     engine = build(make_checkpoint(tmp_path, with_tokenizer=False))
     assert engine.assets("tiny").tokenizer_json == b""
-    with pytest.raises(InvalidLease, match="tokenizer") as caught:
+    with pytest.raises(InvalidLeaseError, match="tokenizer") as caught:
         engine.add(lease(0, PROMPT, SamplingParams(max_tokens=3, stop_strings=("x",))))
     assert caught.value.reason is Reason.INVALID_REQUEST
     assert len(run(engine, lease(0, PROMPT)).tokens[0]) <= 8

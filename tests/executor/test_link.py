@@ -227,7 +227,7 @@ async def test_a_scheduler_that_speaks_out_of_turn_is_left_and_found_again(
     scheduler: ScriptedScheduler, executor: Executor
 ) -> None:
     early = await scheduler.attached()
-    early.order(drain=True)  # before its welcome
+    early.order(revokes=[ref("a")])  # before its welcome
     twice = await welcomed(scheduler)
     twice.welcome()
     silent = await welcomed(scheduler, timeout_ms=50)
@@ -321,17 +321,6 @@ async def test_drain_without_a_scheduler_ends_at_once(scheduler: ScriptedSchedul
     executor.link.drain()
     await executor.ended()
     await executor.close()
-
-
-async def test_an_ordered_drain_ends_with_the_stream(
-    scheduler: ScriptedScheduler, executor: Executor
-) -> None:
-    attachment = await welcomed(scheduler)
-    attachment.order(grants=[grant("a", 1)], drain=True)
-    await attachment.until_ended("a")
-    attachment.order(acknowledged=[ref("a")], drain=True)
-    attachment.close()
-    await executor.ended()
 
 
 async def test_an_engine_that_dies_ends_it_without_a_word(

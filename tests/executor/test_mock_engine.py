@@ -6,7 +6,7 @@ import pytest
 
 from executor_svc.core.engine import (
     FinishReason,
-    InvalidLease,
+    InvalidLeaseError,
     LeaseRequest,
     SamplingParams,
     SequenceEnd,
@@ -142,7 +142,7 @@ def test_aborted_leases_are_silent_whether_they_ran_or_waited() -> None:
 )
 def test_what_it_cannot_run_it_refuses(request_: LeaseRequest, reason: Reason) -> None:
     mock = engine()
-    with pytest.raises(InvalidLease) as refusal:
+    with pytest.raises(InvalidLeaseError) as refusal:
         mock.add(request_)
     assert refusal.value.reason is reason
     assert not mock.has_work()

@@ -413,11 +413,3 @@ def test_an_idle_drain_still_tells_the_scheduler() -> None:
     assert not session.is_drained
     assert report(session).num_slots == 0
     assert session.is_drained
-
-
-def test_new_work_calls_an_ordered_drain_off() -> None:
-    session = attached()
-    order(session, drain=True)
-    assert session.is_drain_ordered
-    start(session, grant(1))
-    assert not session.is_drain_ordered

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from executor_svc.core.engine import InvalidLease, LeaseRequest, SamplingParams, StepOutput
+from executor_svc.core.engine import InvalidLeaseError, LeaseRequest, SamplingParams, StepOutput
 from executor_svc.core.messages import AbortLease, StartLease
 from executor_svc.mock_engine import MockConfig, MockEngine, mock_tokens
 from executor_svc.worker import EngineDiedError, Worker
@@ -26,7 +26,7 @@ class ScriptedEngine(MockEngine):
 
     def add(self, request: LeaseRequest) -> None:
         if request.params.seed == 13:
-            raise InvalidLease(Reason.INVALID_REQUEST, "unlucky")
+            raise InvalidLeaseError(Reason.INVALID_REQUEST, "unlucky")
         super().add(request)
 
     def step(self) -> StepOutput:

@@ -97,10 +97,9 @@ async def test_a_taken_port_is_an_os_error() -> None:
 async def test_garbage_bytes_are_an_invalid_request(service: Any, method: str) -> None:
     _, _, channel = service
     path = f"/headway.v1.SchedulerService/{method}"
+    make = channel.unary_unary if method == "Cancel" else channel.unary_stream
+    call = make(path)(b"\xff\xff\xff")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if method == "Cancel":
-            await channel.unary_unary(path)(b"\xff\xff\xff")
-        else:
-            await channel.unary_stream(path)(b"\xff\xff\xff").read()
+        await (call if method == "Cancel" else call.read())
     assert from_rpc_error(caught.value).reason is Reason.INVALID_REQUEST
     assert "Error" not in str(caught.value.details())

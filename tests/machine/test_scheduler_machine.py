@@ -191,9 +191,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             known.first_grant_ms = self.now_ms
         num_slots = min(known.request.num_samples, max(1, executor.num_slots))
         was = executor.runs.pop(held, num_slots)
-        executor.runs[action.request_id, EPOCH, action.attempt] = (
-            was if is_current and was else num_slots
-        )
+        if is_current or not was:
+            num_slots = min(was, max(1, executor.num_slots))
+        executor.runs[action.request_id, EPOCH, action.attempt] = num_slots
 
     # --- clients -----------------------------------------------------------------------
 
