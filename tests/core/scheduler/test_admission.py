@@ -28,7 +28,7 @@ def test_admitted_is_persisted_then_answered_then_granted() -> None:
 
 
 def test_scenario_30_no_executor_ever_is_a_lack_of_capacity() -> None:
-    refused = rejection(Driver().submit("a"))
+    refused = rejection(Driver(executor_grace_ms=10_000).submit("a"))
     assert refused.reason is Reason.NO_CAPACITY
     assert refused.retry_after_ms == 10_000
 
