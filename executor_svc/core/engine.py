@@ -130,6 +130,9 @@ class ModelInfo:
     weights_digest: str
     assets_digest: str
     dtype: str
+    # On the device now, and how long bringing it there takes (None: not known).
+    is_resident: bool = True
+    load_ms: int | None = None
 
 
 class InvalidLeaseError(Exception):
@@ -138,6 +141,10 @@ class InvalidLeaseError(Exception):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class ModelLoadError(Exception):
+    """A model could not be brought to the device; the text is for the log and for operators."""
 
 
 class Engine(Protocol):
@@ -149,6 +156,18 @@ class Engine(Protocol):
     @property
     def num_slots(self) -> int:
         """Sequences that may run at once (vLLM's ``max_num_seqs``)."""
+        ...
+
+    @property
+    def max_models(self) -> int:
+        """Models that may be on the device at once."""
+        ...
+
+    def load(self, model: str, evict: tuple[str, ...]) -> int:
+        """Put a model on the device (blocking), ``evict`` off it first; gives milliseconds taken.
+
+        No lease of an evicted model is held. Raises ModelLoadError, and then ``model`` is absent.
+        """
         ...
 
     def assets(self, model: str) -> ModelAssets: ...

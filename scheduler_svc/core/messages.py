@@ -36,6 +36,8 @@ class Request:
     session_id: str = ""
     idempotency_key: str = ""
     body_hash: bytes = b""
+    # Chained hashes of the prompt's blocks, tenant-salted, shortest prefix first.
+    prefix_hashes: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -45,10 +47,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ModelOffer:
-    """A model that an executor can serve, and whether its weights are on the device."""
+    """A model that an executor can serve, and whether its weights are on the device.
+
+    ``load_ms`` is how long loading it there takes; None if nothing is known.
+    """
 
     model: str
     is_resident: bool
+    load_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,26 @@ class ExecutorDisconnected:
     session: int
 
 
+class ModelState(StrEnum):
+    """What became of a model on an executor (fleet.proto)."""
+
+    RESIDENT = "resident"
+    ABSENT = "absent"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChanged:
+    """A model came to an executor's device (``load_ms`` is how long it took), left, or failed."""
+
+    executor_id: str
+    session: int
+    model: str
+    state: ModelState
+    load_ms: int | None = None
+    message: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseStarted:
     """The first token of a lease arrived."""
@@ -182,6 +208,7 @@ Event = (
     | ExecutorAttached
     | ExecutorCapacityChanged
     | ExecutorDisconnected
+    | ModelChanged
     | LeaseStarted
     | LeaseEnded
     | DrainExecutor
@@ -281,6 +308,16 @@ class LeaseAcknowledged:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelLoadOrdered:
+    """Put a model on the device after taking ``evict`` off; nothing runs of what is evicted."""
+
+    executor_id: str
+    session: int
+    model: str
+    evict: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExecutorWelcomed:
     """The session stands; precedes its LeaseAdopted and LeaseRevoked effects."""
 
@@ -315,6 +352,7 @@ Action = (
     | LeaseAdopted
     | LeaseRevoked
     | LeaseAcknowledged
+    | ModelLoadOrdered
     | ExecutorWelcomed
     | SessionClosed
     | ExecutorDrained
@@ -322,11 +360,25 @@ Action = (
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """Why something was decided, in one line for people; only with ``has_decision_log``."""
+
+    kind: str  # "grant" | "reject" | "reserve" | "release" | "load"
+    request_id: str
+    model: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Effects:
-    """What the shell must do: commit ``persist``, then carry out ``send`` in order."""
+    """What the shell must do: commit ``persist``, then carry out ``send`` in order.
+
+    ``decisions`` are for the log and change nothing.
+    """
 
     persist: Sequence[Record] = ()
     send: Sequence[Action] = ()
+    decisions: Sequence[Decision] = ()
 
 
 # --- answers to questions -------------------------------------------------------------------
@@ -345,7 +397,7 @@ class RequestStatus:
 
 @dataclass(frozen=True, slots=True)
 class QueueRow:
-    """One waiting request, for operators."""
+    """One waiting request, for operators; ``priority`` is None where warm_bonus is 0."""
 
     request_id: str
     model: str
@@ -353,6 +405,34 @@ class QueueRow:
     band: int
     waited_ms: int
     status: RequestStatus
+    session_id: str = ""
+    priority: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationRow:
+    """A persistent drain reservation: who it is for, why, and until when."""
+
+    model: str
+    reason: str
+    age_ms: int
+    remaining_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorStats:
+    """What an executor did in the last hour, or since it is known if that is less.
+
+    ``utilisation`` is slot-time used / slot-time there, 0 to 1; ``mean_duration_ms`` is over
+    leases that completed; ``affinity`` is hits / (hits + misses) of session preferences. None
+    where nothing was seen.
+    """
+
+    num_leases: int
+    share: float | None
+    utilisation: float | None
+    mean_duration_ms: float | None
+    affinity: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,14 +447,23 @@ class ExecutorRow:
     num_in_doubt: int
     resident_models: tuple[str, ...]
     max_models: int
+    loading_model: str | None = None
+    held_models: tuple[str, ...] = ()
+    reservation: ReservationRow | None = None
+    stats: ExecutorStats | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Queue and fleet at one instant."""
+    """Queue and fleet at one instant.
+
+    ``queue_wait_ms`` holds (p10, mean, p90, number of samples) of waits until the first grant in
+    the last hour, None without samples.
+    """
 
     num_waiting: int
     num_running: int
     queue: tuple[QueueRow, ...]
     executors: tuple[ExecutorRow, ...]
     decisions: dict[str, int]
+    queue_wait_ms: tuple[float, float, float, int] | None = None
