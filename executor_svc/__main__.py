@@ -45,6 +45,8 @@ def build_engine(settings: ExecutorSettings) -> Engine:
     return MockEngine(
         MockConfig(
             models=settings.mock_model_names,
+            max_models=settings.max_models,
+            load_ms=settings.mock_load_ms,
             num_slots=settings.max_num_seqs,
             step_ms=settings.mock_step_ms,
             tokens_per_step=settings.mock_tokens_per_step,
@@ -66,8 +68,8 @@ def _build_torch_engine(settings: ExecutorSettings) -> Engine:
     try:
         return TorchEngine(
             EngineConfig(
-                model=settings.model,
-                served_name=settings.served_name,
+                models=settings.torch_models,
+                max_models=settings.max_models,
                 device=settings.device,
                 dtype=settings.dtype,
                 max_num_seqs=settings.max_num_seqs,
@@ -94,7 +96,9 @@ async def serve(settings: ExecutorSettings, engine: Engine) -> int:
         max_backlog_tokens=settings.max_backlog_tokens,
     )
     session = Session(
+        engine.models,
         num_slots=engine.num_slots,
+        max_models=engine.max_models,
         max_leases=settings.max_leases,
         max_report_tokens=settings.max_report_tokens,
     )
@@ -104,7 +108,7 @@ async def serve(settings: ExecutorSettings, engine: Engine) -> int:
         worker,
         engine_ready=engine_ready,
         incarnation=uuid.uuid4().hex,
-        models=engine.models,
+        max_models=engine.max_models,
         assets={model.name: engine.assets(model.name) for model in engine.models},
     )
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 import structlog
 
 from executor_svc import translate
-from executor_svc.core.engine import ModelAssets, ModelInfo
+from executor_svc.core.engine import ModelAssets
 from executor_svc.core.messages import (
     Disconnected,
     DrainExpired,
     DrainStarted,
     Event,
+    ModelLoaded,
+    ModelLoadFailed,
     StepDone,
     Tick,
 )
@@ -46,7 +48,7 @@ class Link:
         *,
         engine_ready: asyncio.Event,
         incarnation: str,
-        models: tuple[ModelInfo, ...],
+        max_models: int,
         assets: Mapping[str, ModelAssets],
     ) -> None:
         self._settings = settings
@@ -54,7 +56,7 @@ class Link:
         self._worker = worker
         self._engine_ready = engine_ready
         self._incarnation = incarnation
-        self._models = models
+        self._max_models = max_models
         self._assets = assets
         self._log = _log.bind(executor_id=settings.executor_id)
         self._loop = asyncio.get_running_loop()
@@ -116,11 +118,19 @@ class Link:
             await self._engine_ready.wait()
             self._engine_ready.clear()
             work = self._worker.take()
-            for refusal in work.refusals:
-                self._apply(refusal)
+            for answer in work.answers:
+                self._log_load(answer)
+                self._apply(answer)
             for failure in work.output.failures:
                 self._log.error("engine.failed", reason=failure.reason, detail=failure.detail)
             self._apply(StepDone(work.output))
+
+    def _log_load(self, event: Event) -> None:
+        match event:
+            case ModelLoaded(model, load_ms):
+                self._log.info("model.loaded", model=model, load_ms=load_ms)
+            case ModelLoadFailed(model, message):
+                self._log.error("model.load_failed", model=model, message=message)
 
     # --- streams come and go ----------------------------------------------------------------
 
@@ -153,6 +163,7 @@ class Link:
                 self._session,
                 apply=self._apply,
                 num_steps=lambda: self._worker.num_steps,
+                max_models=self._max_models,
                 assets=self._assets,
                 close_timeout_s=self._settings.flush_timeout_ms / 1000,
             )
@@ -160,7 +171,8 @@ class Link:
                 self._settings.executor_id,
                 self._incarnation,
                 num_slots=self._session.num_slots,
-                models=self._models,
+                max_models=self._max_models,
+                models=self._session.offers(),
                 held=self._session.hello(),
             )
             try:

@@ -5,6 +5,9 @@ that whoever reads a stream can tell order, completeness, and whose tokens they 
 lease goes on exactly. It ends a sample only at max_tokens, at one of its stop token ids, or, where
 ``eos_after_tokens`` is set, at the end-of-sequence token.
 
+At most ``max_models`` of its models are resident, the first ones at the start; loading another
+takes ``load_ms``, in which nothing else happens.
+
 All running sequences advance together, so they are kept as columns and it is known in advance in
 which round a sequence ends: a token costs a few list operations and no call.
 """
@@ -15,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from executor_svc.core.engine import (
     FinishReason,
@@ -61,9 +64,11 @@ def mock_tokens(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MockConfig:
-    """Settings of a MockEngine. ``step_ms`` 0 is as fast as possible."""
+    """Settings of a MockEngine. ``step_ms`` 0 is as fast as possible, ``max_models`` 0 is all."""
 
     models: tuple[str, ...] = ("mock",)
+    max_models: int = 0
+    load_ms: int = 0
     num_slots: int = 256
     step_ms: float = 20.0
     tokens_per_step: int = 1
@@ -102,8 +107,10 @@ class MockEngine:
                 weights_digest=hashlib.sha256(name.encode()).hexdigest(),
                 assets_digest=hashlib.sha256(b"").hexdigest(),
                 dtype="float32",
+                is_resident=number < self.max_models,
+                load_ms=config.load_ms,
             )
-            for name in config.models
+            for number, name in enumerate(config.models)
         }
         self._leases: dict[int, list[_Sequence]] = {}  # by lease key: sequences that live
         self._early_ends: list[SequenceEnd] = []  # known before the next step
@@ -126,6 +133,25 @@ class MockEngine:
     def num_slots(self) -> int:
         return self._config.num_slots
 
+    @property
+    def max_models(self) -> int:
+        num_models = len(self._config.models)
+        return min(self._config.max_models or num_models, num_models)
+
+    def load(self, model: str, evict: tuple[str, ...]) -> int:
+        started_s = time.monotonic()
+        for name in evict:
+            self._set_resident(name, False)
+        self._timer.wait(self._config.load_ms / 1000)
+        self._set_resident(model, True)
+        assert sum(info.is_resident for info in self.models) <= self.max_models
+        return round((time.monotonic() - started_s) * 1000)
+
+    def _set_resident(self, name: str, is_resident: bool) -> None:
+        info = self._models[name]
+        assert info.is_resident is not is_resident
+        self._models[name] = replace(info, is_resident=is_resident)
+
     def assets(self, model: str) -> ModelAssets:
         """None: a mock model has no text."""
         assert model in self._models
@@ -145,6 +171,7 @@ class MockEngine:
                 Reason.MODEL_NOT_FOUND, f"model {request.model!r} is not served here"
             )
         check_lease(request, model, can_match_text=False)
+        assert model.is_resident
         live = [
             self._sequence(request, sample)
             for sample in range(request.num_samples)

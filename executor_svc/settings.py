@@ -76,10 +76,17 @@ class ExecutorSettings(Settings):
         "torch", description="torch runs a model; mock makes tokens up, for load tests."
     )
     model: str = Field(
-        str(BUILTIN_MODEL), min_length=1, description="Folder or Hugging Face hub id of the model."
+        str(BUILTIN_MODEL),
+        min_length=1,
+        description="Comma-separated models: folders or Hugging Face hub ids, each as it is or as "
+        "name=folder-or-id.",
     )
     model_name: str = Field(
-        "", description="Name to serve it under. Empty: the hub id, or the folder's name."
+        "",
+        description="Name to serve a single model under. Empty: the hub id, or the folder's name.",
+    )
+    max_models: int = Field(
+        0, ge=0, le=1_000, description="Models on the device at once, the first ones first; 0: all."
     )
     device: str = Field("cpu", description="torch device, such as cpu or cuda:0.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -94,10 +101,15 @@ class ExecutorSettings(Settings):
     )
     block_size: int = Field(16, ge=1, le=1024, description="Tokens in one block of the KV cache.")
     num_blocks: int | None = Field(
-        None, ge=1, description="Blocks of the KV cache. Unset: as many as kv_bytes holds."
+        None,
+        ge=1,
+        description="Blocks of each model's KV cache. Unset: what its part of kv_bytes holds.",
     )
     kv_bytes: int | None = Field(
-        None, ge=1, description="Size of the KV cache. Unset: by the device's memory."
+        None,
+        ge=1,
+        description="Size of the KV cache, which max_models models share in equal parts. Unset: by "
+        "the device's memory.",
     )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of a GPU's memory for weights and KV cache."
@@ -110,6 +122,7 @@ class ExecutorSettings(Settings):
     mock_models: str = Field(
         "mock", min_length=1, description="Comma-separated names of the models it pretends to have."
     )
+    mock_load_ms: int = Field(0, ge=0, le=600_000, description="Time that loading a model takes.")
     mock_step_ms: float = Field(
         20.0, ge=0, le=60_000, description="Time of a step; 0 is as fast as possible."
     )
@@ -139,14 +152,12 @@ class ExecutorSettings(Settings):
         return _split(self.mock_models)
 
     @property
-    def served_name(self) -> str:
-        """The model's name for clients."""
-        if self.model_name:
-            return self.model_name
-        path = Path(self.model)
-        if path == BUILTIN_MODEL:
-            return BUILTIN_MODEL_NAME
-        return path.resolve().name if path.is_dir() else self.model
+    def torch_models(self) -> tuple[tuple[str, str], ...]:
+        """(name for clients, folder or hub id) of each model that the torch engine serves."""
+        entries = [_named(entry) for entry in _split(self.model)]
+        if self.model_name and len(entries) == 1:
+            entries = [(self.model_name, entries[0][1])]
+        return tuple(entries)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -159,11 +170,29 @@ class ExecutorSettings(Settings):
         names = self.mock_model_names
         if not names or len(set(names)) < len(names):
             raise ValueError("mock_models: names must be there and differ")
+        models = self.torch_models
+        if not models or not all(name and source for name, source in models):
+            raise ValueError("model: a name or a folder is missing")
+        if len(dict(models)) < len(models):
+            raise ValueError("model: two models have the same name")
+        if self.model_name and len(models) > 1:
+            raise ValueError("model_name: is for a single model; write name=folder-or-id instead")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError("max_num_batched_tokens: must not be less than max_num_seqs")
         if self.backoff_max_ms < self.backoff_initial_ms:
             raise ValueError("backoff_max_ms: must not be less than backoff_initial_ms")
         return self
+
+
+def _named(entry: str) -> tuple[str, str]:
+    """(name, source) of an entry of ``model``; a source without a name has one by itself."""
+    path = Path(entry)
+    if path == BUILTIN_MODEL:
+        return BUILTIN_MODEL_NAME, entry
+    if path.is_dir():
+        return path.resolve().name, entry
+    name, separator, source = entry.partition("=")
+    return (name.strip(), source.strip()) if separator else (entry, entry)
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class Stream:
         *,
         apply: Callable[[Event], None],
         num_steps: Callable[[], int],
+        max_models: int,
         assets: Mapping[str, ModelAssets],
         close_timeout_s: float,
     ) -> None:
@@ -64,6 +65,7 @@ class Stream:
         self._session = session
         self._apply = apply
         self._num_steps = num_steps
+        self._max_models = max_models
         self._assets = assets
         self._close_timeout_s = close_timeout_s
         self._loop = asyncio.get_running_loop()
@@ -137,8 +139,8 @@ class Stream:
                 continue
             if report is not None:
                 _log_ends(report)
-                max_models = len(self._assets)
-                await self._call.write(translate.encode_report(report, max_models=max_models))
+                message = translate.encode_report(report, max_models=self._max_models)
+                await self._call.write(message)
             if heartbeat is not None:
                 self._is_heartbeat_due = False
                 num_steps = self._num_steps()

@@ -19,11 +19,15 @@ from executor_svc.core.messages import (
     HeldLease,
     LeaseEnded,
     LeaseRef,
+    LoadOrder,
+    ModelChange,
+    ModelState,
     OrdersReceived,
     Outcome,
     Report,
     Welcomed,
 )
+from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 
@@ -33,6 +37,11 @@ _OUTCOMES = {
     Outcome.REVOKED: fleet.LeaseEnded.OUTCOME_REVOKED,
     Outcome.RETURNED: fleet.LeaseEnded.OUTCOME_RETURNED,
     Outcome.UNKNOWN: fleet.LeaseEnded.OUTCOME_UNKNOWN,
+}
+_MODEL_STATES = {
+    ModelState.RESIDENT: fleet.ModelChange.STATE_RESIDENT,
+    ModelState.ABSENT: fleet.ModelChange.STATE_ABSENT,
+    ModelState.FAILED: fleet.ModelChange.STATE_FAILED,
 }
 _FINISH_REASONS = {
     FinishReason.STOP: generation.FINISH_REASON_STOP,
@@ -48,16 +57,21 @@ def encode_hello(
     incarnation: str,
     *,
     num_slots: int,
+    max_models: int,
     models: Iterable[ModelInfo],
     held: Iterable[HeldLease],
 ) -> fleet.AttachRequest:
-    """The first message of a stream. An engine has all its models on the device."""
-    offers = [fleet.ModelOffer(card=_card(model), resident=True) for model in models]
+    """The first message of a stream."""
     hello = fleet.ExecutorHello(
         executor_id=executor_id,
         incarnation=incarnation,
-        capacity=fleet.Capacity(num_slots=num_slots, max_models=len(offers)),
-        models=offers,
+        capacity=fleet.Capacity(num_slots=num_slots, max_models=max_models),
+        models=[
+            fleet.ModelOffer(
+                card=_card(model), resident=model.is_resident, load_time=_duration(model.load_ms)
+            )
+            for model in models
+        ],
         leases=[
             fleet.HeldLease(lease=_ref(h.ref), num_tokens=h.num_tokens, ended=h.has_ended)
             for h in held
@@ -69,7 +83,10 @@ def encode_hello(
 def encode_report(report: Report, *, max_models: int) -> fleet.AttachRequest:
     """A report; an empty frame is left out."""
     frame = report.frame
-    message = fleet.ExecutorReport(ended=[_ended(ended) for ended in report.ended])
+    message = fleet.ExecutorReport(
+        ended=[_ended(ended) for ended in report.ended],
+        models=[_model_change(change) for change in report.models],
+    )
     if report.num_slots is not None:
         message.capacity.num_slots = report.num_slots
         message.capacity.max_models = max_models
@@ -140,6 +157,22 @@ def _ended(ended: LeaseEnded) -> fleet.LeaseEnded:
     return message
 
 
+def _model_change(change: ModelChange) -> fleet.ModelChange:
+    message = fleet.ModelChange(
+        model=change.model,
+        state=_MODEL_STATES[change.state],
+        load_time=_duration(change.load_ms),
+    )
+    if change.state is ModelState.FAILED:
+        message.failure.reason = Reason.INTERNAL
+        message.failure.message = change.message
+    return message
+
+
+def _duration(ms: int | None) -> Duration | None:
+    return None if ms is None else Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
 # --- from the scheduler ---------------------------------------------------------------------
 
 
@@ -163,6 +196,7 @@ def decode_orders(orders: fleet.ExecutorOrders) -> OrdersReceived:
         grants=tuple(_grant(grant) for grant in orders.grants),
         acknowledged=tuple(_decode_ref(ref) for ref in orders.acknowledged),
         revokes=tuple(_decode_ref(ref) for ref in orders.revokes),
+        loads=tuple(LoadOrder(load.model, tuple(load.evict)) for load in orders.loads),
     )
 
 

@@ -3,7 +3,8 @@
 Rule: nobody else calls the engine while this thread lives. Commands wait in an inbox and are
 carried out between steps; what the steps make is merged until the event loop takes it, so that
 the loop gets one wake-up and one object for everything since it last looked. Past
-``max_backlog_tokens`` the engine pauses: a loop that hangs must not be buried.
+``max_backlog_tokens`` the engine pauses: a loop that hangs must not be buried. It also pauses,
+with all its models, while it loads one.
 
 An exception out of the engine means that its state is unknown. The worker stops and ``take``
 raises ``EngineDiedError``; the process is then to end without a word on its leases. The scheduler
@@ -16,8 +17,24 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from executor_svc.core.engine import Engine, InvalidLeaseError, LeaseRequest, StepOutput
-from executor_svc.core.messages import AbortLease, LeaseRefused, StartLease
+from executor_svc.core.engine import (
+    Engine,
+    InvalidLeaseError,
+    LeaseRequest,
+    ModelLoadError,
+    StepOutput,
+)
+from executor_svc.core.messages import (
+    AbortLease,
+    Effect,
+    LeaseRefused,
+    LoadModel,
+    ModelLoaded,
+    ModelLoadFailed,
+    StartLease,
+)
+
+Answer = LeaseRefused | ModelLoaded | ModelLoadFailed
 
 
 class EngineDiedError(Exception):
@@ -29,11 +46,11 @@ class Work:
     """What the engine made since the last look."""
 
     output: StepOutput = field(default_factory=StepOutput)
-    refusals: list[LeaseRefused] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)  # to commands; before the output
 
     def is_empty(self) -> bool:
         output = self.output
-        return not (output.key or output.ends or output.failures or self.refusals)
+        return not (output.key or output.ends or output.failures or self.answers)
 
 
 class Worker:
@@ -53,7 +70,7 @@ class Worker:
         self._max_backlog_tokens = max_backlog_tokens
         self._condition = threading.Condition()
         # Guarded by the condition:
-        self._inbox: deque[StartLease | AbortLease] = deque()
+        self._inbox: deque[Effect] = deque()
         self._work = Work()
         self._fault: BaseException | None = None
         self._is_closing = False
@@ -63,7 +80,7 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def send(self, command: StartLease | AbortLease) -> None:
+    def send(self, command: Effect) -> None:
         """Carry this out before the next step, in the order sent."""
         with self._condition:
             self._inbox.append(command)
@@ -89,19 +106,19 @@ class Worker:
     def _run(self) -> None:
         try:
             while (commands := self._next_commands()) is not None:
-                refusals = [r for r in map(self._obey, commands) if r is not None]
+                answers = [a for a in map(self._obey, commands) if a is not None]
                 output = StepOutput()
                 if self._engine.has_work():
                     output = self._engine.step()
                     self.num_steps += 1
-                self._deliver(Work(output, refusals))
+                self._deliver(Work(output, answers))
             self._engine.close()
         except BaseException as fault:
             with self._condition:
                 self._fault = fault
             self._notify()
 
-    def _next_commands(self) -> list[StartLease | AbortLease] | None:
+    def _next_commands(self) -> list[Effect] | None:
         """Wait until there is something to do; None when the worker is to end."""
         with self._condition:
             while not (self._is_closing or self._inbox or self._can_step()):
@@ -116,11 +133,23 @@ class Worker:
         has_room = len(self._work.output.key) < self._max_backlog_tokens
         return has_room and self._engine.has_work()
 
-    def _obey(self, command: StartLease | AbortLease) -> LeaseRefused | None:
-        if isinstance(command, AbortLease):
-            self._engine.abort(command.key)
-            return None
-        request: LeaseRequest = command.request
+    def _obey(self, command: Effect) -> Answer | None:
+        match command:
+            case AbortLease(key):
+                self._engine.abort(key)
+                return None
+            case LoadModel(model, evict):
+                return self._load(model, evict)
+            case StartLease(request):
+                return self._add(request)
+
+    def _load(self, model: str, evict: tuple[str, ...]) -> Answer:
+        try:
+            return ModelLoaded(model, self._engine.load(model, evict))
+        except ModelLoadError as error:
+            return ModelLoadFailed(model, str(error))
+
+    def _add(self, request: LeaseRequest) -> Answer | None:
         try:
             self._engine.add(request)
         except InvalidLeaseError as refusal:
@@ -148,4 +177,4 @@ def _merge(work: Work, new: Work) -> None:
     into.logprob += output.logprob
     into.ends += output.ends
     into.failures += output.failures
-    work.refusals += new.refusals
+    work.answers += new.answers

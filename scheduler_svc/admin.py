@@ -98,13 +98,15 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
             epoch=self._runtime.epoch,
             num_waiting=found.num_waiting,
             num_running=found.num_running,
-            queue=[_queue_row(row) for row in found.queue],
-            executors=[_executor_row(row) for row in found.executors],
+            queue=[queue_row(row) for row in found.queue],
+            executors=[executor_row(row) for row in found.executors],
             decisions=found.decisions,
+            queue_wait=queue_wait(found.queue_wait_ms),
         )
 
 
-def _queue_row(row: messages.QueueRow) -> scheduler.QueueRow:
+def queue_row(row: messages.QueueRow) -> scheduler.QueueRow:
+    """One waiting request."""
     return scheduler.QueueRow(
         request_id=row.request_id,
         model=row.model,
@@ -112,10 +114,13 @@ def _queue_row(row: messages.QueueRow) -> scheduler.QueueRow:
         band=row.band,
         waited=translate.duration(row.waited_ms),
         status=translate.status_to_proto(row.status, 0),
+        priority=row.priority,
+        session_id=row.session_id,
     )
 
 
-def _executor_row(row: messages.ExecutorRow) -> scheduler.ExecutorRow:
+def executor_row(row: messages.ExecutorRow) -> scheduler.ExecutorRow:
+    """One executor."""
     return scheduler.ExecutorRow(
         executor_id=row.executor_id,
         state=_STATES[row.state],
@@ -125,4 +130,45 @@ def _executor_row(row: messages.ExecutorRow) -> scheduler.ExecutorRow:
         num_in_doubt=row.num_in_doubt,
         resident_models=row.resident_models,
         max_models=row.max_models,
+        loading_model=row.loading_model or "",
+        held_models=row.held_models,
+        reservation=_reservation(row.reservation),
+        stats=_stats(row.stats),
+    )
+
+
+def _reservation(row: messages.ReservationRow | None) -> scheduler.Reservation | None:
+    if row is None:
+        return None
+    return scheduler.Reservation(
+        model=row.model,
+        reason=row.reason,
+        age=translate.duration(row.age_ms),
+        remaining=translate.duration(row.remaining_ms),
+    )
+
+
+def _stats(stats: messages.ExecutorStats | None) -> scheduler.ExecutorStats | None:
+    if stats is None:
+        return None
+    mean_ms = stats.mean_duration_ms
+    return scheduler.ExecutorStats(
+        num_leases=stats.num_leases,
+        share=stats.share,
+        utilisation=stats.utilisation,
+        mean_duration=None if mean_ms is None else translate.duration(round(mean_ms)),
+        affinity=stats.affinity,
+    )
+
+
+def queue_wait(wait_ms: tuple[float, float, float, int] | None) -> scheduler.QueueWait | None:
+    """Waits until the first grant, as in ``messages.Snapshot``."""
+    if wait_ms is None:
+        return None
+    p10, mean, p90, num_samples = wait_ms
+    return scheduler.QueueWait(
+        p10=translate.duration(round(p10)),
+        mean=translate.duration(round(mean)),
+        p90=translate.duration(round(p90)),
+        num_samples=num_samples,
     )

@@ -6,6 +6,7 @@ checked here, and a peer that speaks out of turn loses its own stream and nothin
 """
 
 import itertools
+import logging
 from collections.abc import AsyncIterator
 
 import structlog
@@ -25,6 +26,7 @@ from scheduler_svc.streams import Context, PeerStream, Places, Pulse
 
 _MAX_MESSAGE_CHARS = 500
 _MAX_HELD_LEASES = 100_000
+_MAX_LOAD_MS = 86_400_000
 
 _OUTCOMES = {
     fleet.LeaseEnded.OUTCOME_COMPLETED: messages.LeaseOutcome.COMPLETED,
@@ -32,6 +34,11 @@ _OUTCOMES = {
     fleet.LeaseEnded.OUTCOME_REVOKED: messages.LeaseOutcome.REVOKED,
     fleet.LeaseEnded.OUTCOME_RETURNED: messages.LeaseOutcome.RETURNED,
     fleet.LeaseEnded.OUTCOME_UNKNOWN: messages.LeaseOutcome.UNKNOWN,
+}
+_MODEL_STATES = {
+    fleet.ModelChange.STATE_RESIDENT: messages.ModelState.RESIDENT,
+    fleet.ModelChange.STATE_ABSENT: messages.ModelState.ABSENT,
+    fleet.ModelChange.STATE_FAILED: messages.ModelState.FAILED,
 }
 # What an executor may blame on a request; anything else is its own fault.
 _FAILURE_REASONS = {Reason.INVALID_REQUEST, Reason.PROMPT_TOO_LONG, Reason.NO_CAPACITY}
@@ -77,6 +84,7 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         self._places = places
         self._routes = Routes(runtime.epoch)
         self._executor_id = ""
+        self._offered: frozenset[str] = frozenset()
         self._outbox = Outbox()
 
     # --- from the executor
@@ -104,10 +112,13 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         self._check_capacity(hello.capacity)
         if len(hello.models) > self._settings.max_models_per_executor:
             raise _out_of_turn("too many models are offered")
+        if sum(offer.resident for offer in hello.models) > hello.capacity.max_models:
+            raise _out_of_turn("more models are resident than capacity.max_models")
         if len(hello.leases) > _MAX_HELD_LEASES:
             raise _out_of_turn("too many leases are listed")
         self._catalog.attach(hello.executor_id, self._session, hello.models)
         self._executor_id = hello.executor_id
+        self._offered = frozenset(offer.card.name for offer in hello.models)
         event = messages.ExecutorAttached(
             executor_id=hello.executor_id,
             session=self._session,
@@ -115,7 +126,8 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
             num_slots=hello.capacity.num_slots,
             max_models=hello.capacity.max_models,
             models=tuple(
-                messages.ModelOffer(offer.card.name, offer.resident) for offer in hello.models
+                messages.ModelOffer(offer.card.name, offer.resident, _load_ms(offer))
+                for offer in hello.models
             ),
             held=tuple(
                 messages.HeldLease(
@@ -153,6 +165,29 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
             self._catalog.put_assets(
                 self._executor_id, self._session, offered.model, offered.assets
             )
+        for change in report.models:
+            self._on_model_change(change)
+
+    def _on_model_change(self, change: fleet.ModelChange) -> None:
+        state = _MODEL_STATES.get(change.state)
+        if state is None:
+            raise _out_of_turn("a model changes without a state")
+        if change.model not in self._offered:
+            raise _out_of_turn("a model changes that hello did not offer")
+        message = change.failure.message[:_MAX_MESSAGE_CHARS]
+        event = messages.ModelChanged(
+            self._executor_id, self._session, change.model, state, _load_ms(change), message
+        )
+        _log.log(
+            logging.WARNING if state is messages.ModelState.FAILED else logging.INFO,
+            "model.changed",
+            executor_id=self._executor_id,
+            model=event.model,
+            state=state,
+            load_ms=event.load_ms,
+            message=message,
+        )
+        self._runtime.post(event)
 
     def _on_fault(self, lease: Lease, message: str) -> None:
         """What came contradicts what clients may have seen: another attempt has to go on."""
@@ -275,6 +310,11 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         self._outbox.acknowledged.append(_ref(effect.request_id, effect.epoch, effect.attempt))
         self.wake()
 
+    def load(self, effect: messages.ModelLoadOrdered) -> None:
+        """See ExecutorLink."""
+        self._outbox.loads.append(fleet.LoadModel(model=effect.model, evict=effect.evict))
+        self.wake()
+
     # --- the stream
 
     def take(self) -> fleet.AttachResponse | None:
@@ -311,6 +351,12 @@ def _failure(ended: fleet.LeaseEnded) -> tuple[Reason, str]:
     if ended.failure.reason in _FAILURE_REASONS:
         reason = Reason(ended.failure.reason)
     return reason, ended.failure.message[:_MAX_MESSAGE_CHARS] or "The executor failed."
+
+
+def _load_ms(message: fleet.ModelOffer | fleet.ModelChange) -> int | None:
+    if not message.HasField("load_time"):
+        return None
+    return translate.duration_ms(message.load_time, "load_time", least=0, most=_MAX_LOAD_MS)
 
 
 def _out_of_turn(message: str) -> HeadwayError:

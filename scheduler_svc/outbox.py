@@ -12,6 +12,7 @@ class Outbox:
         self.grants: list[fleet.Grant] = []
         self.acknowledged: list[fleet.LeaseRef] = []
         self.revokes: list[fleet.LeaseRef] = []
+        self.loads: list[fleet.LoadModel] = []
 
     def take(self, max_bytes: int) -> fleet.AttachResponse | None:
         """The next message; its grants are cut at ``max_bytes``, but never below one."""
@@ -19,7 +20,7 @@ class Outbox:
             welcome, self.welcome = self.welcome, None
             self.has_welcomed = True
             return fleet.AttachResponse(welcome=welcome)
-        if not (self.grants or self.acknowledged or self.revokes):
+        if not (self.grants or self.acknowledged or self.revokes or self.loads):
             return None
         num_grants, num_bytes = 0, 0
         for grant in self.grants:
@@ -29,8 +30,9 @@ class Outbox:
             num_grants += 1
         orders = fleet.ExecutorOrders(grants=self.grants[:num_grants])
         del self.grants[:num_grants]
-        if not self.grants:  # a revoke must not overtake its grant
+        if not self.grants:  # neither a revoke nor a load must overtake a grant before it
             orders.acknowledged.extend(self.acknowledged)
             orders.revokes.extend(self.revokes)
-            self.acknowledged, self.revokes = [], []
+            orders.loads.extend(self.loads)
+            self.acknowledged, self.revokes, self.loads = [], [], []
         return fleet.AttachResponse(orders=orders)

@@ -92,6 +92,9 @@ class ExecutorLink(Protocol):
     def acknowledge(self, effect: messages.LeaseAcknowledged) -> None:
         """Forget a lease."""
 
+    def load(self, effect: messages.ModelLoadOrdered) -> None:
+        """Put a model on the device."""
+
     def close(self, error: HeadwayError | None) -> None:
         """Cut the session."""
 

@@ -165,6 +165,8 @@ class Runtime:
             for record in effects.persist:
                 records.append(self._to_record(record, results))
             actions.extend(effects.send)
+            for decision in effects.decisions:
+                _log_decision(decision)
         if records:
             await self._store.commit(records)
         originals = await self._load_originals(actions, results)
@@ -284,6 +286,9 @@ class Runtime:
                 link.revoke(action)
             case messages.LeaseAcknowledged():
                 link.acknowledge(action)
+            case messages.ModelLoadOrdered(executor_id, _, model, evict):
+                _log.info("model.ordered", executor_id=executor_id, model=model, evict=evict)
+                link.load(action)
             case messages.SessionClosed(executor_id, _, message):
                 _log.warning("executor.cut", executor_id=executor_id, message=message)
                 link.close(HeadwayError(Reason.STALE_LEASE, message))
@@ -319,6 +324,16 @@ class Runtime:
             model=live.body.model,
             tenant=live.tenant,
         )
+
+
+def _log_decision(decision: messages.Decision) -> None:
+    _log.info(
+        "decision.made",
+        kind=decision.kind,
+        request_id=decision.request_id,
+        model=decision.model,
+        text=decision.text,
+    )
 
 
 def _log_lease(event: str, executor_id: str, request_id: str, attempt: int) -> None:

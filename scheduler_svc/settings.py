@@ -2,7 +2,7 @@
 
 import dataclasses
 import ipaddress
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -11,6 +11,11 @@ from headway.settings import Settings
 from scheduler_svc.core.domain import CoreSettings
 
 _DAY_MS = 86_400_000
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Wait = Annotated[int, Field(ge=1, le=30 * _DAY_MS)]
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+Limit = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
 class SchedulerSettings(Settings):
@@ -128,6 +133,10 @@ class SchedulerSettings(Settings):
         _DAY_MS, ge=1, le=30 * _DAY_MS, description="Cap of execution timeouts."
     )
 
+    prefix_block_tokens: int = Field(
+        64, ge=1, le=65_536, description="Prompts are compared in blocks of so many tokens."
+    )
+
     # --- models, results
     max_models_per_executor: int = Field(64, ge=1, le=1_000, description="Offers of one executor.")
     max_slots_per_executor: int = Field(
@@ -194,6 +203,77 @@ class SchedulerSettings(Settings):
     retry_after_min_ms: int = Field(1_000, ge=1, le=_DAY_MS, description="Least Retry-After.")
     retry_after_max_ms: int = Field(60_000, ge=1, le=_DAY_MS, description="Largest Retry-After.")
 
+    # --- core: who goes next
+    warm_bonus: float = Field(
+        10.0,
+        ge=0,
+        le=1e6,
+        description="Points that a loaded model gives its requests; 0 is arrival order alone, "
+        "without first places and drains.",
+    )
+    aging_equalization_ms: int = Field(
+        30_000, ge=1, le=_DAY_MS, description="Waiting worth exactly one warm_bonus."
+    )
+    band_min_shares: tuple[Share, ...] = Field(
+        (0.0, 0.1, 0.05, 0.05),
+        max_length=64,
+        description="Least part of the grants for each band while earlier ones wait, together "
+        "below 1; 0 for bands that are not listed.",
+    )
+    band_max_wait_ms: tuple[Wait, ...] = Field(
+        (30_000, 60_000, 120_000, 240_000),
+        max_length=64,
+        description="A request older than its band's limit goes next; the last holds for all "
+        "later bands, none means no limit.",
+    )
+    tenant_weights: dict[str, Weight] = Field(
+        {}, max_length=100_000, description="Share of a tenant beside others; 1 if not listed."
+    )
+    locality_quantum_tokens: int = Field(
+        4_096, ge=0, le=1 << 40, description="Tokens that a cached prefix may jump ahead by."
+    )
+    output_token_weight: int = Field(
+        2, ge=1, le=1_000, description="What a generated token costs a tenant, in prompt tokens."
+    )
+    max_fair_accounts: int = Field(
+        100_000, ge=1, le=100_000_000, description="Tenants remembered, for each band and model."
+    )
+
+    # --- core: models on executors
+    model_hold_ms: int = Field(
+        3_000, ge=0, le=_DAY_MS, description="An idle model is kept for follow-ups for so long."
+    )
+    switch_time_share: float = Field(
+        0.1, ge=0.001, le=1, description="Part of an executor's time for forced model switches."
+    )
+    model_limits: dict[str, Limit] = Field(
+        {}, max_length=10_000, description="Most requests of a model that run at once."
+    )
+    load_timeout_ms: int = Field(
+        600_000, ge=100, le=_DAY_MS, description="A load that takes longer counts as failed."
+    )
+    load_backoff_ms: int = Field(
+        1_000, ge=1, le=_DAY_MS, description="Wait after a failed load, doubling each time."
+    )
+    load_backoff_max_ms: int = Field(
+        60_000, ge=1, le=_DAY_MS, description="Longest wait after a failed load."
+    )
+
+    # --- core: hints and books
+    session_ttl_ms: int = Field(
+        300_000, ge=1, le=30 * _DAY_MS, description="Idle sessions are forgotten after so long."
+    )
+    max_sessions: int = Field(
+        100_000, ge=1, le=100_000_000, description="Sessions whose executor is remembered."
+    )
+    max_prefix_blocks: int = Field(
+        200_000, ge=1, le=100_000_000, description="Prompt blocks whose executors are remembered."
+    )
+    max_wait_samples: int = Field(
+        10_000, ge=1, le=10_000_000, description="Queue waits remembered for percentiles."
+    )
+    has_decision_log: bool = Field(False, description="Log why each request went where it went.")
+
     @model_validator(mode="after")
     def _is_sensible(self) -> Self:
         if not self.is_loopback and not self.allow_insecure:
@@ -204,6 +284,10 @@ class SchedulerSettings(Settings):
             raise ValueError("default_band: must be below num_bands")
         if self.retry_after_max_ms < self.retry_after_min_ms:
             raise ValueError("retry_after_max_ms: must not be below retry_after_min_ms")
+        if self.load_backoff_max_ms < self.load_backoff_ms:
+            raise ValueError("load_backoff_max_ms: must not be below load_backoff_ms")
+        if sum(self.band_min_shares) >= 1:
+            raise ValueError("band_min_shares: must be below 1 together")
         return self
 
     @property

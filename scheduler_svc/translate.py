@@ -6,6 +6,7 @@ and the executors may rely on every bound.
 
 import hashlib
 import secrets
+from array import array
 from collections.abc import Sequence
 
 from google.protobuf import duration_pb2
@@ -21,6 +22,7 @@ from scheduler_svc.settings import SchedulerSettings
 _MAX_TEMPERATURE = 100.0
 _OVERHEAD_BYTES = 4_096  # what a request costs besides its prompt and tokens
 _UINT32_MAX = (1 << 32) - 1
+_MAX_PREFIX_HASHES = 64
 
 
 def new_request_id() -> str:
@@ -108,8 +110,25 @@ def request_from_proto(
         session_id=body.session_id,
         idempotency_key=body.idempotency_key,
         body_hash=digest,
+        prefix_hashes=prefix_hashes(body, settings.prefix_block_tokens),
     )
     return request, body
+
+
+def prefix_hashes(body: generation.GenerationRequest, block_tokens: int) -> tuple[int, ...]:
+    """64-bit hashes of the prompt's first blocks, each over all blocks up to its own.
+
+    Salted by tenant and model, for neither may find what another left in a KV cache.
+    """
+    tokens = array("I", body.prompt_token_ids[: _MAX_PREFIX_HASHES * block_tokens])
+    data, block_bytes = memoryview(tokens.tobytes()), block_tokens * tokens.itemsize
+    salt = f"{len(body.tenant)}:{body.tenant}{body.model}"
+    so_far = hashlib.blake2b(key=hashlib.blake2b(salt.encode()).digest(), digest_size=8)
+    hashes = []
+    for start in range(0, len(data) - block_bytes + 1, block_bytes):
+        so_far.update(data[start : start + block_bytes])
+        hashes.append(int.from_bytes(so_far.digest(), "little"))
+    return tuple(hashes)
 
 
 def _check_names(body: generation.GenerationRequest, settings: SchedulerSettings) -> None:

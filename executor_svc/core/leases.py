@@ -39,6 +39,7 @@ class Lease:
     """One grant of a request. It has no samples when it was refused at the door."""
 
     ref: LeaseRef
+    model: str
     handle: int
     key: int
     samples: list[Sample]

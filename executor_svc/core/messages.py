@@ -68,6 +68,14 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadOrder:
+    """Put a model on the device, after taking ``evict`` off."""
+
+    model: str
+    evict: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
     """The lease that hello listed as ``held`` goes on as ``ref``; resend from ``next_index``."""
 
@@ -95,6 +103,7 @@ class OrdersReceived:
     grants: tuple[Grant, ...] = ()
     acknowledged: tuple[LeaseRef, ...] = ()
     revokes: tuple[LeaseRef, ...] = ()
+    loads: tuple[LoadOrder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,22 @@ class LeaseRefused:
 
     key: int
     reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """The engine has put a model on the device."""
+
+    model: str
+    load_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoadFailed:
+    """The engine could not; the model is absent, and so is what was to make room for it."""
+
+    model: str
     message: str
 
 
@@ -138,6 +163,8 @@ Event = (
     | OrdersReceived
     | StepDone
     | LeaseRefused
+    | ModelLoaded
+    | ModelLoadFailed
     | Disconnected
     | DrainStarted
     | DrainExpired
@@ -162,7 +189,15 @@ class AbortLease:
     key: int
 
 
-Effect = StartLease | AbortLease
+@dataclass(frozen=True, slots=True)
+class LoadModel:
+    """Have the engine put a model on the device; answered by ModelLoaded or ModelLoadFailed."""
+
+    model: str
+    evict: tuple[str, ...]
+
+
+Effect = StartLease | AbortLease | LoadModel
 
 
 # --- what the scheduler is told -------------------------------------------------------------
@@ -187,6 +222,24 @@ class LeaseEnded:
     failure: Failure | None = None
 
 
+class ModelState(StrEnum):
+    """What became of a model; FAILED is absent after a load that did not work."""
+
+    RESIDENT = "resident"
+    ABSENT = "absent"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChange:
+    """A model came to the device, left it or could not be loaded; ``message`` is for operators."""
+
+    model: str
+    state: ModelState
+    load_ms: int | None = None
+    message: str = ""
+
+
 @dataclass(slots=True)
 class Frame:
     """Tokens as parallel arrays; ``logprob`` is parallel, or empty when nobody asked.
@@ -208,6 +261,7 @@ class Report:
     num_slots: int | None
     frame: Frame
     ended: tuple[LeaseEnded, ...]
+    models: tuple[ModelChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

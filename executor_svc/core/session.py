@@ -4,7 +4,8 @@ Rule: a lease is here from its grant until the scheduler acknowledges its end; b
 tokens are kept, at most max_tokens for each sample, and a cursor says how many of them went out
 on the present stream. So a report is whatever lies behind the cursors: steps that were made while
 a write was under way merge by themselves, and sending again after an adoption is moving cursors
-back. Nothing else is buffered.
+back. Nothing else is buffered. Models come and go by residents.py; a lease is taken only while its
+model is on the device, and a model leaves only while no lease runs on it.
 
 Names: the engine knows a lease by its key (never reused), the stream by its handle (new on each
 stream), the scheduler by (request id, epoch, attempt). A request has at most one lease here.
@@ -12,7 +13,7 @@ stream), the scheduler by (request id, epoch, attempt). A request has at most on
 
 from collections.abc import Iterable
 
-from executor_svc.core.engine import LeaseRequest, StepOutput
+from executor_svc.core.engine import LeaseRequest, ModelInfo, StepOutput
 from executor_svc.core.leases import Lease, Sample, find_fault, new_sample
 from executor_svc.core.messages import (
     AbortLease,
@@ -29,6 +30,10 @@ from executor_svc.core.messages import (
     LeaseEnded,
     LeaseRef,
     LeaseRefused,
+    LoadModel,
+    LoadOrder,
+    ModelLoaded,
+    ModelLoadFailed,
     OrdersReceived,
     Outcome,
     Report,
@@ -38,6 +43,7 @@ from executor_svc.core.messages import (
     Welcomed,
 )
 from executor_svc.core.outbox import Outbox
+from executor_svc.core.residents import Residents
 from headway.reasons import Reason
 
 NUM_HANDLES = 1 << 32  # handles travel as uint32
@@ -46,10 +52,19 @@ NUM_HANDLES = 1 << 32  # handles travel as uint32
 class Session:
     """One for the life of the process, whatever streams come and go."""
 
-    def __init__(self, *, num_slots: int, max_leases: int, max_report_tokens: int) -> None:
+    def __init__(
+        self,
+        models: tuple[ModelInfo, ...],
+        *,
+        num_slots: int,
+        max_models: int,
+        max_leases: int,
+        max_report_tokens: int,
+    ) -> None:
         assert num_slots > 0
         assert max_leases > 0
         assert max_report_tokens > 0
+        self._residents = Residents(models, max_models)
         self._own_slots = num_slots
         self._max_leases = max_leases
         self._max_report_tokens = max_report_tokens
@@ -93,6 +108,10 @@ class Session:
             for lease in self._leases.values()
         )
 
+    def offers(self) -> tuple[ModelInfo, ...]:
+        """The models to list when a new stream opens; what changes from here on is reported."""
+        return self._residents.offers()
+
     def heartbeat(self) -> Heartbeat:
         """To be sent after everything that ``take_report`` has given."""
         return Heartbeat(tuple(lease.handle for lease in self._leases.values()), self._last_handle)
@@ -105,9 +124,10 @@ class Session:
         ended = self._outbox.take_ends()
         num_slots = self.num_slots if self._is_capacity_due else None
         self._is_capacity_due = False
-        if not (frame.handle or frame.ends or ended or num_slots is not None):
+        models = self._residents.take_changes()
+        if not (frame.handle or frame.ends or ended or models or num_slots is not None):
             return None
-        return Report(num_slots, frame, ended)
+        return Report(num_slots, frame, ended, models)
 
     # --- what happens -----------------------------------------------------------------------
 
@@ -120,6 +140,10 @@ class Session:
                 self._obey(event)
             case LeaseRefused(key, reason, message):
                 self._fail(key, Failure(reason, message))
+            case ModelLoaded(model, load_ms):
+                self._residents.loaded(model, load_ms)
+            case ModelLoadFailed(model, message):
+                self._residents.failed(model, message)
             case Welcomed():
                 self._welcome(event)
             case Disconnected():
@@ -181,6 +205,16 @@ class Session:
             elif lease.outcome is None:
                 self._stop(lease, Outcome.REVOKED)
                 self._outbox.drop_tokens(lease)  # nobody wants the rest
+        for load in orders.loads:
+            self._load(load)
+
+    def _load(self, load: LoadOrder) -> None:
+        if self._is_draining:
+            self._residents.refuse(load, "the executor shuts down")
+            return
+        busy = {lease.model for lease in self._running.values()}
+        if self._residents.order(load, busy):
+            self._effects.append(LoadModel(load.model, load.evict))
 
     def _grant(self, grant: Grant) -> None:
         ref = grant.ref
@@ -200,8 +234,12 @@ class Session:
         if self._is_draining or len(self._leases) >= self._max_leases:
             self._outbox.answers.append(LeaseEnded(ref, Outcome.RETURNED))
             return
+        if not self._residents.can_take(grant.model):
+            self._outbox.answers.append(LeaseEnded(ref, Outcome.RETURNED))
+            self._residents.tell_absent(grant.model)
+            return
         fault = find_fault(grant)
-        lease = Lease(ref, grant.handle, self._next_key, [], 0)
+        lease = Lease(ref, grant.model, grant.handle, self._next_key, [], 0)
         self._leases[ref.request_id] = lease
         if fault is not None:
             self._next_key += 1

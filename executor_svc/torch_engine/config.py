@@ -26,12 +26,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class EngineConfig:
     """Settings of a TorchEngine, under vLLM's names. A senseless value raises ValueError.
 
-    The KV cache has ``num_blocks`` blocks, else as many as ``kv_bytes`` holds. With neither, a
-    CPU takes up to 1 GiB and a GPU ``gpu_memory_utilization`` of its memory less what is in use.
+    A model's KV cache has ``num_blocks`` blocks, else as many as its share of ``kv_bytes`` holds,
+    which is the same for ``max_models`` models. Without ``kv_bytes``, a CPU has 1 GiB to share, and
+    a GPU ``gpu_memory_utilization`` of its memory less what is in use and what weights may take.
     """
 
-    model: str  # a folder, or a Hugging Face hub id
-    served_name: str
+    models: tuple[tuple[str, str], ...]  # (name, folder or Hugging Face hub id)
+    max_models: int = 0  # on the device at once, the first ones first; 0 is all
     device: str = "cpu"
     dtype: str = "auto"  # "auto" is the checkpoint's own
     max_num_seqs: int = 32
@@ -44,6 +45,10 @@ class EngineConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.models or len(dict(self.models)) < len(self.models):
+            raise ValueError("models must be there and have different names")
+        if self.max_models < 0:
+            raise ValueError("max_models must not be negative")
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")

@@ -1,4 +1,4 @@
-"""The engine that runs a model itself: step() = schedule, run, postprocess.
+"""The engine that runs models itself: step() = schedule, run, postprocess, for each of them.
 
 Rule: a lease's fault is the lease's alone. What it asks for is checked when it comes in; if a
 step raises all the same, its chunks are run again one by one, and those that raise alone end
@@ -7,16 +7,19 @@ result does not depend on its company.
 """
 
 import math
+import time
 
 import torch
 
 from executor_svc.core.batcher import Batcher, Chunk
 from executor_svc.core.block_manager import BlockManager
 from executor_svc.core.engine import (
+    InvalidLeaseError,
     LeaseFailure,
     LeaseRequest,
     ModelAssets,
     ModelInfo,
+    ModelLoadError,
     SequenceEnd,
     StepOutput,
 )
@@ -24,81 +27,125 @@ from executor_svc.core.lease_rules import check_lease
 from executor_svc.core.sequence import Sequence
 from executor_svc.core.stopping import StopMatcher, StopRules
 from executor_svc.torch_engine.attention.cpu import CpuAttention
-from executor_svc.torch_engine.config import EngineConfig, load_spec
-from executor_svc.torch_engine.kv_cache import KVCache, count_blocks
-from executor_svc.torch_engine.loader import Checkpoint, assets_digest, find_model, read_assets
-from executor_svc.torch_engine.models.decoder import Decoder, tensor_shapes
+from executor_svc.torch_engine.config import EngineConfig
+from executor_svc.torch_engine.files import ModelError
+from executor_svc.torch_engine.kv_cache import KVCache
+from executor_svc.torch_engine.models.decoder import Decoder
+from executor_svc.torch_engine.residency import KnownModel, Residency
 from executor_svc.torch_engine.runner import Runner
 from executor_svc.torch_engine.sampler import RowParams
-from executor_svc.torch_engine.token_bytes import TokenBytes
 from headway.reasons import Reason
 
 
 class TorchEngine:
-    """Serves one model with torch. Building it loads the model, or raises ModelError."""
+    """Serves models with torch. Building it loads the first max_models, or raises ModelError."""
 
     def __init__(self, config: EngineConfig) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        device = torch.device(config.device)
-        folder = find_model(config.model)
-        spec = load_spec(folder, dtype=config.dtype)
-        # A checkpoint whose head is tied may hold it a second time.
-        ignored = ("lm_head.weight",) if spec.has_tied_head else ()
-        checkpoint = Checkpoint(folder, tensor_shapes(spec), ignored=ignored)
-        model = Decoder(spec, lambda name: checkpoint.tensor(name).to(device, spec.dtype), device)
-
-        num_blocks = count_blocks(config, spec, device)
-        cache = KVCache(spec, num_blocks=num_blocks, block_size=config.block_size, device=device)
-        attention = CpuAttention(cache, num_heads=spec.num_heads)
-        self._runner = Runner(model, attention, block_size=config.block_size, device=device)
-        self._batcher = Batcher(
-            BlockManager(num_blocks, config.block_size),
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-        )
-
-        self._assets = read_assets(folder)
-        self._token_bytes: TokenBytes | None = None
-        if self._assets.tokenizer_json:
-            self._token_bytes = TokenBytes(self._assets.tokenizer_json)
-        self._info = ModelInfo(
-            name=config.served_name,
-            family=spec.family,
-            vocab_size=spec.vocab_size,
-            max_context_tokens=min(
-                spec.max_context_tokens,
-                config.max_model_len or spec.max_context_tokens,
-                num_blocks * config.block_size,  # a sequence that is alone always fits
-            ),
-            eos_token_ids=spec.eos_token_ids,
-            weights_digest=checkpoint.digest(),
-            assets_digest=assets_digest(self._assets),
-            dtype=str(spec.dtype).removeprefix("torch."),
-        )
-        self._num_slots = config.max_num_seqs
-        self._leases: dict[int, list[Sequence]] = {}  # by lease key: the sequences that live
-        self._rows: dict[int, RowParams] = {}  # by sequence key, for the same sequences
-        self._early_ends: dict[int, list[SequenceEnd]] = {}  # by lease key: known before a step
+        self._config = config
+        self._device = torch.device(config.device)
+        self._residency = Residency(config, self._device)
+        self._resident: dict[str, ResidentModel] = {}  # at most max_models
+        for name in list(self._residency.models)[: self.max_models]:
+            try:
+                self.load(name, ())
+            except ModelLoadError as error:
+                raise ModelError(str(error)) from error
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
-        return (self._info,)
+        return tuple(
+            self._residency.info(name, is_resident=name in self._resident)
+            for name in self._residency.models
+        )
 
     @property
     def num_slots(self) -> int:
-        return self._num_slots
+        return self._config.max_num_seqs
+
+    @property
+    def max_models(self) -> int:
+        return self._residency.max_models
+
+    def load(self, model: str, evict: tuple[str, ...]) -> int:
+        started_s = time.monotonic()
+        for name in evict:
+            assert not self._resident[name].has_work()
+            del self._resident[name]
+            self._residency.leave(name)
+        assert model not in self._resident
+        assert len(self._resident) < self.max_models
+        try:
+            decoder = self._residency.bring(model, set(self._resident))
+            known = self._residency.models[model]
+            self._resident[model] = ResidentModel(known, decoder, self._config, self._device)
+        except ModelLoadError:
+            raise
+        except Exception as fault:  # files that changed, memory that others took
+            raise ModelLoadError(f"{model}: {fault!r}") from fault
+        load_ms = round((time.monotonic() - started_s) * 1000)
+        self._residency.loaded(model, load_ms)
+        return load_ms
 
     def assets(self, model: str) -> ModelAssets:
-        """The files of the one model served, by its served name."""
-        assert model == self._info.name
-        return self._assets
+        """The files of a model, by its served name."""
+        return self._residency.models[model].assets
+
+    def has_work(self) -> bool:
+        return any(model.has_work() for model in self._resident.values())
+
+    def close(self) -> None:
+        """Forget all leases; memory goes with the engine itself."""
+        for model in self._resident.values():
+            model.close()
+
+    def add(self, request: LeaseRequest) -> None:
+        """Take a lease; raises InvalidLeaseError and then holds nothing of it."""
+        if request.model not in self._residency.models:
+            raise InvalidLeaseError(
+                Reason.MODEL_NOT_FOUND, f"model {request.model!r} is not served here"
+            )
+        self._resident[request.model].add(request)
+
+    def abort(self, key: int) -> None:
+        for model in self._resident.values():
+            model.abort(key)
+
+    def step(self) -> StepOutput:
+        """One batch of each model that has work, one model after the other."""
+        output = StepOutput()
+        for model in self._resident.values():
+            model.step(output)
+        return output
+
+
+class ResidentModel:
+    """A model on the device: its KV cache, and the leases that run on it."""
+
+    def __init__(
+        self, known: KnownModel, decoder: Decoder, config: EngineConfig, device: torch.device
+    ) -> None:
+        num_blocks, block_size = known.num_blocks, config.block_size
+        cache = KVCache(known.spec, num_blocks=num_blocks, block_size=block_size, device=device)
+        attention = CpuAttention(cache, num_heads=known.spec.num_heads)
+        self._runner = Runner(decoder, attention, block_size=block_size, device=device)
+        self._batcher = Batcher(
+            BlockManager(num_blocks, block_size),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+        self._info = known.info
+        self._token_bytes = known.token_bytes
+        self._leases: dict[int, list[Sequence]] = {}  # by lease key: the sequences that live
+        self._rows: dict[int, RowParams] = {}  # by sequence key, for the same sequences
+        self._early_ends: dict[int, list[SequenceEnd]] = {}  # by lease key: known before a step
 
     def has_work(self) -> bool:
         return bool(self._leases or self._early_ends)
 
     def close(self) -> None:
-        """Forget all leases; memory goes with the engine itself."""
+        """Forget all leases."""
         for key in list(self._leases):
             self.abort(key)
         self._early_ends.clear()
@@ -131,15 +178,14 @@ class TorchEngine:
             self._batcher.remove(sequence)
             del self._rows[sequence.key]
 
-    def step(self) -> StepOutput:
-        output = StepOutput()
+    def step(self, output: StepOutput) -> None:
+        """Run one step and append what it makes."""
         for ends in self._early_ends.values():
             output.ends += ends
         self._early_ends.clear()
         chunks = self._batcher.schedule()
         if chunks:
             self._run(chunks, output)
-        return output
 
     @property
     def _can_match_text(self) -> bool:

@@ -3,7 +3,8 @@
 Layout: head-major, so that one gather by position gives each head a contiguous [tokens, dim]
 matrix. Position p of a sequence lives at slot ``block_table[p // block_size] * block_size +
 p % block_size``. One more slot, the null slot, stays zero for ever: padding reads it. Padding
-must not read a stale slot, since zero weight times a stale NaN would still be NaN.
+must not read a stale slot, since zero weight times a stale NaN would still be NaN. No other slot
+is read before it is written, so nothing else is cleared: that would cost most of a model's switch.
 """
 
 import numpy as np
@@ -24,8 +25,10 @@ class KVCache:
         self.block_size = block_size
         self.null_slot = num_blocks * block_size
         shape = (spec.num_layers, spec.num_kv_heads, self.null_slot + 1, spec.head_dim)
-        self.keys = torch.zeros(shape, dtype=spec.dtype, device=device)
-        self.values = torch.zeros(shape, dtype=spec.dtype, device=device)
+        self.keys = torch.empty(shape, dtype=spec.dtype, device=device)
+        self.values = torch.empty(shape, dtype=spec.dtype, device=device)
+        self.keys[:, :, self.null_slot] = 0
+        self.values[:, :, self.null_slot] = 0
 
     def write(self, layer_index: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store keys and values, each [tokens, kv_heads, head_dim], at ``slots`` [tokens]."""
@@ -40,18 +43,27 @@ def kv_slots(block_table: list[int], start: int, end: int, block_size: int) -> n
     return blocks * block_size + positions % block_size
 
 
-def count_blocks(config: EngineConfig, spec: ModelSpec, device: torch.device) -> int:
-    """How many blocks the cache gets; call it when the weights are on the device."""
+def kv_bytes_per_model(
+    config: EngineConfig, device: torch.device, *, num_models: int, weight_bytes: int
+) -> int:
+    """Memory for the cache of each of ``num_models`` models, none of which is on the device yet.
+
+    ``weight_bytes`` is what the weights of the largest one will take.
+    """
+    if config.kv_bytes is not None:
+        return config.kv_bytes // num_models
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        num_bytes = int(total * config.gpu_memory_utilization) - (total - free)
+        return num_bytes // num_models - weight_bytes
+    return _DEFAULT_CPU_KV_BYTES // num_models
+
+
+def count_blocks(config: EngineConfig, spec: ModelSpec, kv_bytes: int) -> int:
+    """How many blocks a model's cache of at most ``kv_bytes`` gets."""
     if config.num_blocks is not None:
         return config.num_blocks
     block_bytes = spec.kv_bytes_per_token * config.block_size
-    if config.kv_bytes is not None:
-        kv_bytes = config.kv_bytes
-    elif device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        kv_bytes = int(total * config.gpu_memory_utilization) - (total - free)
-    else:
-        kv_bytes = _DEFAULT_CPU_KV_BYTES
     # More than all seats filled to the last position is never used.
     context = min(spec.max_context_tokens, config.max_model_len or spec.max_context_tokens)
     most = config.max_num_seqs * -(-context // config.block_size)

@@ -5,6 +5,11 @@ is no new work. Then the refusals, cheapest and most lasting first. A model that
 offered is not found; one that is merely away (nobody attached yet, its executors gone or
 draining) is a lack of capacity that may pass. The queue's bounds hold for everybody, so a full
 queue refuses even what could run at once.
+
+Last, a request whose start is predicted beyond its queue deadline is refused at once rather than
+after it waited in vain. Conservative: the rate must be measured, and even twice that rate would
+not be enough. The place that fairness would give it is counted, not the end of the queue, so one
+tenant's backlog closes the door to nobody else.
 """
 
 from headway.reasons import Reason
@@ -16,6 +21,9 @@ from scheduler_svc.core.messages import (
     RequestRejected,
 )
 from scheduler_svc.core.state import State
+
+# rates may turn out so many times better than measured
+_OPTIMISM = 2
 
 
 def submit(state: State, request: Request) -> None:
@@ -51,7 +59,7 @@ def refuse(state: State, request: Request) -> tuple[Reason, str] | None:
         return Reason.NO_CAPACITY, "No executor has attached yet."
     if request.model not in state.known_models:
         return Reason.MODEL_NOT_FOUND, f"No executor offers the model {request.model!r}."
-    if not state.fleet.pool(request.model).has_home:
+    if not state.fleet.offer(request.model).is_there:
         return Reason.NO_CAPACITY, f"No executor has the model {request.model!r} at the moment."
     if state.num_live_by_tenant[request.tenant] >= limits.max_inflight_per_tenant:
         return Reason.QUOTA_EXCEEDED, "The tenant has too many requests in flight."
@@ -61,7 +69,23 @@ def refuse(state: State, request: Request) -> tuple[Reason, str] | None:
         return Reason.QUEUE_FULL, "Too many requests are in flight for the model."
     if not state.queue.has_room(request):
         return Reason.QUEUE_FULL, "The queue is full."
+    if _is_late(state, request):
+        return Reason.DEADLINE_UNREACHABLE, "It would not start before its queue deadline."
     return None
+
+
+def _is_late(state: State, request: Request) -> bool:
+    """Whether it is known to start after its deadline; the cheap upper bound is asked first."""
+    if request.model not in state.queue.num_by_model:
+        return False
+    estimator, model = state.estimator, request.model
+    limit_ms = _OPTIMISM * request.queue_timeout_ms
+    longest_ms = estimator.measured_wait_ms(model, estimator.depth(model), state.now_ms)
+    if longest_ms is None or longest_ms <= limit_ms:
+        return False
+    position = estimator.position_of_new(request, state.next_arrival())
+    wait_ms = estimator.measured_wait_ms(model, position, state.now_ms)
+    return wait_ms is not None and wait_ms > limit_ms
 
 
 def _reject(state: State, request: Request, reason: Reason, message: str) -> None:
@@ -71,5 +95,7 @@ def _reject(state: State, request: Request, reason: Reason, message: str) -> Non
         # the time in which a lost executor, or the next scheduler, is expected
         retry_after_ms = state.estimator.clamp(state.settings.executor_grace_ms)
     elif reason in RETRYABLE:
-        retry_after_ms = state.estimator.retry_after_ms(request.model)
+        retry_after_ms = state.estimator.retry_after_ms(request.model, state.now_ms)
+    if state.settings.has_decision_log:
+        state.refuse(request, f"{reason}: {message}")
     state.send(RequestRejected(request.request_id, reason, message, retry_after_ms))

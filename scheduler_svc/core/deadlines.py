@@ -34,7 +34,28 @@ class GraceDue:
     executor_id: str
 
 
-Deadline = RequestDue | RevokeDue | GraceDue
+@dataclass(frozen=True, slots=True)
+class LoadDue:
+    """An ordered load should have been answered by now."""
+
+    executor_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationDue:
+    """A model's reservation is given up."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDue:
+    """Time may have made a place for the head of a model that found none."""
+
+    model: str
+
+
+Deadline = RequestDue | RevokeDue | GraceDue | LoadDue | ReservationDue | ModelDue
 
 
 class Deadlines:
@@ -52,6 +73,11 @@ class Deadlines:
     def discard(self, deadline: Deadline) -> None:
         """It no longer matters."""
         self._heap.discard(deadline)
+
+    def at_ms(self, deadline: Deadline) -> int | None:
+        """When it falls due, None if it is not set."""
+        key = self._heap.key(deadline)
+        return None if key is None else key[0]
 
     def pop_due(self, now_ms: int) -> Deadline | None:
         """The next deadline that has come, removed."""

@@ -4,15 +4,18 @@ Rule: records are changed by the core only, under one ``handle`` call at a time;
 messages. A request is waiting (no lease) or running (one lease, maybe in doubt), and is gone from
 the core when it finished. A lease lives in the books of one executor until that executor said
 that it ended, or counts as dead: finishing a request does not free a slot, the executor does.
+A model on an executor is resident, loading (one at a time), or neither.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from headway.reasons import Reason
 from scheduler_svc.core.messages import Request
+from scheduler_svc.core.stats import Activity
 
-Rank = tuple[int, int]  # (band, arrival number): smaller is granted earlier
+Rank = tuple[int, int]  # (band, key): smaller is granted earlier (priority.py)
 LeaseKey = tuple[str, int, int]  # (request_id, epoch, attempt): the name of one grant
 
 # Reasons that carry Retry-After; the same as in the table of headway.errors.
@@ -49,6 +52,33 @@ class CoreSettings:
     result_ttl_ms: int = 3_600_000
     retry_after_min_ms: int = 1_000
     retry_after_max_ms: int = 60_000
+    # order
+    warm_bonus: float = 10.0
+    aging_equalization_ms: int = 30_000
+    band_min_shares: tuple[float, ...] = (0.0, 0.1, 0.05, 0.05)
+    band_max_wait_ms: tuple[int, ...] = (30_000, 60_000, 120_000, 240_000)
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    locality_quantum_tokens: int = 4_096
+    output_token_weight: int = 2
+    max_fair_accounts: int = 100_000
+    # models
+    model_hold_ms: int = 3_000
+    switch_time_share: float = 0.1
+    model_limits: Mapping[str, int] = field(default_factory=dict)
+    load_timeout_ms: int = 600_000
+    load_backoff_ms: int = 1_000
+    load_backoff_max_ms: int = 60_000
+    # hints
+    session_ttl_ms: int = 300_000
+    max_sessions: int = 100_000
+    max_prefix_blocks: int = 200_000
+    max_wait_samples: int = 10_000
+    has_decision_log: bool = False
+
+    @property
+    def is_fifo(self) -> bool:
+        """Arrival order alone: no bonus, no diversity, no drain."""
+        return self.warm_bonus == 0
 
 
 class LeaseState(StrEnum):
@@ -67,6 +97,8 @@ class Lease:
 
     key: LeaseKey
     executor_id: str
+    # "" for one of an earlier scheduler whose request is not known: it may be of any model
+    model: str
     # seats that it takes: min(num_samples, the executor's slots when it was granted)
     num_slots: int
     granted_ms: int
@@ -89,23 +121,75 @@ class RequestRecord:
     num_crashes: int = 0
     first_grant_ms: int | None = None
     first_token_ms: int | None = None
+    # what fairness holds against its tenant for it and has not settled; 0 while it waits
+    num_charged_tokens: int = 0
+    # it was granted before: first in its flow
+    is_returned: bool = False
     # None exactly while it is in the queue
     lease: Lease | None = None
 
-    @property
-    def rank(self) -> Rank:
-        """Its place in the grant order."""
-        return (self.request.band, self.arrival)
+
+class Why(StrEnum):
+    """What a reservation is for."""
+
+    # a head that needs several slots of a model that is resident there
+    WIDE = "wide"
+    # a cold model waits until the executor can take another model
+    DRAIN = "drain"
+    # the same on the last usable home of a model, for a head that aged past the bonus
+    TIME_SLICE = "time_slice"
+    # the model is on its way, or just came: seats are kept for its first grant
+    LOAD = "load"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A request that needs several slots has first call on an executor (placement.py)."""
+@dataclass(slots=True)
+class Reservation:
+    """An executor's room is kept for a model (drain.py)."""
 
     executor_id: str
     model: str
+    why: Why
+    # the head that it was made for; WIDE is for this one alone
     request_id: str
     rank: Rank
+    since_ms: int
+    # given up then
+    deadline_ms: int
+    # free slots that other models may not take; all of them while it drains
+    num_kept: int
+    # when a drain is expected to be over: what ends before it may still start
+    expected_ms: int = 0
+
+
+@dataclass(slots=True)
+class Residence:
+    """A model on an executor's device."""
+
+    # number of the grant that used it last, among all grants; 0: none
+    turn: int = 0
+    last_grant_ms: int = 0
+    last_used_ms: int = 0
+    # idle, but kept for follow-ups until then
+    held_until_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A model on its way to an executor's device."""
+
+    model: str
+    since_ms: int
+    load_ms: int | None
+    # it took the device from a model that was held or wanted: counts for the switch budget
+    is_forced: bool
+
+
+@dataclass(slots=True)
+class LoadFailures:
+    """A model could not be loaded on an executor, several times in a row."""
+
+    num: int
+    retry_ms: int
 
 
 @dataclass(slots=True)
@@ -119,7 +203,14 @@ class ExecutorRecord:
     num_slots: int = 0
     max_models: int = 0
     offered_models: frozenset[str] = frozenset()
-    resident_models: tuple[str, ...] = ()
+    # of offered models, as said or measured last
+    load_ms: dict[str, int] = field(default_factory=dict)
+    residences: dict[str, Residence] = field(default_factory=dict)
+    loading: Load | None = None
+    # of offered models
+    failures: dict[str, LoadFailures] = field(default_factory=dict)
+    # no forced switch before then
+    next_switch_ms: int = 0
     # None exactly while it is lost
     session: int | None = None
     is_draining: bool = False
@@ -127,11 +218,19 @@ class ExecutorRecord:
     drained_session: int | None = None
     # held, being revoked and in doubt; all in doubt while it is lost, none while it is not
     leases: dict[LeaseKey, Lease] = field(default_factory=dict)
+    # model -> how many of its leases are there; no zeros
+    active: dict[str, int] = field(default_factory=dict)
     # sum of num_slots over leases held or being revoked
     num_leased: int = 0
     # sum of num_slots over leases in doubt
     num_in_doubt: int = 0
-    claim: Claim | None = None
+    reservation: Reservation | None = None
+    activity: Activity = field(default_factory=Activity)
+
+    @property
+    def resident_models(self) -> tuple[str, ...]:
+        """On the device, longest there first."""
+        return tuple(self.residences)
 
     @property
     def num_used(self) -> int:
@@ -141,33 +240,55 @@ class ExecutorRecord:
     @property
     def num_free(self) -> int:
         """free + leased + in doubt = num_slots, unless more is used than there is: then 0."""
-        return max(0, self.num_slots - self.num_used)
+        return max(0, self.num_slots - self.num_leased - self.num_in_doubt)
+
+    def num_kept_from(self, model: str) -> int:
+        """Slots that a reservation keeps from this model, whoever of it asks."""
+        reservation = self.reservation
+        return 0 if reservation is None or reservation.model == model else reservation.num_kept
 
     @property
     def is_serving(self) -> bool:
         """New work may go there as far as slots allow."""
         return self.session is not None and not self.is_draining and self.num_slots > 0
 
+    @property
+    def has_memory(self) -> bool:
+        """Another model would fit: memory is free, or something resident is idle."""
+        return len(self.residences) < self.max_models or (
+            len(self.active) < len(self.residences) and self.max_models > 0
+        )
+
+    @property
+    def is_roomy(self) -> bool:
+        """It could begin to load a model now, and has a slot for it."""
+        return self.is_serving and self.num_free > 0 and self.loading is None and self.has_memory
+
     def book(self, lease: Lease) -> None:
-        """Enter a lease, or enter it again after its state changed."""
-        self.strike(lease)
+        """Enter a lease."""
+        assert lease.key not in self.leases
         self.leases[lease.key] = lease
+        self.active[lease.model] = self.active.get(lease.model, 0) + 1
         if lease.state is LeaseState.IN_DOUBT:
             self.num_in_doubt += lease.num_slots
         else:
             self.num_leased += lease.num_slots
 
-    def strike(self, lease: Lease) -> None:
-        """Give a lease's slots back and forget it; once only, a second time changes nothing."""
+    def strike(self, lease: Lease) -> bool:
+        """Give a lease's slots back and forget it; a second time changes nothing: False."""
         if self.leases.pop(lease.key, None) is None:
-            return
+            return False
+        self.active[lease.model] -= 1
+        if not self.active[lease.model]:
+            del self.active[lease.model]
         if lease.state is LeaseState.IN_DOUBT:
             self.num_in_doubt -= lease.num_slots
         else:
             self.num_leased -= lease.num_slots
+        return True
 
     def move(self, lease: Lease, state: LeaseState) -> None:
-        """Change a booked lease's state and with it the sum that its slots count in."""
+        """Change a lease's state and with it the sum that its slots count in; enter it if new."""
         self.strike(lease)
         lease.state = state
         self.book(lease)

@@ -4,9 +4,20 @@ Rule: nothing here is believed because an index says so: each index is compared 
 that it stands for.
 """
 
-from scheduler_svc.core.deadlines import Deadline, GraceDue, RequestDue, RevokeDue
-from scheduler_svc.core.domain import ExecutorRecord, LeaseState, RequestRecord
-from scheduler_svc.core.placement import is_barred, num_missing
+from collections import Counter
+
+from scheduler_svc.core import drain, priority, residency
+from scheduler_svc.core.deadlines import (
+    Deadline,
+    GraceDue,
+    LoadDue,
+    ModelDue,
+    RequestDue,
+    ReservationDue,
+    RevokeDue,
+)
+from scheduler_svc.core.domain import LeaseState, RequestRecord, Why
+from scheduler_svc.core.placement import can_take
 from scheduler_svc.core.state import State
 
 
@@ -15,21 +26,23 @@ def check(state: State) -> None:
     _check_requests(state)
     _check_queue(state)
     _check_executors(state)
-    _check_claims(state)
+    _check_models(state)
+    _check_reservations(state)
     _check_work_conservation(state)
     _check_deadlines(state)
-    assert not len(state.woken)
+    assert not state.awake
 
 
 def _waiting(state: State) -> list[RequestRecord]:
     waiting = [record for record in state.requests.values() if record.lease is None]
-    return sorted(waiting, key=lambda record: record.rank)
+    return sorted(waiting, key=lambda record: record.arrival)
 
 
 def _check_requests(state: State) -> None:
     for request_id, record in state.requests.items():
         assert record.request.request_id == request_id
         assert (record in state.queue) is (record.lease is None)
+        assert (record.num_charged_tokens > 0) is (record.lease is not None)
         assert 0 <= record.num_crashes < state.settings.max_attempts
         if record.lease is not None:
             executor = state.fleet.executors[record.lease.executor_id]
@@ -43,15 +56,21 @@ def _check_requests(state: State) -> None:
 
 def _check_queue(state: State) -> None:
     waiting = _waiting(state)
-    assert list(state.queue.in_order()) == waiting
+    in_order = list(state.queue.in_order({}))
+    assert sorted(record.arrival for record in in_order) == [r.arrival for r in waiting]
+    assert [r.request.band for r in in_order] == sorted(r.request.band for r in waiting)
     assert state.queue.num_tokens == sum(record.request.num_tokens for record in waiting)
     assert state.queue.num_bytes == sum(record.request.num_bytes for record in waiting)
-    for model in {record.request.model for record in waiting}:
-        head = next(record for record in waiting if record.request.model == model)
-        assert state.queue.head(model) is head
+    assert state.queue.num_by_model == Counter(record.request.model for record in waiting)
+    for band, flows in enumerate(state.queue.bands):
+        for model, flow in flows.items():
+            its = [r for r in in_order if (r.request.band, r.request.model) == (band, model)]
+            assert state.queue.head_of(band, model) is its[0]
+            assert [flow.place(record).num_before for record in its] == list(range(len(its)))
 
 
 def _check_executors(state: State) -> None:
+    num_by_model: Counter[str] = Counter()
     for executor in state.fleet.executors.values():
         slots = {True: 0, False: 0}
         for key, lease in executor.leases.items():
@@ -63,47 +82,85 @@ def _check_executors(state: State) -> None:
             assert lease.state is not LeaseState.HELD or state.owner(lease) is not None
         assert (executor.num_leased, executor.num_in_doubt) == (slots[False], slots[True])
         assert executor.num_free + executor.num_used == max(executor.num_slots, executor.num_used)
+        assert executor.active == Counter(lease.model for lease in executor.leases.values())
+        num_by_model.update(executor.active)
+    assert state.num_leased_by_model == num_by_model
 
 
-def _check_claims(state: State) -> None:
-    claims = state.fleet.claims
-    assert list(claims) == [claim.model for claim in claims.values()]
-    claimed = [executor for executor in state.fleet.executors.values() if executor.claim]
-    assert len(claimed) == len(claims)
-    for executor in claimed:
-        claim = executor.claim
-        assert claim is not None
-        assert claims[claim.model] is claim
+def _check_models(state: State) -> None:
+    """The indexes over models say what the executors' records say."""
+    fleet = state.fleet
+    for executor in fleet.executors.values():
+        assert set(executor.residences) <= executor.offered_models
+        assert executor.loading is None or executor.is_serving or executor.session is not None
+        for model in executor.offered_models:
+            [group] = [g for g in fleet.offer(model).groups if executor.executor_id in g.members]
+            assert (executor.executor_id in group.roomy) is executor.is_roomy
+            is_home = (
+                executor.is_serving
+                and model in executor.residences
+                and executor.num_kept_from(model) < executor.num_slots
+            )
+            assert (executor.executor_id in fleet.homes.get(model, {})) is is_home
+            is_loading = (
+                executor.is_serving
+                and executor.loading is not None
+                and executor.loading.model == model
+            )
+            assert (executor.executor_id in fleet.loading.get(model, {})) is is_loading
+    assert all(fleet.homes.values())
+    assert all(fleet.loading.values())
+
+
+def _check_reservations(state: State) -> None:
+    reservations = state.fleet.reservations
+    reserved = [executor for executor in state.fleet.executors.values() if executor.reservation]
+    assert len(reserved) == len(reservations)
+    for executor in reserved:
+        reservation = executor.reservation
+        assert reservation is not None
+        assert reservations[reservation.model] is reservation
+        assert reservation.executor_id == executor.executor_id
         assert executor.is_serving
-        assert claim.model in executor.resident_models
-        head = state.queue.head(claim.model)
+        head = state.queue.head(reservation.model)
         assert head is not None
-        assert (head.request.request_id, head.rank) == (claim.request_id, claim.rank)
+        if reservation.why is Why.WIDE:
+            assert reservation.model in executor.residences
+            assert state.queue.is_head(state.requests[reservation.request_id])
+        if reservation.why is Why.DRAIN:
+            assert not drain.is_last_home(state, executor)
+        if reservation.why in (Why.DRAIN, Why.TIME_SLICE):
+            assert not state.fleet.warmth(reservation.model)
+            assert not state.is_at_limit(reservation.model)
 
 
 def _check_work_conservation(state: State) -> None:
-    """No head waits although some executor has room for it."""
-
-    def is_usable(executor: ExecutorRecord, head: RequestRecord) -> bool:
-        return (
-            executor.is_serving
-            and head.request.model in executor.resident_models
-            and num_missing(head, executor) <= 0
-            and not is_barred(executor, head.request.model, head.rank)
-        )
-
-    for model in {record.request.model for record in _waiting(state)}:
+    """No head waits although an executor has room for it, or could load its first place."""
+    for model in state.queue.num_by_model:
         head = state.queue.head(model)
         assert head is not None
-        assert not any(is_usable(executor, head) for executor in state.fleet.executors.values())
+        if state.is_at_limit(model):
+            continue
+        shift = priority.shift(state.settings, state.fleet.warmth(model))
+        rank = head.request.band, head.arrival - shift
+        assert not any(can_take(e, head, rank) for e in state.fleet.executors.values())
+        due_ms = state.deadlines.at_ms(ModelDue(model))
+        is_late = due_ms is not None and due_ms <= state.now_ms  # the shell owes a Tick
+        if not state.fleet.warmth(model) and not is_late:
+            assert residency.Search(state, head, is_first=True).run() is None
 
 
 def _check_deadlines(state: State) -> None:
     expected: set[Deadline] = {RequestDue(request_id) for request_id in state.requests}
+    expected |= {ReservationDue(model) for model in state.fleet.reservations}
     for executor in state.fleet.executors.values():
         if executor.session is None:
             expected.add(GraceDue(executor.executor_id))
+        if executor.loading is not None:
+            expected.add(LoadDue(executor.executor_id))
         for lease in executor.leases.values():
             if lease.state is LeaseState.REVOKING:
                 expected.add(RevokeDue(executor.executor_id, lease.key))
-    assert set(state.deadlines) == expected
+    models = {due for due in state.deadlines if isinstance(due, ModelDue)}
+    assert {due.model for due in models} <= set(state.queue.num_by_model)
+    assert set(state.deadlines) - models == expected

@@ -31,6 +31,10 @@ class LazyHeap(Generic[Key, Item]):
     def __iter__(self) -> Iterator[Item]:
         return iter(self._keys)
 
+    def key(self, item: Item) -> Key | None:
+        """The key of an item, None if it is not there."""
+        return self._keys.get(item)
+
     def set(self, item: Item, key: Key) -> None:
         """Add an item or change its key."""
         if self._keys.get(item) == key:

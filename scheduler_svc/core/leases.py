@@ -23,6 +23,7 @@ from scheduler_svc.core.domain import (
     LeaseKey,
     LeaseState,
     RequestRecord,
+    Why,
 )
 from scheduler_svc.core.messages import (
     HeldLease,
@@ -47,11 +48,19 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
     assert executor.session is not None
     num_slots = _num_slots(record, executor)
     assert num_slots <= executor.num_free
+    request, model = record.request, record.request.model
+    waiting = [bool(flows) for flows in state.queue.bands]
+    if sum(waiting) > 1:
+        state.shares.granted(request.band, waiting)
     state.queue.remove(record)
+    state.queue.charge(record)
     _open(state, record, executor, num_slots, state.now_ms)
-    model = record.request.model
-    state.fleet.had_turn(model, executor)
-    state.fleet.put(executor)
+    state.fleet.had_turn(model, executor, state.now_ms)
+    reservation = executor.reservation
+    if reservation is not None and reservation.why is Why.LOAD and reservation.model == model:
+        state.end_reservation(model, "granted")
+    state.slots_changed(executor)
+    state.prefixes.add(executor.executor_id, request.prefix_hashes)
     state.estimator.granted(model, state.now_ms)
     state.decisions["granted"] += 1
     state.send(
@@ -59,13 +68,17 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
             executor.executor_id, executor.session, record.request.request_id, record.attempt
         )
     )
-    state.wake(model)
+    state.head_changed(model)
+    if not executor.num_free:
+        state.sleep_hopeless(executor)
 
 
 def revoke(state: State, executor: ExecutorRecord, lease: Lease) -> None:
     """Tell an executor to stop; a lost one is told if it comes back."""
     if executor.session is None:
         return
+    if lease.key not in executor.leases:
+        _count(state, lease, 1)
     executor.move(lease, LeaseState.REVOKING)
     due = RevokeDue(executor.executor_id, lease.key)
     state.deadlines.set(due, state.now_ms + state.settings.revoke_timeout_ms)
@@ -87,15 +100,31 @@ def ended(state: State, executor: ExecutorRecord, event: LeaseEnded) -> None:
         state.decisions["ignored.stale_lease"] += 1
     else:
         record = state.owner(lease)
-        close(state, executor, lease)
         if record is not None:
-            state.estimator.ended(record.request.model, lease, state.now_ms)
+            state.estimator.ended(lease.model, lease, event.num_generated_tokens, state.now_ms)
+        close(state, executor, lease)
+        is_completed = event.outcome is LeaseOutcome.COMPLETED
+        executor.activity.ended(state.now_ms - lease.granted_ms, is_completed, state.now_ms)
+        if record is not None:
+            if is_completed:
+                _remember(state, record, executor)
             _conclude(state, record, event)
     assert executor.session is not None
     state.send(LeaseAcknowledged(executor.executor_id, executor.session, *key))
 
 
+def _remember(state: State, record: RequestRecord, executor: ExecutorRecord) -> None:
+    """Its session's next request would find the cache there."""
+    request = record.request
+    state.sessions.served(
+        request.tenant, request.session_id, request.model, executor.executor_id, state.now_ms
+    )
+
+
 def _conclude(state: State, record: RequestRecord, event: LeaseEnded) -> None:
+    if event.outcome in (LeaseOutcome.COMPLETED, LeaseOutcome.FAILED):
+        num_output = state.settings.output_token_weight * event.num_generated_tokens
+        state.queue.settle(record, record.request.num_prompt_tokens + num_output)
     if event.outcome is LeaseOutcome.COMPLETED:
         state.finish(record, None)
     elif event.outcome is LeaseOutcome.FAILED:
@@ -115,16 +144,35 @@ def _open(
     record.attempt += 1
     key = (record.request.request_id, state.epoch, record.attempt)
     assert key not in executor.leases
-    record.lease = Lease(key, executor.executor_id, num_slots, granted_ms)
-    executor.book(record.lease)
+    lease = Lease(key, executor.executor_id, record.request.model, num_slots, granted_ms)
+    record.lease = lease
+    executor.book(lease)
+    _count(state, lease, 1)
     state.start_clock(record)
 
 
 def close(state: State, executor: ExecutorRecord, lease: Lease) -> None:
     """Give a lease's slots back; the request that it may be of is left to the caller."""
-    executor.strike(lease)
+    if not executor.strike(lease):
+        return
+    _count(state, lease, -1)
+    residence = executor.residences.get(lease.model)
+    if residence is not None:
+        residence.last_used_ms = state.now_ms
+        if lease.model not in executor.active:
+            residence.held_until_ms = state.now_ms + state.settings.model_hold_ms
     state.deadlines.discard(RevokeDue(executor.executor_id, lease.key))
     state.executor_changed(executor)
+    if lease.model in state.settings.model_limits:
+        state.wake(lease.model)
+
+
+def _count(state: State, lease: Lease, change: int) -> None:
+    """Leases of a model in the whole fleet."""
+    counter = state.num_leased_by_model
+    counter[lease.model] += change
+    if not counter[lease.model]:
+        del counter[lease.model]
 
 
 def reconcile(state: State, executor: ExecutorRecord, held: tuple[HeldLease, ...]) -> None:
@@ -168,7 +216,8 @@ def _settle(state: State, executor: ExecutorRecord, key: LeaseKey, held: HeldLea
     else:
         # how many slots a forgotten one takes there is not known any more: one at least
         num_slots = 1 if record is None else _num_slots(record, executor)
-        lease = booked or Lease(key, executor.executor_id, num_slots, state.now_ms)
+        model = "" if record is None else record.request.model
+        lease = booked or Lease(key, executor.executor_id, model, num_slots, state.now_ms)
         revoke(state, executor, lease)
 
 
@@ -178,11 +227,12 @@ def _adopt(state: State, record: RequestRecord, executor: ExecutorRecord, held: 
     old = executor.leases.get(held)
     num_slots = _num_slots(record, executor)
     granted_ms = state.now_ms
-    if old is not None:
-        executor.strike(old)
+    if old is not None and executor.strike(old):
+        _count(state, old, -1)
     if record.lease is None:
         state.queue.remove(record)
-        state.wake(record.request.model)
+        state.queue.charge(record)
+        state.head_changed(record.request.model)
     else:
         assert record.lease is old
         record.lease = None

@@ -1,211 +1,133 @@
-"""Where a request may run: the executors, an index over them for each model, and claims.
+"""Where a request may run now: on an executor that has its model, has room, and is not barred.
 
-Rule: an executor is usable for a model if it is attached, not draining, has the model resident
-and has enough free slots. A lease takes min(num_samples, the executor's slots), so that every
-request fits everywhere once it is empty. Of the usable ones the least loaded by used share is
-taken; equal shares are taken in turn, with a turn for each model (the one that this model used
-longest ago; before that, attach order).
-
-Index: each model has a shelf of its usable executors, sorted by used slots, one row for each size
-(num_slots). Inside a row the first has the most free slots, so if it is too small the whole row
-is: a pick looks at one executor for each size, however many there are.
-
-Claims: order inside a model is strict, nothing jumps over a head that needs more slots than are
-free. So that other models on the same executors do not take every slot as it frees and starve
-that head, it claims the executor where the fewest slots are missing: until the claim ends,
-requests that rank after it get nothing there, requests that rank before it may. A claim ends when
-its request is granted or gone, when a better one takes it over, or when the executor stops
-serving. A model has one claim at most, an executor belongs to one at most.
+Rule: a lease takes min(num_samples, the executor's slots), so that every request fits everywhere
+once it is empty. First choice is the executor that served the request's session last, then the
+one that has most of its prompt's prefix cached; both are hints, worth nothing where there is no
+room. Then the least loaded by used share, equal shares in turn. Last, if all homes are taken or
+reserved, an executor that drains for another model, if the request surely ends before the drain
+does (backfill, after EASY: Lifka, "The ANL/IBM SP scheduling system", 1995).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from scheduler_svc.core.domain import Claim, ExecutorRecord, Rank, RequestRecord
-from scheduler_svc.core.lazy_heap import LazyHeap
-
-# (used slots, turn, executor number)
-_RowKey = tuple[int, int, int]
+from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
+from scheduler_svc.core.fleet import RowKey
+from scheduler_svc.core.state import State
 
 
-class Shelf:
-    """The usable executors of one model."""
-
-    def __init__(self) -> None:
-        # num_slots -> executors by (used, turn, number); no empty rows
-        self.rows: dict[int, LazyHeap[_RowKey, str]] = {}
-        # executor_id -> the row that it is in
-        self._row_of: dict[str, int] = {}
-        # executor_id -> number of the grant that used it last
-        self._turns: dict[str, int] = {}
-        self._num_turns = 0
-
-    def put(self, executor: ExecutorRecord) -> None:
-        """Enter an executor or bring its entry up to date."""
-        executor_id = executor.executor_id
-        if self._row_of.get(executor_id, executor.num_slots) != executor.num_slots:
-            self.take(executor_id)
-        self._row_of[executor_id] = executor.num_slots
-        row = self.rows.get(executor.num_slots)
-        if row is None:
-            row = self.rows[executor.num_slots] = LazyHeap()
-        turn = self._turns.get(executor_id, 0)
-        row.set(executor_id, (executor.num_used, turn, executor.number))
-
-    def take(self, executor_id: str) -> None:
-        """It is not usable for now."""
-        num_slots = self._row_of.pop(executor_id, None)
-        if num_slots is None:
-            return
-        self.rows[num_slots].discard(executor_id)
-        if not len(self.rows[num_slots]):
-            del self.rows[num_slots]
-
-    def had_turn(self, executor_id: str) -> None:
-        """The model was just granted there."""
-        self._num_turns += 1
-        self._turns[executor_id] = self._num_turns
-
-    def forget_turn(self, executor_id: str) -> None:
-        """The executor is gone, or lost the model."""
-        self._turns.pop(executor_id, None)
-
-    @property
-    def is_empty(self) -> bool:
-        """Nothing is known about any executor."""
-        return not self.rows and not self._turns
+def pick(state: State, record: RequestRecord, rank: Rank) -> ExecutorRecord | None:
+    """The executor that a head is to be granted to now, None if it must wait."""
+    request = record.request
+    if request.session_id or request.prefix_hashes:
+        hinted = _hinted(state, record, rank)
+        if hinted is not None:
+            return hinted
+    best: ExecutorRecord | None = None
+    best_key = (0.0, 0, 0)
+    for (num_used, turn, number), executor in fronts(state, record, rank):
+        if num_missing(record, executor) <= 0:
+            key = (num_used / executor.num_slots, turn, number)
+            if best is None or key < best_key:
+                best, best_key = executor, key
+    return best or (_backfill(state, record) if state.fleet.reservations else None)
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """What a model shares with others at the moment."""
-
-    # those that share at least one serving executor with it, itself first
-    models: tuple[str, ...]
-    # of its serving executors
-    num_slots: int
-    # some executor has it resident, does not drain, and is attached or expected back
-    has_home: bool
-
-
-class Fleet:
-    """All executors that are attached or inside their grace."""
-
-    def __init__(self) -> None:
-        self.executors: dict[str, ExecutorRecord] = {}
-        # model -> claim; the same objects as in ExecutorRecord.claim
-        self.claims: dict[str, Claim] = {}
-        # model -> executors that are usable for it; bounded by what the executors have resident
-        self._shelves: dict[str, Shelf] = {}
-        # model -> its pool; emptied when the fleet changes
-        self._pools: dict[str, Pool] = {}
-
-    def put(self, executor: ExecutorRecord) -> None:
-        """Bring the index up to date after slots, state or models of an executor changed."""
-        for model in executor.resident_models:
-            shelf = self._shelves.get(model)
-            if executor.is_serving and executor.num_free:
-                if shelf is None:
-                    shelf = self._shelves[model] = Shelf()
-                shelf.put(executor)
-            elif shelf is not None:
-                shelf.take(executor.executor_id)
-
-    def take(self, executor: ExecutorRecord) -> None:
-        """Remove an executor from the index, before its models change or it is forgotten."""
-        self.forget_pools()
-        for model in executor.resident_models:
-            shelf = self._shelves.get(model)
-            if shelf is not None:
-                shelf.take(executor.executor_id)
-                shelf.forget_turn(executor.executor_id)
-                if shelf.is_empty:
-                    del self._shelves[model]
-
-    def forget_pools(self) -> None:
-        """Executors came, went, or changed what they serve."""
-        self._pools.clear()
-
-    def had_turn(self, model: str, executor: ExecutorRecord) -> None:
-        """A grant of this model was made there; ``put`` follows."""
-        self._shelves[model].had_turn(executor.executor_id)
-
-    def pick(self, record: RequestRecord) -> ExecutorRecord | None:
-        """The executor that a head is to be granted to now, None if it must wait."""
-        best: ExecutorRecord | None = None
-        best_key = (0.0, 0, 0)
-        for (num_used, turn, number), executor in self._fronts(record):
-            if num_missing(record, executor) <= 0:
-                key = (num_used / executor.num_slots, turn, number)
-                if best is None or key < best_key:
-                    best, best_key = executor, key
-        return best
-
-    def choose_claim(self, record: RequestRecord) -> Claim | None:
-        """The claim that a head makes which found no place, None if none makes sense.
-
-        A head that needs one slot needs no claim: the next free slot goes by rank anyway.
-        """
-        if record.request.num_samples == 1:
-            return None
-        fronts = [executor for _, executor in self._fronts(record)]
-        if not fronts:
-            return None
-        nearest = min(fronts, key=lambda executor: (num_missing(record, executor), executor.number))
-        request = record.request
-        return Claim(nearest.executor_id, request.model, request.request_id, record.rank)
-
-    def claim(self, claim: Claim) -> None:
-        """Enter a claim; the model and the executor must have none."""
-        executor = self.executors[claim.executor_id]
-        assert claim.model not in self.claims
-        assert executor.claim is None
-        self.claims[claim.model] = executor.claim = claim
-
-    def drop_claim(self, claim: Claim) -> None:
-        """End a claim."""
-        del self.claims[claim.model]
-        self.executors[claim.executor_id].claim = None
-
-    def pool(self, model: str) -> Pool:
-        """What a model shares; asked for known models only, so that the cache is bounded."""
-        pool = self._pools.get(model)
-        if pool is None:
-            homes = [
-                executor
-                for executor in self.executors.values()
-                if model in executor.resident_models and not executor.is_draining
-            ]
-            serving = [executor for executor in homes if executor.is_serving]
-            models = {model: None} | {
-                other: None for executor in serving for other in executor.resident_models
-            }
-            num_slots = sum(executor.num_slots for executor in serving)
-            pool = self._pools[model] = Pool(tuple(models), num_slots, bool(homes))
-        return pool
-
-    def _fronts(self, record: RequestRecord) -> Iterator[tuple[_RowKey, ExecutorRecord]]:
-        """The first executor of each row that is not claimed ahead of this request."""
-        shelf = self._shelves.get(record.request.model)
-        for row in shelf.rows.values() if shelf is not None else ():
-            skipped = []
-            while (first := row.peek()) is not None:
-                executor = self.executors[first[1]]
-                if not is_barred(executor, record.request.model, record.rank):
-                    yield first[0], executor
-                    break
-                skipped.append(first)
-                row.discard(first[1])
-            for key, executor_id in skipped:
-                row.set(executor_id, key)
+def fronts(
+    state: State, record: RequestRecord, rank: Rank
+) -> Iterator[tuple[RowKey, ExecutorRecord]]:
+    """The first executor of each row that is not claimed ahead of this request."""
+    model = record.request.model
+    executors = state.fleet.executors
+    for row in state.fleet.rows(model):
+        skipped = []
+        while (first := row.peek()) is not None:
+            executor = executors[first[1]]
+            if not is_claimed(executor, model, rank):
+                yield first[0], executor
+                break
+            skipped.append(first)
+            row.discard(first[1])
+        for key, executor_id in skipped:
+            row.set(executor_id, key)
 
 
 def num_missing(record: RequestRecord, executor: ExecutorRecord) -> int:
     """Slots that must still become free there; not above 0 means that it fits."""
-    return min(record.request.num_samples, executor.num_slots) - executor.num_free
+    num_open = executor.num_free - executor.num_kept_from(record.request.model)
+    return min(record.request.num_samples, executor.num_slots) - num_open
 
 
-def is_barred(executor: ExecutorRecord, model: str, rank: Rank) -> bool:
-    """Whether another model's claim on this executor comes before this request."""
-    claim = executor.claim
-    return claim is not None and claim.model != model and claim.rank < rank
+def is_claimed(executor: ExecutorRecord, model: str, rank: Rank) -> bool:
+    """Whether another model's wide head has this executor before this request."""
+    reservation = executor.reservation
+    return (
+        reservation is not None
+        and reservation.why is Why.WIDE
+        and reservation.model != model
+        and reservation.rank < rank
+    )
+
+
+def can_take(executor: ExecutorRecord, record: RequestRecord, rank: Rank) -> bool:
+    """Whether a request may be granted there now."""
+    return (
+        executor.is_serving
+        and record.request.model in executor.residences
+        and num_missing(record, executor) <= 0
+        and not is_claimed(executor, record.request.model, rank)
+    )
+
+
+def _hinted(state: State, record: RequestRecord, rank: Rank) -> ExecutorRecord | None:
+    """The executor that may still hold the request's session or prefix, if it has room."""
+    request = record.request
+    executors = state.fleet.executors
+    if request.session_id:
+        preferred = state.sessions.preferred(
+            request.tenant, request.session_id, request.model, state.now_ms
+        )
+        executor = executors.get(preferred or "")
+        if executor is not None and can_take(executor, record, rank):
+            return executor
+    best: ExecutorRecord | None = None
+    best_key = (0, 0.0, 0)
+    for executor_id, num_blocks in state.prefixes.longest(request.prefix_hashes).items():
+        executor = executors.get(executor_id)
+        if executor is None or not can_take(executor, record, rank):
+            continue
+        key = (-num_blocks, executor.num_used / executor.num_slots, executor.number)
+        if best is None or key < best_key:
+            best, best_key = executor, key
+    return best
+
+
+def _backfill(state: State, record: RequestRecord) -> ExecutorRecord | None:
+    """An executor that drains, where the request surely ends before the drain does."""
+    model = record.request.model
+    longest_ms = state.estimator.longest_ms(record.request)
+    if longest_ms is None:
+        return None
+    for reservation in state.fleet.reservations.values():
+        if reservation.model == model or not reservation.num_kept:
+            continue
+        executor = state.fleet.executors[reservation.executor_id]
+        num_slots = min(record.request.num_samples, executor.num_slots)
+        if (
+            model in executor.residences
+            and executor.is_serving
+            and num_slots <= executor.num_free
+            and state.now_ms + longest_ms <= reservation.expected_ms
+        ):
+            return executor
+    return None
+
+
+def explain(state: State, record: RequestRecord, executor: ExecutorRecord) -> str:
+    """Why this one, with the first of each row of candidates; for the decision log."""
+    rank = state.rank(record)
+    scores = ", ".join(
+        f"{other.executor_id} {other.num_used}/{other.num_slots}"
+        for _, other in fronts(state, record, rank)
+    )
+    waited_ms = state.now_ms - record.accepted_ms
+    return f"to {executor.executor_id} after {waited_ms} ms, rank {rank}, used slots: {scores}"

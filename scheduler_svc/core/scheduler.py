@@ -6,16 +6,31 @@ said is heard before a late Tick counts it as missing; but placement never grant
 clock ran out, so a late Tick cannot turn into a late grant. At the very millisecond of a deadline
 whichever event comes first decides, and only it.
 
-Order: FIFO by arrival inside a band, bands strictly one after another, a blocked head blocks only
-its own model (in its band and those after). The next policies change the rank, not the loop.
+Order: the rank of heads (priority.py), with the first place of each model before everybody's
+second, bands one after another except for what later ones are owed (bands.py), tenants of a flow
+by fairness (queue.py). A blocked head blocks only its own model, in its band and those after.
 """
 
-from itertools import islice
-
 from headway.reasons import Reason
-from scheduler_svc.core import admission, invariants, leases, sessions
-from scheduler_svc.core.deadlines import GraceDue, RequestDue, RevokeDue
-from scheduler_svc.core.domain import CoreSettings, ExecutorRecord, RequestRecord
+from scheduler_svc.core import (
+    admission,
+    invariants,
+    leases,
+    placement,
+    residency,
+    sessions,
+    snapshot,
+    waiting,
+)
+from scheduler_svc.core.deadlines import (
+    GraceDue,
+    LoadDue,
+    ModelDue,
+    RequestDue,
+    ReservationDue,
+    RevokeDue,
+)
+from scheduler_svc.core.domain import CoreSettings, ExecutorRecord
 from scheduler_svc.core.messages import (
     Cancel,
     CloseDoor,
@@ -25,10 +40,9 @@ from scheduler_svc.core.messages import (
     ExecutorAttached,
     ExecutorCapacityChanged,
     ExecutorDisconnected,
-    ExecutorRow,
     LeaseEnded,
     LeaseStarted,
-    QueueRow,
+    ModelChanged,
     RequestStatus,
     Snapshot,
     Submit,
@@ -74,7 +88,11 @@ class Scheduler:
     def _heard(
         self,
         executor: ExecutorRecord,
-        event: ExecutorCapacityChanged | ExecutorDisconnected | LeaseStarted | LeaseEnded,
+        event: ExecutorCapacityChanged
+        | ExecutorDisconnected
+        | ModelChanged
+        | LeaseStarted
+        | LeaseEnded,
     ) -> None:
         """An executor said something on its current session, or the session broke."""
         match event:
@@ -82,6 +100,8 @@ class Scheduler:
                 sessions.change_capacity(self._state, executor, event)
             case ExecutorDisconnected():
                 sessions.lose(self._state, executor)
+            case ModelChanged():
+                residency.changed(self._state, executor, event)
             case LeaseStarted():
                 self._started(executor, event)
             case LeaseEnded():
@@ -116,34 +136,35 @@ class Scheduler:
                     sessions.close(state, executor, "A revoke was not confirmed in time.")
                 case GraceDue():
                     sessions.forget(state, state.fleet.executors[due.executor_id])
+                case LoadDue():
+                    executor = state.fleet.executors[due.executor_id]
+                    residency.failed(state, executor)
+                    state.decisions["session_closed.load_timeout"] += 1
+                    sessions.close(state, executor, "A load was not answered in time.")
+                case ReservationDue():
+                    state.end_reservation(due.model, "deadline")
+                case ModelDue():
+                    state.wake(due.model)
 
     def _place(self) -> None:
-        """Grant what can be granted; looks at woken models only, best rank first."""
+        """Grant what can be granted; looks at models that are awake only, best rank first."""
         state = self._state
-        while (woken := state.woken.pop()) is not None:
-            head = state.queue.head(woken[1])
-            assert head is not None
-            assert head.rank == woken[0]
+        while (head := state.next_awake()) is not None:
             if state.now_ms > head.deadline_ms:
                 state.overdue(head)
                 continue
-            executor = state.fleet.pick(head)
+            rank = state.rank(head)
+            executor, model = None, head.request.model
+            if (
+                state.fleet.has_usable(model) or state.fleet.reservations
+            ) and not state.is_at_limit(model):
+                executor = placement.pick(state, head, rank)
             if executor is None:
-                self._wait(head)
-            else:
-                leases.grant(state, head, executor)
-
-    def _wait(self, head: RequestRecord) -> None:
-        """A head found no place: it sleeps until something changes, with a claim if it is wide."""
-        state = self._state
-        model = head.request.model
-        state.estimator.backlog_began(model, state.now_ms)
-        claim = state.fleet.choose_claim(head) if model not in state.fleet.claims else None
-        if claim is not None:
-            displaced = state.fleet.executors[claim.executor_id].claim
-            if displaced is not None:
-                state.end_claim(displaced.model)
-            state.fleet.claim(claim)
+                waiting.wait(state, head, rank)
+                continue
+            if state.settings.has_decision_log:
+                state.decide("grant", head, placement.explain(state, head, executor))
+            leases.grant(state, head, executor)
 
     # --- questions: they change nothing -------------------------------------------------
 
@@ -186,44 +207,9 @@ class Scheduler:
         return None if record is None else self._state.estimator.status(record, now_ms)
 
     def snapshot(self, now_ms: int, max_rows: int) -> Snapshot:
-        """The first ``max_rows`` of the queue by rank, and the whole fleet."""
-        state = self._state
-        return Snapshot(
-            num_waiting=self.num_waiting,
-            num_running=self.num_running,
-            queue=tuple(
-                self._queue_row(record, now_ms)
-                for record in islice(state.queue.in_order(), max_rows)
-            ),
-            executors=tuple(map(_executor_row, state.fleet.executors.values())),
-            decisions=self.decisions,
-        )
+        """The first ``max_rows`` of the queue as it will be granted, and the whole fleet."""
+        return snapshot.take(self._state, now_ms, max_rows)
 
     def check_invariants(self) -> None:
         """Assert what must hold between events; for tests, it looks at everything."""
         invariants.check(self._state)
-
-    def _queue_row(self, record: RequestRecord, now_ms: int) -> QueueRow:
-        request = record.request
-        return QueueRow(
-            request_id=request.request_id,
-            model=request.model,
-            tenant=request.tenant,
-            band=request.band,
-            waited_ms=now_ms - record.accepted_ms,
-            status=self._state.estimator.status(record, now_ms),
-        )
-
-
-def _executor_row(executor: ExecutorRecord) -> ExecutorRow:
-    state = "draining" if executor.is_draining else "attached"
-    return ExecutorRow(
-        executor_id=executor.executor_id,
-        state="lost" if executor.session is None else state,
-        num_slots=executor.num_slots,
-        num_free=executor.num_free,
-        num_leased=executor.num_leased,
-        num_in_doubt=executor.num_in_doubt,
-        resident_models=executor.resident_models,
-        max_models=executor.max_models,
-    )

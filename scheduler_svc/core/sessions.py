@@ -10,9 +10,9 @@ Draining ends with an undrain or a new process, not with a new session.
 """
 
 from headway.reasons import Reason
-from scheduler_svc.core import leases
+from scheduler_svc.core import drain, leases, residency
 from scheduler_svc.core.deadlines import GraceDue, RevokeDue
-from scheduler_svc.core.domain import ExecutorRecord, LeaseState
+from scheduler_svc.core.domain import ExecutorRecord, LeaseState, Residence
 from scheduler_svc.core.messages import (
     ExecutorAttached,
     ExecutorCapacityChanged,
@@ -35,6 +35,7 @@ def current(state: State, executor_id: str, session: int) -> ExecutorRecord | No
 def attach(state: State, event: ExecutorAttached) -> None:
     """Open a session and settle what was held before."""
     executor = state.fleet.executors.get(event.executor_id)
+    is_new = executor is None
     if executor is None:
         if len(state.fleet.executors) >= state.settings.max_executors:
             state.decisions["session_closed.fleet_full"] += 1
@@ -49,9 +50,13 @@ def attach(state: State, event: ExecutorAttached) -> None:
         close(state, executor, "A newer session replaced this one.")
     if executor.incarnation != event.incarnation:
         send_back(state, executor, "executor_restarted")
+        state.prefixes.drop_executor(executor.executor_id)
         executor.is_draining = False
-    state.fleet.take(executor)
+        executor.failures.clear()
+    if not is_new:
+        state.fleet.part(executor)
     _update(executor, event)
+    state.fleet.join(executor)
     state.know_models(executor)
     state.deadlines.discard(GraceDue(executor.executor_id))
     state.decisions["attached"] += 1
@@ -63,10 +68,12 @@ def attach(state: State, event: ExecutorAttached) -> None:
 
 def change_capacity(state: State, executor: ExecutorRecord, event: ExecutorCapacityChanged) -> None:
     """What runs goes on; new work sees the new number."""
+    state.fleet.leave(executor)
     executor.num_slots = event.num_slots
     executor.max_models = event.max_models
-    state.fleet.forget_pools()
+    state.fleet.enter(executor)
     state.executor_changed(executor)
+    drain.review(state, executor)
 
 
 def set_draining(state: State, executor_id: str, is_draining: bool) -> None:
@@ -74,10 +81,13 @@ def set_draining(state: State, executor_id: str, is_draining: bool) -> None:
     executor = state.fleet.executors.get(executor_id)
     if executor is None or executor.is_draining == is_draining:
         return
+    state.fleet.leave(executor)
     executor.is_draining = is_draining
     executor.drained_session = None
-    state.fleet.forget_pools()
+    state.fleet.enter(executor)
+    state.fleet.offers_changed()
     state.executor_changed(executor)
+    drain.review(state, executor)
     tell_drained(state, executor)
 
 
@@ -100,12 +110,15 @@ def close(state: State, executor: ExecutorRecord, message: str) -> None:
 
 def lose(state: State, executor: ExecutorRecord) -> None:
     """A session is over: everything that the executor has is in doubt."""
+    residency.stop_loading(state, executor)
+    state.fleet.leave(executor)
     executor.session = None
     for lease in list(executor.leases.values()):
         state.deadlines.discard(RevokeDue(executor.executor_id, lease.key))
         executor.move(lease, LeaseState.IN_DOUBT)
-    state.fleet.forget_pools()
+    state.fleet.enter(executor)
     state.executor_changed(executor)
+    drain.review(state, executor)
     due = GraceDue(executor.executor_id)
     state.deadlines.set(due, state.now_ms + state.settings.executor_grace_ms)
 
@@ -114,8 +127,10 @@ def forget(state: State, executor: ExecutorRecord) -> None:
     """A lost executor's grace is over."""
     state.decisions["executor_lost"] += 1
     send_back(state, executor, "executor_lost")
-    state.fleet.take(executor)
+    state.fleet.part(executor)
     del state.fleet.executors[executor.executor_id]
+    state.prefixes.drop_executor(executor.executor_id)
+    state.sessions.drop_executor(executor.executor_id)
 
 
 def send_back(state: State, executor: ExecutorRecord, why: str) -> None:
@@ -140,6 +155,21 @@ def _update(executor: ExecutorRecord, event: ExecutorAttached) -> None:
     executor.num_slots = event.num_slots
     executor.max_models = event.max_models
     executor.offered_models = frozenset(offer.model for offer in event.models)
-    executor.resident_models = tuple(
-        dict.fromkeys(offer.model for offer in event.models if offer.is_resident)
-    )
+    for offer in event.models:
+        if offer.load_ms is not None:
+            executor.load_ms[offer.model] = offer.load_ms
+    executor.load_ms = {
+        model: load_ms
+        for model, load_ms in executor.load_ms.items()
+        if model in executor.offered_models
+    }
+    executor.failures = {
+        model: failures
+        for model, failures in executor.failures.items()
+        if model in executor.offered_models
+    }
+    executor.residences = {
+        offer.model: executor.residences.get(offer.model, Residence())
+        for offer in event.models
+        if offer.is_resident
+    }

@@ -5,14 +5,18 @@ queue or leased. ``finish`` is the compare-and-set of the end: it takes the reco
 ``requests``, so a second end finds nothing to end.
 
 Waking: placement does not look through the queue. Whatever may let a model's head go (a new head,
-free slots, a claim that ended) wakes that model; placement tries the woken ones by rank and no
-others. A model that is not awake has no head, or has one that is known to have no place.
+free slots, room for a load, a reservation that ended, time) wakes that model; placement tries the
+heads of woken models by rank and no others. A model that is not awake has no head, or has one that
+is known to have no place.
 """
 
 from collections import Counter
 
 from headway.reasons import Reason
-from scheduler_svc.core.deadlines import Deadlines, RequestDue
+from scheduler_svc.core import priority
+from scheduler_svc.core.affinity import PrefixIndex, Sessions
+from scheduler_svc.core.bands import Shares
+from scheduler_svc.core.deadlines import Deadlines, ModelDue, RequestDue, ReservationDue
 from scheduler_svc.core.domain import (
     RETRYABLE,
     CoreSettings,
@@ -20,13 +24,22 @@ from scheduler_svc.core.domain import (
     Lease,
     Rank,
     RequestRecord,
+    Reservation,
+    Why,
 )
 from scheduler_svc.core.estimate import Estimator
+from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.idempotency import IdempotencyKeys
-from scheduler_svc.core.lazy_heap import LazyHeap
-from scheduler_svc.core.messages import Action, Effects, Record, Request, RequestFinished
-from scheduler_svc.core.placement import Fleet
+from scheduler_svc.core.messages import (
+    Action,
+    Decision,
+    Effects,
+    Record,
+    Request,
+    RequestFinished,
+)
 from scheduler_svc.core.queue import Queue
+from scheduler_svc.core.stats import Waits
 
 
 class State:
@@ -42,21 +55,31 @@ class State:
         self.requests: dict[str, RequestRecord] = {}
         self.num_live_by_tenant: Counter[str] = Counter()
         self.num_live_by_model: Counter[str] = Counter()
+        # leases in the books of executors; only of models that have some
+        self.num_leased_by_model: Counter[str] = Counter()
         # ever offered, oldest first; at most max_known_models
         self.known_models: dict[str, None] = {}
         self.queue = Queue(settings)
-        self.fleet = Fleet()
+        self.fleet = Fleet(self.queue.num_by_model)
         self.keys = IdempotencyKeys(settings)
         self.deadlines = Deadlines()
         self.estimator = Estimator(settings, self.queue, self.fleet)
         # what was decided how often; a fixed set of names
         self.decisions: Counter[str] = Counter()
-        # models whose head placement must try, by the rank of that head
-        self.woken: LazyHeap[Rank, str] = LazyHeap()
+        # waiting models whose heads placement must try: what their warmth is worth, and the first
+        # band that was tried already
+        self.awake: dict[str, tuple[int, int]] = {}
+        self.shares = Shares(settings)
+        self.sessions = Sessions(settings.session_ttl_ms, settings.max_sessions)
+        self.prefixes = PrefixIndex(settings.max_prefix_blocks)
+        self.waits = Waits(settings.max_wait_samples)
+        self._full_bonus = priority.shift(settings, 1.0)
+        self._band_limits_ms = priority.band_limits_ms(settings)
         self._num_arrivals = 0
         self._num_executors = 0
         self._persist: list[Record] = []
         self._send: list[Action] = []
+        self._decided: list[Decision] = []
 
     # --- effects ------------------------------------------------------------------------
 
@@ -69,18 +92,39 @@ class State:
         self._persist.append(record)
         self._send.append(record)
 
+    def decide(self, kind: str, head: RequestRecord, text: str) -> None:
+        """Say why, for the log; only with has_decision_log."""
+        request = head.request
+        self._decided.append(Decision(kind, request.request_id, request.model, text))
+
+    def refuse(self, request: Request, text: str) -> None:
+        """Say why a request was refused, for the log."""
+        self._decided.append(Decision("reject", request.request_id, request.model, text))
+
     def take_effects(self) -> Effects:
         """What the event in hand led to."""
-        effects = Effects(tuple(self._persist), tuple(self._send))
-        self._persist.clear()
-        self._send.clear()
+        if not self._send:
+            return Effects((), (), self._take_decisions())
+        effects = Effects(self._persist, self._send, self._take_decisions())
+        self._persist, self._send = [], []
         return effects
+
+    def _take_decisions(self) -> tuple[Decision, ...] | list[Decision]:
+        decided = self._decided
+        if not decided:
+            return ()
+        self._decided = []
+        return decided
 
     # --- requests -----------------------------------------------------------------------
 
+    def next_arrival(self) -> int:
+        """The arrival number of whoever comes next."""
+        return priority.arrival_number(self._num_arrivals, self.now_ms)
+
     def accept(self, request: Request) -> None:
         """A new request starts to wait; the caller checked the bounds."""
-        self._num_arrivals += 1
+        self._num_arrivals = self.next_arrival()
         deadline_ms = self.now_ms + request.queue_timeout_ms
         record = RequestRecord(request, self._num_arrivals, self.now_ms, deadline_ms)
         self.requests[request.request_id] = record
@@ -89,7 +133,14 @@ class State:
         self.keys.add(request)
         self.deadlines.set(RequestDue(request.request_id), deadline_ms)
         self.queue.add(record)
-        self.wake(request.model)
+        if any(self.queue.bands[request.band + 1 :]):
+            self.decisions["position_rose.earlier_band"] += 1
+        if self.queue.is_head(record):
+            if self.queue.num_by_model[request.model] > 1:
+                self.decisions["position_rose.less_served"] += 1
+            self.head_changed(request.model)
+        elif self.fleet.has_open(request.model):
+            self.wake(request.model)
 
     def finish(self, record: RequestRecord, reason: Reason | None, message: str = "") -> None:
         """End a live request; a lease that it has stays in its executor's books."""
@@ -106,16 +157,19 @@ class State:
         self.deadlines.discard(RequestDue(request.request_id))
         if record.lease is None:
             self.queue.remove(record)
-            self.wake(request.model)
+            self.head_changed(request.model)
         self.decisions[f"finished.{reason or 'OK'}"] += 1
         self.record(self._end_of(record, reason, message))
 
     def requeue(self, record: RequestRecord, why: str) -> None:
         """A leased request goes back to the head of its flow; its execution clock runs on."""
         record.lease = None
+        record.is_returned = True
+        self.queue.settle(record, 0)
         self.queue.add(record)
         self.decisions[f"requeued.{why}"] += 1
-        self.wake(record.request.model)
+        self.decisions["position_rose.requeued"] += 1
+        self.head_changed(record.request.model)
 
     def owner(self, lease: Lease) -> RequestRecord | None:
         """The live request that this lease speaks for; None if it ended or has another lease."""
@@ -126,6 +180,7 @@ class State:
         """The first grant ends the queueing clock and starts the executing one."""
         if record.first_grant_ms is None:
             record.first_grant_ms = self.now_ms
+            self.waits.add(self.now_ms - record.accepted_ms, self.now_ms)
             record.deadline_ms = self.now_ms + record.request.execution_timeout_ms
             self.deadlines.set(RequestDue(record.request.request_id), record.deadline_ms)
 
@@ -151,7 +206,9 @@ class State:
             first_token_ms=since_accepted(record.first_token_ms),
             total_ms=self.now_ms - record.accepted_ms,
             num_attempts=record.attempt,
-            retry_after_ms=self.estimator.retry_after_ms(model) if reason in RETRYABLE else None,
+            retry_after_ms=(
+                self.estimator.retry_after_ms(model, self.now_ms) if reason in RETRYABLE else None
+            ),
         )
 
     # --- fleet --------------------------------------------------------------------------
@@ -171,32 +228,188 @@ class State:
         while len(self.known_models) > self.settings.max_known_models:
             del self.known_models[next(iter(self.known_models))]
 
-    def executor_changed(self, executor: ExecutorRecord) -> None:
-        """Slots became free, or an executor began or ceased to serve."""
-        if executor.claim is not None and not executor.is_serving:
-            self.end_claim(executor.claim.model)
+    def slots_changed(self, executor: ExecutorRecord) -> None:
+        """Slots were taken or given back."""
         self.fleet.put(executor)
-        for model in executor.resident_models:
-            self.wake(model)
+        executor.activity.note(executor.num_used, executor.num_slots, self.now_ms)
 
-    # --- waking -------------------------------------------------------------------------
+    def executor_changed(self, executor: ExecutorRecord) -> None:
+        """Slots became free, models came or went, or it began or ceased to serve."""
+        if executor.reservation is not None and not executor.is_serving:
+            self.end_reservation(executor.reservation.model, "executor away")
+        self.slots_changed(executor)
+        for model in executor.residences:
+            self.wake(model)
+        if executor.is_roomy:
+            self.wake_waiting(executor)
+
+    # --- order --------------------------------------------------------------------------
+
+    def rank(self, head: RequestRecord) -> Rank:
+        """Its place in the grant order, as things are now."""
+        band = head.request.band
+        arrived_ms = head.arrival >> priority.ARRIVAL_BITS
+        if self.now_ms - arrived_ms >= self._band_limits_ms[band]:
+            band = priority.OVERDUE_BAND
+        warmth = self.fleet.warmth(head.request.model)
+        return band, head.arrival - priority.shift(self.settings, warmth)
+
+    def is_at_limit(self, model: str) -> bool:
+        """As many leases of the model run as may in the whole fleet."""
+        limit = self.settings.model_limits.get(model)
+        return limit is not None and self.num_leased_by_model[model] >= limit
 
     def wake(self, model: str) -> None:
-        """Have placement try the model's head; a claim of an earlier head ends."""
-        head = self.queue.head(model)
-        claim = self.fleet.claims.get(model)
-        if claim is not None and (head is None or head.request.request_id != claim.request_id):
-            self.end_claim(model)
-        if head is None:
-            self.woken.discard(model)
-            self.estimator.backlog_ended(model)
-        else:
-            self.woken.set(model, head.rank)
+        """Have placement try the model's heads."""
+        flows = self.queue.flows.get(model)
+        if flows is None:
+            return
+        if self.is_hopeless(model):
+            self.estimator.backlog_began(model, self.now_ms)
+            return
+        warmth = self.fleet.warmth(model)
+        bonus = self._full_bonus if warmth == 1.0 else priority.shift(self.settings, warmth)
+        if not warmth and not self.settings.is_fifo:
+            bonus = priority.FIRST_PLACE
+        self.awake[model] = bonus, self.settings.num_bands
 
-    def end_claim(self, model: str) -> None:
-        """A model's claim ends: its owner looks again, and whoever it kept out."""
-        claim = self.fleet.claims[model]
-        self.fleet.drop_claim(claim)
+    def is_hopeless(self, model: str) -> bool:
+        """Whether trying the heads of a waiting model would change nothing: it has homes, all are
+        full, and nothing can be loaded or kept for it. Spares placement most of its work."""
+        fleet = self.fleet
+        if model not in fleet.homes or fleet.has_usable(model) or fleet.reservations:
+            return False
+        head = self.queue.head(model)
+        return head is not None and head.request.num_samples == 1 and not fleet.has_open(model)
+
+    def sleep_hopeless(self, executor: ExecutorRecord) -> None:
+        """An executor is full: whoever was woken for its slots has nothing to look for."""
+        for model in executor.residences:
+            if model in self.awake and self.is_hopeless(model):
+                self.estimator.backlog_began(model, self.now_ms)
+                del self.awake[model]
+
+    def wake_waiting(self, executor: ExecutorRecord) -> None:
+        """Have placement try the models that wait and could be loaded on a roomy executor: those
+        that have no place, and if it is open those that have one too."""
+        waiting, offered = self.queue.num_by_model, executor.offered_models
+        is_open = self.fleet.is_open(executor)
+        for model in waiting if len(waiting) < len(offered) else offered:
+            if (
+                model in waiting
+                and model in offered
+                and model not in executor.residences
+                and (is_open or not self.fleet.warmth(model))
+            ):
+                self.wake(model)
+
+    def sleep(self, head: RequestRecord) -> None:
+        """A head found no place, so nothing behind it in its model is tried either."""
+        model, band = head.request.model, head.request.band
+        awake = self.awake.get(model)
+        if awake is not None:
+            if band > min(self.queue.flows[model]):
+                self.awake[model] = awake[0], band
+            else:
+                del self.awake[model]
+
+    def next_awake(self) -> RequestRecord | None:
+        """The head to try next: the one longest overdue, then of a band that is owed a grant, then
+        of the first band. Few models are awake at a time, so they are looked through."""
+        if not self.awake:
+            return None
+        owed, now_ms = self.shares.owed(), self.now_ms
+        best: tuple[int, int, int] | None = None
+        for model, (bonus, below) in self.awake.items():
+            for band, flow in self.queue.flows[model].items():
+                if band < below:
+                    due_ms = (flow.head >> priority.ARRIVAL_BITS) + self._band_limits_ms[band]
+                    if due_ms <= now_ms:
+                        key = (-2, due_ms, flow.head)
+                    else:
+                        key = (-1 if band == owed else band, flow.head - bonus, flow.head)
+                    if best is None or key < best:
+                        best = key
+        assert best is not None
+        return self.queue.at(best[2])
+
+    def head_changed(self, model: str) -> None:
+        """Somebody joined or left the queue of a model."""
+        reservation = self.fleet.reservations.get(model)
+        head = self.queue.head(model)
+        if head is not None:
+            if reservation is not None and reservation.why is Why.WIDE:
+                claimant = self.requests.get(reservation.request_id)
+                if claimant is None or not self.queue.is_head(claimant):
+                    self.end_reservation(model, "head changed")
+            self.awake.pop(model, None)
+            self.wake(model)
+            return
+        self.awake.pop(model, None)
+        if reservation is not None:
+            self.end_reservation(model, "nobody waits")
+        self.estimator.backlog_ended(model)
+        self.deadlines.discard(ModelDue(model))
+        for executor in self.fleet.unwanted(model):
+            self.wake_waiting(executor)
+
+    # --- reservations -------------------------------------------------------------------
+
+    def reserve(
+        self,
+        executor: ExecutorRecord,
+        head: RequestRecord,
+        why: Why,
+        deadline_ms: int,
+        num_kept: int,
+        expected_ms: int,
+    ) -> None:
+        """Enter a reservation; the model and the executor must have none."""
+        model = head.request.model
+        assert model not in self.fleet.reservations
+        assert executor.reservation is None
+        reservation = Reservation(
+            executor.executor_id,
+            model,
+            why,
+            head.request.request_id,
+            self.rank(head),
+            self.now_ms,
+            deadline_ms,
+            num_kept,
+            expected_ms,
+        )
+        self._put_reservation(executor, reservation, reservation)
+        self.deadlines.set(ReservationDue(model), deadline_ms)
+        self.decisions[f"reserved.{why}"] += 1
+        if self.settings.has_decision_log:
+            self.decide("reserve", head, f"{why} on {executor.executor_id}")
+
+    def end_reservation(self, model: str, why: str) -> None:
+        """A model's reservation ends: its owner looks again, and whoever it kept out."""
+        reservation = self.fleet.reservations[model]
+        executor = self.fleet.executors[reservation.executor_id]
+        self._put_reservation(executor, reservation, None)
+        self.deadlines.discard(ReservationDue(model))
+        if self.settings.has_decision_log:
+            text = f"{reservation.why} on {executor.executor_id}: {why}"
+            self._decided.append(Decision("release", reservation.request_id, model, text))
         self.wake(model)
-        for other in self.fleet.executors[claim.executor_id].resident_models:
+        for other in executor.residences:
             self.wake(other)
+        if reservation.num_kept:
+            self.wake_waiting(executor)
+
+    def _put_reservation(
+        self, executor: ExecutorRecord, reservation: Reservation, now: Reservation | None
+    ) -> None:
+        """Enter or strike; one that keeps no slots changes no index."""
+        if reservation.num_kept:
+            self.fleet.leave(executor)
+        executor.reservation = now
+        if now is None:
+            del self.fleet.reservations[reservation.model]
+        else:
+            self.fleet.reservations[reservation.model] = now
+        if reservation.num_kept:
+            self.fleet.enter(executor)

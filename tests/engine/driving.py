@@ -13,7 +13,7 @@ from executor_svc.core.engine import (
     StepOutput,
 )
 from executor_svc.torch_engine.config import EngineConfig
-from executor_svc.torch_engine.engine import TorchEngine
+from executor_svc.torch_engine.engine import ResidentModel, TorchEngine
 
 MODEL = "tiny"
 
@@ -21,7 +21,13 @@ MODEL = "tiny"
 def build(folder: Path, **settings: Any) -> TorchEngine:
     """An engine on one thread: a second one costs tiny products more than it gives."""
     settings = {"kv_bytes": 1 << 22, "num_threads": 1} | settings
-    return TorchEngine(EngineConfig(model=str(folder), served_name=MODEL, **settings))
+    return TorchEngine(EngineConfig(models=((MODEL, str(folder)),), **settings))
+
+
+def only(engine: TorchEngine) -> ResidentModel:
+    """The one model of an engine that has one."""
+    (model,) = engine._resident.values()
+    return model
 
 
 def lease(
@@ -63,6 +69,7 @@ def run(engine: TorchEngine, *leases: LeaseRequest) -> Record:
     record = Record()
     while engine.has_work():
         record.take(engine.step())
-    assert engine._batcher.blocks.num_free == engine._batcher.blocks.num_blocks
-    assert not engine._rows
+    for model in engine._resident.values():
+        assert model._batcher.blocks.num_free == model._batcher.blocks.num_blocks
+        assert not model._rows
     return record

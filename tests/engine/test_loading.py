@@ -235,15 +235,16 @@ def test_chat_template_may_be_a_field_of_the_tokenizer_config(folder: Path) -> N
         {"dtype": "int4"},
         {"max_model_len": 0},
         {"num_threads": 0},
+        {"max_models": -1},
     ],
     ids=str,
 )
 def test_senseless_settings_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings)).replace("max_num_seqs", "max_num")):
-        EngineConfig(model="m", served_name="m", **settings)
+        EngineConfig(models=(("m", "m"),), **settings)
 
 
 def test_a_cache_too_small_for_one_block_is_refused(folder: Path) -> None:
-    config = EngineConfig(model=str(folder), served_name="m", kv_bytes=100)
+    config = EngineConfig(models=(("m", str(folder)),), kv_bytes=100)
     with pytest.raises(ValueError, match="kv_bytes"):
         TorchEngine(config)

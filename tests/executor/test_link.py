@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import math
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,6 +25,19 @@ from tests.executor.scripted_scheduler import TIMEOUT_S, Attachment, ScriptedSch
 LONG = 20_000  # tokens; far more than a test waits for
 
 
+class GatedEngine(MockEngine):
+    """Loads a model when the test lets it."""
+
+    def __init__(self, config: MockConfig) -> None:
+        super().__init__(config)
+        self.gate = threading.Semaphore(0)
+
+    def load(self, model: str, evict: tuple[str, ...]) -> int:
+        assert self.gate.acquire(timeout=TIMEOUT_S)
+        super().load(model, evict)
+        return 1500
+
+
 class Executor:
     """A link with its engine and worker, running in a task."""
 
@@ -37,7 +51,9 @@ class Executor:
             "drain_timeout_ms": 5_000,
         }
         self.settings = ExecutorSettings(**(fields | changes))
-        self.engine = MockEngine(MockConfig(step_ms=1.0, vocab_size=1000))
+        self.engine = GatedEngine(
+            MockConfig(models=("mock", "other"), max_models=1, step_ms=1.0, vocab_size=1000)
+        )
         ready = asyncio.Event()
         loop = asyncio.get_running_loop()
         self.worker = Worker(
@@ -45,14 +61,20 @@ class Executor:
             functools.partial(loop.call_soon_threadsafe, ready.set),
             max_backlog_tokens=1 << 20,
         )
-        self.session = Session(num_slots=256, max_leases=100, max_report_tokens=1000)
+        self.session = Session(
+            self.engine.models,
+            num_slots=256,
+            max_models=self.engine.max_models,
+            max_leases=100,
+            max_report_tokens=1000,
+        )
         self.link = Link(
             self.settings,
             self.session,
             self.worker,
             engine_ready=ready,
             incarnation="i1",
-            models=self.engine.models,
+            max_models=self.engine.max_models,
             assets={model.name: self.engine.assets(model.name) for model in self.engine.models},
         )
         self.worker.start()
@@ -113,7 +135,7 @@ async def test_from_hello_to_acknowledged_end(
     hello = attachment.hello
     assert (hello.executor_id, hello.incarnation) == ("e1", "i1")
     assert (hello.capacity.num_slots, hello.capacity.max_models) == (256, 1)
-    assert [offer.card.name for offer in hello.models] == ["mock"]
+    assert [offer.card.name for offer in hello.models] == ["mock", "other"]
     report = await attachment.next("report")
     assert [assets.model for assets in report.assets] == ["mock"]
 
@@ -200,7 +222,7 @@ async def test_revokes_and_bad_grants_are_answered(
     attachment = await welcomed(scheduler)
     bad = grant("bad", 2, temperature=math.nan)
     other_model = grant("other", 3)
-    other_model.request.model = "other"
+    other_model.request.model = "unknown"
     unset = grant("unset", 4)
     unset.request.sampling.ClearField("max_tokens")
     attachment.order(
@@ -335,3 +357,67 @@ async def test_an_engine_that_dies_ends_it_without_a_word(
     with pytest.raises(EngineDiedError, match="broken"):
         await executor.ended()
     assert not attachment.ended
+
+
+async def until_changed(attachment: Attachment, count: int) -> list[fleet.ModelChange]:
+    changes: list[fleet.ModelChange] = []
+    while len(changes) < count:
+        changes += (await attachment.next("report")).models
+    return changes
+
+
+async def test_a_model_is_loaded_while_heartbeats_go_on(
+    scheduler: ScriptedScheduler, executor: Executor
+) -> None:
+    attachment = await welcomed(scheduler)
+    hello = attachment.hello
+    assert hello.capacity.max_models == 1
+    assert [(offer.card.name, offer.resident) for offer in hello.models] == [
+        ("mock", True),
+        ("other", False),
+    ]
+    assert hello.models[1].HasField("load_time")
+    attachment.order(loads=[fleet.LoadModel(model="other", evict=["mock"])])
+    (left,) = await until_changed(attachment, 1)
+    assert (left.model, left.state) == ("mock", fleet.ModelChange.STATE_ABSENT)
+    await attachment.next("heartbeat")
+    await attachment.next("heartbeat")
+    executor.engine.gate.release()
+    (came,) = await until_changed(attachment, 1)
+    assert (came.model, came.state) == ("other", fleet.ModelChange.STATE_RESIDENT)
+    assert came.load_time.ToMilliseconds() == 1500
+    one = grant("a", 1)
+    one.request.model = "other"
+    attachment.order(grants=[one])
+    ended = await attachment.until_ended("a")
+    assert ended.outcome == fleet.LeaseEnded.OUTCOME_COMPLETED
+
+
+async def test_an_order_that_makes_no_sense_is_answered(
+    scheduler: ScriptedScheduler, executor: Executor
+) -> None:
+    attachment = await welcomed(scheduler)
+    attachment.order(loads=[fleet.LoadModel(model="other")])
+    here, change = await until_changed(attachment, 2)
+    assert (here.model, here.state) == ("mock", fleet.ModelChange.STATE_RESIDENT)
+    assert change.state == fleet.ModelChange.STATE_FAILED
+    assert change.failure.message == "max_models is 1, and too few models are evicted"
+    one = grant("a", 1)
+    one.request.model = "other"
+    attachment.order(grants=[one])
+    ended = await attachment.until_ended("a")
+    assert ended.outcome == fleet.LeaseEnded.OUTCOME_RETURNED
+
+
+async def test_a_load_goes_on_when_the_stream_breaks(
+    scheduler: ScriptedScheduler, executor: Executor
+) -> None:
+    attachment = await welcomed(scheduler)
+    attachment.order(loads=[fleet.LoadModel(model="other", evict=["mock"])])
+    await until_changed(attachment, 1)
+    attachment.close()
+    again = await welcomed(scheduler)
+    assert not any(offer.resident for offer in again.hello.models)
+    executor.engine.gate.release()
+    (change,) = await until_changed(again, 1)
+    assert (change.model, change.state) == ("other", fleet.ModelChange.STATE_RESIDENT)

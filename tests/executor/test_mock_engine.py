@@ -1,6 +1,7 @@
 """The engine without a model: its tokens are what mock_tokens says, in order, for everybody."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -156,3 +157,34 @@ def test_a_step_takes_its_time_and_prefill_more() -> None:
     assert time.monotonic() - started_s >= 0.025
     mock.step()
     assert time.monotonic() - started_s >= 0.030
+
+
+def test_models_take_turns_on_the_device() -> None:
+    mock = engine(models=("mock", "b", "c"), max_models=1)
+    assert mock.max_models == 1
+    assert [(m.name, m.is_resident, m.load_ms) for m in mock.models] == [
+        ("mock", True, 0),
+        ("b", False, 0),
+        ("c", False, 0),
+    ]
+    assert mock.load("c", ("mock",)) >= 0
+    assert [m.name for m in mock.models if m.is_resident] == ["c"]
+    mock.add(replace(lease(1), model="c"))
+    assert drain(mock)[0][1] == expected()
+    with pytest.raises(AssertionError):
+        mock.add(lease(2))
+    with pytest.raises(InvalidLeaseError):
+        mock.add(replace(lease(2), model="x"))
+
+
+def test_all_models_are_resident_unless_a_limit_is_set() -> None:
+    mock = engine(models=("mock", "b"))
+    assert mock.max_models == 2
+    assert all(model.is_resident for model in mock.models)
+    assert engine(max_models=5).max_models == 1
+
+
+def test_a_load_takes_its_time() -> None:
+    mock = engine(models=("mock", "b"), max_models=1, load_ms=30)
+    assert mock.models[1].load_ms == 30
+    assert mock.load("b", ("mock",)) >= 30

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from executor_svc.settings import ExecutorSettings
+from executor_svc.settings import BUILTIN_MODEL, ExecutorSettings
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
@@ -81,6 +81,12 @@ async def test_a_refused_process_ends_with_1() -> None:
         ["--mock-models=a,a"],
         ["--max-num-seqs=600"],
         ["--backoff-max-ms=1"],
+        ["--model=,"],
+        ["--model=a="],
+        ["--model==org/model"],
+        ["--model=a=org/x,a=org/y"],
+        ["--model-name=x", "--model=org/x,org/y"],
+        ["--max-models=-1"],
     ],
 )
 def test_senseless_settings_name_the_key(arguments: list[str]) -> None:
@@ -90,10 +96,19 @@ def test_senseless_settings_name_the_key(arguments: list[str]) -> None:
         ExecutorSettings.load("headway-executor", arguments)
 
 
-def test_the_served_name_of_a_model(tmp_path: Path) -> None:
+def test_models_and_their_names(tmp_path: Path) -> None:
     folder = tmp_path / "my-model"
     folder.mkdir()
-    assert ExecutorSettings().served_name == "headway/tiny-pydoc"
-    assert ExecutorSettings(model=str(folder)).served_name == "my-model"
-    assert ExecutorSettings(model="org/model").served_name == "org/model"
-    assert ExecutorSettings(model="org/model", model_name="x").served_name == "x"
+
+    def models(text: str, name: str = "") -> tuple[tuple[str, str], ...]:
+        return ExecutorSettings(model=text, model_name=name).torch_models
+
+    assert ExecutorSettings().torch_models == (("headway/tiny-pydoc", str(BUILTIN_MODEL)),)
+    assert models(str(folder)) == (("my-model", str(folder)),)
+    assert models("org/model") == (("org/model", "org/model"),)
+    assert models("org/model", "x") == (("x", "org/model"),)
+    assert models(f"a = {folder}, org/model ,b=org/other") == (
+        ("a", str(folder)),
+        ("org/model", "org/model"),
+        ("b", "org/other"),
+    )

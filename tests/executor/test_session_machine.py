@@ -1,5 +1,7 @@
 """Whatever orders, steps, breaks and adoptions come in whatever order: no token lost or doubled.
 
+Models come and go meanwhile; no lease runs on one that is not there.
+
 The model plays engine and scheduler. The scheduler keeps what it received of each request and,
 when it takes a lease over, asks for any part again, as one that lost its memory would.
 """
@@ -10,7 +12,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from executor_svc.core.engine import FinishReason, SamplingParams, SequenceEnd, StepOutput
+from executor_svc.core.engine import (
+    FinishReason,
+    ModelInfo,
+    SamplingParams,
+    SequenceEnd,
+    StepOutput,
+)
 from executor_svc.core.messages import (
     AbortLease,
     Adopt,
@@ -20,6 +28,12 @@ from executor_svc.core.messages import (
     Grant,
     LeaseEnded,
     LeaseRef,
+    LoadModel,
+    LoadOrder,
+    ModelChange,
+    ModelLoaded,
+    ModelLoadFailed,
+    ModelState,
     OrdersReceived,
     Outcome,
     StartLease,
@@ -31,6 +45,11 @@ from executor_svc.core.session import Session
 
 MAX_TOKENS = 4
 GRACE_MS = 100
+MODELS = tuple(
+    ModelInfo(name, "f", 100, 100, (), "w", "a", "float32", is_resident=name == "m")
+    for name in ("m", "n", "o", "p")
+)
+MAX_MODELS = 2
 
 
 def token(request_id: str, sample: int, index: int) -> int:
@@ -59,13 +78,19 @@ class Held:
 class SessionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.session = Session(num_slots=8, max_leases=100, max_report_tokens=3)
+        self.session = Session(
+            MODELS, num_slots=8, max_models=MAX_MODELS, max_leases=100, max_report_tokens=3
+        )
         self.now_ms = 0
         self.is_attached = False
         self.attempts = 0
         self.next_handle = 1
         self.next_request = 0
         self.running: dict[int, list[EngineSample]] = {}  # the engine, by lease key
+        self.model_of: dict[int, str] = {}  # of each of them
+        self.resident = {"m"}  # the engine's
+        self.loading: list[LoadModel] = []  # the engine's inbox
+        self.believed = {"m"}  # the scheduler's idea of what is resident
         self.held: dict[str, Held] = {}  # the scheduler, by request id
         self.routes: dict[int, tuple[Held, int]] = {}  # by handle, of this stream
 
@@ -75,9 +100,12 @@ class SessionMachine(RuleBasedStateMachine):
         for effect in self.session.handle(event, self.now_ms):  # type: ignore[arg-type]
             if isinstance(effect, AbortLease):
                 del self.running[effect.key]  # never an abort for what the engine lacks
+            elif isinstance(effect, LoadModel):
+                self.loading.append(effect)
             elif isinstance(effect, StartLease):
                 request = effect.request
                 assert request.key not in self.running
+                self.model_of[request.key] = request.model
                 assert all(request.key > key for key in self.running)
                 self.running[request.key] = [
                     EngineSample(str(request.prompt_token_ids[0]), number, start)
@@ -124,7 +152,26 @@ class SessionMachine(RuleBasedStateMachine):
                 del self.running[key]
         self.tell(StepDone(output))
 
+    @precondition(lambda self: self.loading)
+    @rule(works=st.booleans())
+    def load_ends(self, works: bool) -> None:
+        command = self.loading.pop(0)
+        self.resident -= set(command.evict)
+        if works:
+            self.resident.add(command.model)
+            self.tell(ModelLoaded(command.model, 7))
+        else:
+            self.tell(ModelLoadFailed(command.model, "bad luck"))
+
     # --- the scheduler ---
+
+    @precondition(lambda self: self.is_attached)
+    @rule(data=st.data())
+    def order_a_load(self, data: st.DataObject) -> None:
+        """Sensible or not; the session is to see to it."""
+        names = st.sampled_from([model.name for model in MODELS])
+        evict = data.draw(st.lists(names, max_size=2, unique=True))
+        self.tell(OrdersReceived(loads=(LoadOrder(data.draw(names), tuple(evict)),)))
 
     @precondition(lambda self: self.is_attached)
     @rule(num_samples=st.integers(1, 3), gap=st.integers(0, 2), data=st.data())
@@ -153,7 +200,7 @@ class SessionMachine(RuleBasedStateMachine):
         grant = Grant(
             ref=lease.ref,
             handle=lease.handle,
-            model="m",
+            model=min(self.usable, default="m"),
             prompt_token_ids=[int(name)],
             params=SamplingParams(max_tokens=MAX_TOKENS),
             num_samples=len(samples),
@@ -161,7 +208,18 @@ class SessionMachine(RuleBasedStateMachine):
                 GeneratedSample(list(tokens), end=ends.get(n)) for n, tokens in enumerate(samples)
             ),
         )
+        if grant.model in self.usable:
+            self.tell(OrdersReceived(grants=(grant,)))
+            return
+        del self.held[name]
+        for number in range(len(samples)):
+            del self.routes[lease.handle + number]
         self.tell(OrdersReceived(grants=(grant,)))
+
+    @property
+    def usable(self) -> set[str]:
+        """What is on the device and not about to be evicted."""
+        return self.resident - {name for command in self.loading for name in command.evict}
 
     @precondition(lambda self: self.is_attached and self.held)
     @rule(data=st.data())
@@ -198,6 +256,14 @@ class SessionMachine(RuleBasedStateMachine):
                 lease.ends[number] = end
         for ended in report.ended:
             self._read_end(ended)
+        for change in report.models:
+            self._read_change(change)
+
+    def _read_change(self, change: ModelChange) -> None:
+        if change.state is ModelState.RESIDENT:
+            self.believed.add(change.model)
+        else:
+            self.believed.discard(change.model)
 
     def _read_end(self, ended: LeaseEnded) -> None:
         lease = self.held.get(ended.ref.request_id)
@@ -250,6 +316,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.routes.clear()
         adopts = []
         listed = {lease.ref: lease for lease in self.session.hello()}
+        self.believed = {model.name for model in self.session.offers() if model.is_resident}
         for name, lease in list(self.held.items()):
             here = listed.get(lease.ref)
             if here is None or data.draw(st.integers(0, 3)) == 3:
@@ -272,6 +339,11 @@ class SessionMachine(RuleBasedStateMachine):
     # --- always ---
 
     @invariant()
+    def leases_run_on_models_that_stay(self) -> None:
+        assert {self.model_of[key] for key in self.running} <= self.usable
+        assert len(self.usable) + len(self.loading) <= MAX_MODELS
+
+    @invariant()
     def nothing_leaks(self) -> None:
         handles = self.session.heartbeat().handles
         if self.is_attached:
@@ -290,10 +362,13 @@ class SessionMachine(RuleBasedStateMachine):
             return
         while self.running:
             self.tell(StepDone(self._rest()))
+        while self.loading:
+            self.load_ends(True)
         for _ in range(1000):
             self.read()
         for lease in self.held.values():
             assert lease.ended is not None, "a lease without an end"
+        assert self.believed == self.resident
         self.tell(OrdersReceived(acknowledged=tuple(h.ref for h in self.held.values())))
         assert self.session.is_idle
 

@@ -5,8 +5,21 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from executor_svc.core.engine import InvalidLeaseError, LeaseRequest, SamplingParams, StepOutput
-from executor_svc.core.messages import AbortLease, StartLease
+from executor_svc.core.engine import (
+    InvalidLeaseError,
+    LeaseRequest,
+    ModelLoadError,
+    SamplingParams,
+    StepOutput,
+)
+from executor_svc.core.messages import (
+    AbortLease,
+    LeaseRefused,
+    LoadModel,
+    ModelLoaded,
+    ModelLoadFailed,
+    StartLease,
+)
 from executor_svc.mock_engine import MockConfig, MockEngine, mock_tokens
 from executor_svc.worker import EngineDiedError, Worker
 from headway.reasons import Reason
@@ -18,7 +31,10 @@ class ScriptedEngine(MockEngine):
     """A mock whose every step waits for the test."""
 
     def __init__(self) -> None:
-        super().__init__(MockConfig(step_ms=0, vocab_size=1000))
+        models = ("mock", "other", "third", "broken")
+        super().__init__(MockConfig(models=models, max_models=2, step_ms=0, vocab_size=1000))
+        self.load_permits = threading.Semaphore(0)
+        self.loads_begun = threading.Semaphore(0)
         self.permits = threading.Semaphore(0)
         self.steps_begun = threading.Semaphore(0)
         self.fault: Exception | None = None
@@ -28,6 +44,13 @@ class ScriptedEngine(MockEngine):
         if request.params.seed == 13:
             raise InvalidLeaseError(Reason.INVALID_REQUEST, "unlucky")
         super().add(request)
+
+    def load(self, model: str, evict: tuple[str, ...]) -> int:
+        self.loads_begun.release()
+        assert self.load_permits.acquire(timeout=TIMEOUT_S)
+        if model == "broken":
+            raise ModelLoadError("it is broken")
+        return super().load(model, evict)
 
     def step(self) -> StepOutput:
         self.steps_begun.release()
@@ -52,9 +75,9 @@ class Bench:
         )
         self.worker.start()
 
-    def start(self, key: int, max_tokens: int = 100, seed: int = 0) -> None:
+    def start(self, key: int, max_tokens: int = 100, seed: int = 0, model: str = "mock") -> None:
         params = SamplingParams(max_tokens=max_tokens, seed=seed)
-        self.worker.send(StartLease(LeaseRequest(key, "mock", (key,), params)))
+        self.worker.send(StartLease(LeaseRequest(key, model, (key,), params)))
 
     def allow_steps(self, count: int) -> None:
         self.engine.permits.release(count)
@@ -105,7 +128,8 @@ def test_a_refused_lease_is_told_and_the_others_go_on(make_bench: Callable[..., 
     bench = make_bench()
     bench.start(1, seed=13)
     bench.await_notice()
-    (refusal,) = bench.worker.take().refusals
+    (refusal,) = bench.worker.take().answers
+    assert isinstance(refusal, LeaseRefused)
     assert (refusal.key, refusal.reason, refusal.message) == (
         1,
         Reason.INVALID_REQUEST,
@@ -140,6 +164,39 @@ def test_the_engine_pauses_when_nobody_takes(make_bench: Callable[..., Bench]) -
     bench.await_notice()
     assert bench.worker.take().output.index == [0, 1]
     bench.await_step()
+
+
+def test_a_load_stops_the_steps_and_is_answered(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.start(1)
+    bench.await_step()
+    bench.worker.send(LoadModel("broken", ("other",)))
+    bench.worker.send(LoadModel("broken", ("other",)))
+    bench.allow_steps(1)
+    assert bench.engine.loads_begun.acquire(timeout=TIMEOUT_S)
+    assert bench.worker.num_steps == 1
+    assert not bench.engine.steps_begun.acquire(timeout=0.05), "no step while it loads"
+    bench.engine.load_permits.release(2)
+    bench.await_step()
+    bench.allow_steps(1)
+    bench.await_step()
+    work = bench.worker.take()
+    assert work.answers == [ModelLoadFailed("broken", "it is broken")] * 2
+    assert work.output.index == [0, 1]
+
+
+def test_a_lease_runs_on_a_model_that_was_loaded(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.engine.load_permits.release()
+    bench.worker.send(LoadModel("third", ("other",)))
+    bench.await_notice()
+    (answer,) = bench.worker.take().answers
+    assert isinstance(answer, ModelLoaded)
+    assert answer.model == "third"
+    bench.start(1, model="third")
+    bench.allow_steps(1)
+    bench.await_notice()
+    assert bench.worker.take().output.key == [1]
 
 
 def test_a_fault_of_the_engine_ends_the_worker(make_bench: Callable[..., Bench]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headway.reasons import Reason
-from scheduler_svc.core.domain import CoreSettings
+from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.messages import (
     Action,
     Cancel,
@@ -24,6 +24,7 @@ from scheduler_svc.core.messages import (
     ExecutorCapacityChanged,
     ExecutorDisconnected,
     ExecutorDrained,
+    ExecutorRow,
     ExecutorWelcomed,
     HeldLease,
     LeaseAcknowledged,
@@ -33,7 +34,10 @@ from scheduler_svc.core.messages import (
     LeaseOutcome,
     LeaseRevoked,
     LeaseStarted,
+    ModelChanged,
+    ModelLoadOrdered,
     ModelOffer,
+    ModelState,
     Request,
     RequestAdmitted,
     RequestDeduplicated,
@@ -63,6 +67,18 @@ SETTINGS = CoreSettings(
     revoke_timeout_ms=300,
     max_attempts=2,
     result_ttl_ms=3_000,
+    aging_equalization_ms=700,
+    band_min_shares=(0.0, 0.2, 0.1),
+    band_max_wait_ms=(600, 900),
+    tenant_weights={"t1": 2.0},
+    model_hold_ms=250,
+    switch_time_share=0.5,
+    model_limits={"C": 2},
+    load_timeout_ms=4_000,
+    load_backoff_ms=100,
+    load_backoff_max_ms=300,
+    max_sessions=3,
+    max_prefix_blocks=8,
 )
 
 Key = tuple[str, int, int]
@@ -75,7 +91,12 @@ class FakeExecutor:
     session: int | None = None
     incarnation: int = 0
     num_slots: int = 0
+    max_models: int = 1
+    offers: tuple[str, ...] = ()
+    # on the device
     models: tuple[str, ...] = ()
+    # ordered and not answered
+    loading: str | None = None
     is_draining: bool = False
     # the scheduler has a record of it, as far as its messages tell
     runs: dict[Key, int] = field(default_factory=dict)
@@ -146,6 +167,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             case LeaseAcknowledged():
                 executor = self.speaking_to(action.executor_id, action.session)
                 executor.runs.pop((action.request_id, action.epoch, action.attempt), None)
+            case ModelLoadOrdered():
+                self.carry_out_load(action)
             case ExecutorWelcomed():
                 self.speaking_to(action.executor_id, action.session)
             case ExecutorDrained():
@@ -154,7 +177,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             case SessionClosed():
                 executor = self.executors[action.executor_id]
                 if executor.session == action.session:
-                    executor.session = None
+                    executor.session = executor.loading = None
 
     def speaking_to(self, executor_id: str, session: int) -> FakeExecutor:
         executor = self.executors[executor_id]
@@ -179,6 +202,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_slots = min(known.request.num_samples, executor.num_slots)
         assert sum(executor.runs.values()) + num_slots <= executor.num_slots
         executor.runs[action.request_id, EPOCH, action.attempt] = num_slots
+
+    def carry_out_load(self, action: ModelLoadOrdered) -> None:
+        executor = self.speaking_to(action.executor_id, action.session)
+        assert executor.loading is None
+        assert not executor.is_draining
+        assert action.model in executor.offers
+        assert action.model not in executor.models
+        assert set(action.evict) <= set(executor.models)
+        # never over a running lease, nor over one that may be of any model
+        for (request_id, _, _), slots in executor.runs.items():
+            known = self.requests.get(request_id)
+            assert not slots or not action.evict or known is not None
+            assert not slots or known is None or known.request.model not in action.evict
+        executor.models = tuple(m for m in executor.models if m not in action.evict)
+        assert len(executor.models) < executor.max_models
+        executor.loading = action.model
 
     def carry_out_adopt(self, action: LeaseAdopted) -> None:
         executor = self.speaking_to(action.executor_id, action.session)
@@ -205,6 +244,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_bytes=st.integers(1, 300),
         queue_timeout_ms=st.sampled_from((5_000, 2_000, 200, 0)),
         execution_timeout_ms=st.sampled_from((4_000, 400)),
+        session_id=st.sampled_from(("", "s0", "s1")),
+        num_blocks=st.integers(0, 3),
         key=st.sampled_from(("", "", "", "k0", "k1")),
         body_hash=st.sampled_from((b"0", b"0", b"1")),
     )
@@ -217,6 +258,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_bytes: int,
         queue_timeout_ms: int,
         execution_timeout_ms: int,
+        session_id: str,
+        num_blocks: int,
         key: str,
         body_hash: bytes,
     ) -> None:
@@ -232,6 +275,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_bytes=num_bytes,
             queue_timeout_ms=queue_timeout_ms,
             execution_timeout_ms=execution_timeout_ms,
+            session_id=session_id,
+            prefix_hashes=tuple(range(num_blocks)),
             idempotency_key=key,
             body_hash=body_hash,
         )
@@ -251,6 +296,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             case RequestRejected(reason=Reason.REQUEST_ID_CONFLICT):
                 assert earlier is not None
                 assert earlier.request.body_hash != body_hash
+            case RequestRejected(reason=Reason.DEADLINE_UNREACHABLE):
+                assert earlier is None
+                assert self.waiting()
             case RequestRejected():
                 assert earlier is None
                 assert not allowed
@@ -269,7 +317,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit_burst(self, tenant: str, bands: list[int], model: str, num_samples: int) -> None:
         """Plain requests, so that there is a queue."""
         for band in bands:
-            self.submit(tenant, model, band, num_samples, 50, 3_000, 3_000, "", b"")
+            self.submit(tenant, model, band, num_samples, 50, 3_000, 3_000, "", 0, "", b"")
 
     def find_key(self, request: Request) -> ModelRequest | None:
         original_id = self.keys.get((request.tenant, request.idempotency_key))
@@ -287,7 +335,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             request.band < SETTINGS.num_bands
             and not self.is_closing
             and any(
-                request.model in r.resident_models and r.state != "draining"
+                request.model in self.executors[r.executor_id].offers and r.state != "draining"
                 for r in rows
                 if not self.executors[r.executor_id].is_draining
             )
@@ -322,14 +370,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def attach_two(self, num_slots: int) -> None:
         """An honest fleet to begin with."""
         for name, models in (("e0", ("A", "B")), ("e1", ("B", "C"))):
-            self.open_session(name, num_slots, set(models), set(), [])
+            self.open_session(name, num_slots, 2, set(models), set(), [])
 
     @rule(
         name=st.sampled_from(EXECUTORS),
         is_new_process=st.sampled_from((False, False, False, True)),
         num_slots=st.sampled_from((2, 1, 3, 4, 0)),
+        max_models=st.sampled_from((1, 1, 2, 3)),
         models=st.sets(st.sampled_from(MODELS), min_size=2),
-        cold=st.sets(st.sampled_from(MODELS), max_size=1),
+        cold=st.sets(st.sampled_from(MODELS), max_size=2),
         data=st.data(),
     )
     def attach(
@@ -337,6 +386,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         name: str,
         is_new_process: bool,
         num_slots: int,
+        max_models: int,
         models: set[str],
         cold: set[str],
         data: st.DataObject,
@@ -356,10 +406,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         held = [HeldLease(*key, has_ended=not slots) for key, slots in executor.runs.items()]
         if data.draw(st.integers(0, 3)) == 0:
             held.append(self.lie(data))
-        self.open_session(name, num_slots, models, cold, held)
+        self.open_session(name, num_slots, max_models, models, cold, held)
 
     def open_session(
-        self, name: str, num_slots: int, models: set[str], cold: set[str], held: list[HeldLease]
+        self,
+        name: str,
+        num_slots: int,
+        max_models: int,
+        models: set[str],
+        cold: set[str],
+        held: list[HeldLease],
     ) -> None:
         executor = self.executors[name]
         lies = {
@@ -372,11 +428,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         }
         self.num_sessions += 1
         executor.session, executor.num_slots = self.num_sessions, num_slots
+        executor.max_models, executor.loading = max_models, None
         executor.models = tuple(sorted(models - cold))
-        offers = tuple(ModelOffer(model, model not in cold) for model in sorted(models | cold))
+        executor.offers = tuple(sorted(models | cold))
+        offers = tuple(
+            ModelOffer(model, model not in cold, 50 if model == "A" else None)
+            for model in executor.offers
+        )
+        incarnation = str(executor.incarnation)
         sent = self.handle(
             ExecutorAttached(
-                name, executor.session, str(executor.incarnation), num_slots, 3, offers, tuple(held)
+                name, executor.session, incarnation, num_slots, max_models, offers, tuple(held)
             )
         )
         self.check_reconciled(sent, held, lies)
@@ -408,21 +470,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         if executor.session is None or is_stale:
             assert self.handle(ExecutorDisconnected(name, 0)) == []
         else:
-            session, executor.session = executor.session, None
+            session, executor.session, executor.loading = executor.session, None, None
             self.handle(ExecutorDisconnected(name, session))
 
     @rule(
         name=st.sampled_from(EXECUTORS),
         num_slots=st.integers(0, 4),
+        max_models=st.sampled_from((1, 2, 2, 3)),
         is_stale=st.sampled_from((False, False, False, True)),
     )
-    def resize(self, name: str, num_slots: int, is_stale: bool) -> None:
+    def resize(self, name: str, num_slots: int, max_models: int, is_stale: bool) -> None:
         executor = self.executors[name]
         if executor.session is None or is_stale:
-            assert self.handle(ExecutorCapacityChanged(name, 0, num_slots, 3)) == []
+            assert self.handle(ExecutorCapacityChanged(name, 0, num_slots, max_models)) == []
         else:
-            executor.num_slots = num_slots
-            self.handle(ExecutorCapacityChanged(name, executor.session, num_slots, 3))
+            executor.num_slots, executor.max_models = num_slots, max_models
+            self.handle(ExecutorCapacityChanged(name, executor.session, num_slots, max_models))
 
     @rule(name=st.sampled_from(EXECUTORS), is_draining=st.sampled_from((False, False, True)))
     def drain(self, name: str, is_draining: bool) -> None:
@@ -430,6 +493,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         if name in rows:
             self.executors[name].is_draining = is_draining
         self.handle(DrainExecutor(name) if is_draining else UndrainExecutor(name))
+
+    @rule(
+        name=st.sampled_from(EXECUTORS),
+        state=st.sampled_from((ModelState.RESIDENT, ModelState.RESIDENT, ModelState.FAILED)),
+        load_ms=st.sampled_from((None, 20, 200)),
+    )
+    def end_load(self, name: str, state: ModelState, load_ms: int | None) -> None:
+        """Of this executor, or of another that is loading."""
+        names = [name, *EXECUTORS]
+        name = next((n for n in names if self.executors[n].loading is not None), name)
+        executor = self.executors[name]
+        if executor.session is not None and executor.loading is not None:
+            model, executor.loading = executor.loading, None
+            if state is ModelState.RESIDENT and model not in executor.models:
+                executor.models = (*executor.models, model)
+            self.handle(ModelChanged(name, executor.session, model, state, load_ms))
+
+    @rule(name=st.sampled_from(EXECUTORS), model=st.sampled_from((*MODELS, "unheard of")))
+    def lose_model(self, name: str, model: str) -> None:
+        """By itself: nothing of it runs there."""
+        executor = self.executors[name]
+        runs = {r for (r, _, _), slots in executor.runs.items() if slots}
+        if executor.session is None or executor.loading == model or runs:
+            return
+        executor.models = tuple(other for other in executor.models if other != model)
+        self.handle(ModelChanged(name, executor.session, model, ModelState.ABSENT))
 
     @rule(data=st.data())
     def start_lease(self, data: st.DataObject) -> None:
@@ -555,26 +644,89 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def positions_are_true(self) -> None:
-        waiting = self.waiting()
-        ranks = {r.request_id: (r.band, i) for i, r in enumerate(waiting)}
-        for request in waiting:
-            pool = {request.model}
-            for executor in self.executors.values():
-                is_serving = executor.session is not None and not executor.is_draining
-                if is_serving and executor.num_slots and request.model in executor.models:
-                    pool.update(executor.models)
-            rivals = [ranks[r.request_id] for r in waiting if r.model in pool]
+        for request in self.waiting():
+            pool = self.pool(request.model)
+            place = self.order_in_flow(request.band, request.model)
+            index = [record.request for record in place].index(request)
+            turn = max(record.arrival for record in place[: index + 1]) - self.bonus(request.model)
+            before = index
+            for record in self.core._state.requests.values():
+                other = record.request
+                if record.lease is None and other.model in pool:
+                    is_of_flow = (other.band, other.model) == (request.band, request.model)
+                    before += other.band < request.band or (
+                        other.band == request.band
+                        and not is_of_flow
+                        and record.arrival - self.bonus(other.model) < turn
+                    )
             status = self.core.status(request.request_id, self.now_ms)
             assert status is not None
-            assert status.position == sum(rank < ranks[request.request_id] for rank in rivals)
-            assert status.depth == len(rivals)
+            assert status.position == before
+            assert status.depth == sum(other.model in pool for other in self.waiting())
+
+    def pool(self, model: str) -> set[str]:
+        """The models on its homes; without a home on everybody who could load it."""
+        rows = self.core.snapshot(self.now_ms, 0).executors
+        serving = [row for row in rows if row.state == "attached" and row.num_slots]
+        homes = [
+            row
+            for row in serving
+            if model in row.resident_models and not self.is_reserved(row, model)
+        ]
+        could = [row for row in serving if model in self.executors[row.executor_id].offers]
+        return {model}.union(*(row.resident_models for row in homes or could))
+
+    def is_reserved(self, row: ExecutorRow, model: str) -> bool:
+        """All of it for another model."""
+        reservation = self.core._state.fleet.executors[row.executor_id].reservation
+        return (
+            reservation is not None
+            and reservation.model != model
+            and reservation.num_kept >= row.num_slots
+        )
+
+    def bonus(self, model: str) -> int:
+        """What its warmth is worth, in arrivals."""
+        rows = self.core.snapshot(self.now_ms, 0).executors
+        serving = [row for row in rows if row.state == "attached" and row.num_slots]
+        warm = any(
+            model in row.resident_models and not self.is_reserved(row, model) for row in serving
+        )
+        loading = any(row.loading_model == model for row in serving)
+        return SETTINGS.aging_equalization_ms * (1_024 if warm else 512 if loading else 0)
+
+    def order_in_flow(self, band: int, model: str) -> list[RequestRecord]:
+        """Those that came back, then by the virtual time that each would start at."""
+        state = self.core._state
+        records = [
+            record
+            for record in sorted(state.requests.values(), key=lambda record: record.arrival)
+            if record.lease is None and (record.request.band, record.request.model) == (band, model)
+        ]
+        starts: dict[int, float] = {}
+        costs: Counter[str] = Counter()
+        for record in records:
+            tenant = record.request.tenant
+            if not record.is_returned:
+                weight = SETTINGS.tenant_weights.get(tenant, 1.0)
+                key = state.queue.fairness.key((band, model), tenant)
+                starts[record.arrival] = key + costs[tenant] / weight
+                costs[tenant] += state.queue.cost(record.request)
+        return sorted(
+            records,
+            key=lambda r: (not r.is_returned, starts.get(r.arrival, 0), r.arrival),
+        )
 
     @invariant()
     def snapshot_is_in_grant_order(self) -> None:
-        waiting = self.waiting()
-        in_order = sorted(waiting, key=lambda request: request.band)
+        expected: list[str] = []
+        for band in range(SETTINGS.num_bands):
+            flows = {model: self.order_in_flow(band, model) for model in MODELS}
+            while any(flows.values()):
+                heads = [(f[0].arrival - self.bonus(m), m) for m, f in flows.items() if f]
+                expected.append(flows[min(heads)[1]].pop(0).request.request_id)
         rows = self.core.snapshot(self.now_ms, 4).queue
-        assert [row.request_id for row in rows] == [r.request_id for r in in_order[:4]]
+        assert [row.request_id for row in rows] == expected[:4]
 
     def teardown(self) -> None:
         """Everything ends, once, and the same events give the same effects."""

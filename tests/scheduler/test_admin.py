@@ -1,5 +1,7 @@
 """AdminService over real gRPC."""
 
+from dataclasses import replace
+
 import grpc.aio
 import pytest
 
@@ -7,20 +9,21 @@ from headway.errors import from_rpc_error
 from headway.reasons import Reason
 from headway.v1 import scheduler_pb2 as scheduler
 from headway.v1 import scheduler_pb2_grpc
-from scheduler_svc import translate
+from scheduler_svc import admin, translate
+from scheduler_svc.core import messages
 from tests.scheduler.world import world
 
 
 async def test_a_snapshot_shows_queue_and_fleet() -> None:
     async with world() as own:
-        admin = scheduler_pb2_grpc.AdminServiceStub(own.channel)
+        stub = scheduler_pb2_grpc.AdminServiceStub(own.channel)
         executor, client = own.executor(), own.client()
         await executor.attach(num_slots=1)
         await client.open()
         for handle in range(3):
             await client.submit(handle=handle)
             await client.accepted()
-        answer = await admin.GetSnapshot(scheduler.GetSnapshotRequest(max_rows=1))
+        answer = await stub.GetSnapshot(scheduler.GetSnapshotRequest(max_rows=1))
         shot = answer.snapshot
         assert (shot.num_waiting, shot.num_running) == (2, 1)
         assert [row.model for row in shot.queue] == ["tiny"]
@@ -32,12 +35,12 @@ async def test_a_snapshot_shows_queue_and_fleet() -> None:
 
 async def test_a_watch_goes_on_until_its_caller_ends_it() -> None:
     async with world(max_snapshot_watchers=1) as own:
-        admin = scheduler_pb2_grpc.AdminServiceStub(own.channel)
+        stub = scheduler_pb2_grpc.AdminServiceStub(own.channel)
         request = scheduler.WatchSnapshotRequest(interval=translate.duration(100))
-        call = admin.WatchSnapshot(request)
+        call = stub.WatchSnapshot(request)
         assert (await call.read()).HasField("snapshot")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await admin.WatchSnapshot(request).read()
+            await stub.WatchSnapshot(request).read()
         assert from_rpc_error(caught.value).reason is Reason.QUOTA_EXCEEDED
         assert (await call.read()).HasField("snapshot")
         call.cancel()
@@ -45,23 +48,75 @@ async def test_a_watch_goes_on_until_its_caller_ends_it() -> None:
 
 async def test_drain_and_undrain() -> None:
     async with world() as own:
-        admin = scheduler_pb2_grpc.AdminServiceStub(own.channel)
+        stub = scheduler_pb2_grpc.AdminServiceStub(own.channel)
         executor, client = own.executor(), own.client()
         await executor.attach()
         await client.open()
         await client.submit()
         await client.accepted()
         grant = await executor.grant()
-        drained = await admin.DrainExecutor(scheduler.DrainExecutorRequest(executor_id="e1"))
+        drained = await stub.DrainExecutor(scheduler.DrainExecutorRequest(executor_id="e1"))
         assert drained.num_running == 1
         await client.submit(handle=1)
         assert (await client.rejected()).failure.reason == "NO_CAPACITY"
         await executor.run(grant, [1])
         await client.finished()
-        await admin.UndrainExecutor(scheduler.UndrainExecutorRequest(executor_id="e1"))
+        await stub.UndrainExecutor(scheduler.UndrainExecutorRequest(executor_id="e1"))
         await client.submit(handle=2)
         accepted = await client.accepted()
         assert (await executor.grant()).lease.request_id == accepted.request_id
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await admin.DrainExecutor(scheduler.DrainExecutorRequest(executor_id="none"))
+            await stub.DrainExecutor(scheduler.DrainExecutorRequest(executor_id="none"))
         assert from_rpc_error(caught.value).reason is Reason.INVALID_REQUEST
+
+
+def test_a_row_shows_models_reservation_and_statistics() -> None:
+    row = messages.ExecutorRow(
+        executor_id="e",
+        state="attached",
+        num_slots=4,
+        num_free=1,
+        num_leased=2,
+        num_in_doubt=1,
+        resident_models=("a",),
+        max_models=2,
+        loading_model="b",
+        held_models=("a",),
+        reservation=messages.ReservationRow("b", "it waits", 10, 2_000),
+        stats=messages.ExecutorStats(3, 0.5, 0.25, 1_500.4, None),
+    )
+    shown = admin.executor_row(row)
+    assert shown.loading_model == "b"
+    assert list(shown.held_models) == ["a"]
+    assert (shown.reservation.model, shown.reservation.reason) == ("b", "it waits")
+    assert shown.reservation.age.ToMilliseconds() == 10
+    assert shown.reservation.remaining.ToMilliseconds() == 2_000
+    assert (shown.stats.num_leases, shown.stats.share, shown.stats.utilisation) == (3, 0.5, 0.25)
+    assert shown.stats.mean_duration.ToMilliseconds() == 1_500
+    assert not shown.stats.HasField("affinity")
+
+
+def test_what_is_not_known_is_unset() -> None:
+    row = messages.ExecutorRow("e", "attached", 4, 4, 0, 0, (), 2)
+    shown = admin.executor_row(row)
+    assert shown.loading_model == ""
+    assert not shown.HasField("reservation")
+    assert not shown.HasField("stats")
+    bare = messages.ExecutorStats(0, None, None, None, None)
+    stats = admin.executor_row(replace(row, stats=bare)).stats
+    assert stats == scheduler.ExecutorStats()
+    status = messages.RequestStatus(False, 0, 1, None, 1_000)
+    waiting = messages.QueueRow("r", "m", "t", 1, 5, status)
+    assert not admin.queue_row(waiting).HasField("priority")
+    ranked = admin.queue_row(replace(waiting, priority=0.0, session_id="s"))
+    assert ranked.HasField("priority")
+    assert ranked.session_id == "s"
+
+
+def test_queue_waits() -> None:
+    assert admin.queue_wait(None) is None
+    shown = admin.queue_wait((1.4, 5.5, 9.0, 10))
+    assert shown is not None
+    assert shown.num_samples == 10
+    percentiles = (shown.p10, shown.mean, shown.p90)
+    assert [value.ToMilliseconds() for value in percentiles] == [1, 6, 9]

@@ -41,3 +41,17 @@ def test_a_grant_above_the_limit_goes_alone() -> None:
     first = outbox.take(1)
     assert first is not None
     assert len(first.orders.grants) == 1
+
+
+def test_loads_come_last() -> None:
+    outbox = Outbox()
+    outbox.grants.extend(map(grant, range(2)))
+    outbox.loads.append(fleet.LoadModel(model="m"))
+    first, second = outbox.take(1), outbox.take(1)
+    assert first is not None
+    assert second is not None
+    assert [load.model for load in second.orders.loads] == ["m"]
+    assert not first.orders.loads
+    assert outbox.take(1) is None
+    outbox.loads.append(fleet.LoadModel(model="n"))
+    assert outbox.take(1) is not None

@@ -111,3 +111,33 @@ def test_request_ids_are_unguessable() -> None:
     ids = {translate.new_request_id() for _ in range(100)}
     assert len(ids) == 100
     assert all(name.startswith("req_") and len(name) == 28 for name in ids)
+
+
+def hashes(num_tokens: int, block_tokens: int = 4, **overrides: Any) -> tuple[int, ...]:
+    own = body(prompt_token_ids=range(num_tokens), **overrides)
+    return translate.prefix_hashes(own, block_tokens)
+
+
+def test_prefix_hashes_are_of_whole_blocks_and_chained() -> None:
+    assert hashes(3) == ()
+    assert len(hashes(11)) == 2
+    assert hashes(11) == hashes(8) == hashes(12)[:2]
+    other = translate.prefix_hashes(body(prompt_token_ids=[9, *range(1, 12)]), 4)
+    assert not set(other) & set(hashes(12)), "what follows a difference differs"
+    assert all(0 <= value < 1 << 64 for value in hashes(100))
+
+
+def test_prefix_hashes_are_bounded_and_of_one_tenant_and_model() -> None:
+    assert len(hashes(1_000)) == 64
+    assert hashes(1_000) == hashes(64 * 4)
+    for overrides in ({"tenant": "u"}, {"model": "x"}, {"tenant": "tt", "model": "iny"}):
+        assert not set(hashes(8)) & set(hashes(8, **overrides))
+
+
+def test_a_request_has_its_session_and_prefix() -> None:
+    received = body(session_id="s", prompt_token_ids=[1] * 70)
+    request, _ = translate.request_from_proto(received, CARD, SETTINGS)
+    assert request.session_id == "s"
+    block_tokens = SETTINGS.prefix_block_tokens
+    assert request.prefix_hashes == translate.prefix_hashes(received, block_tokens)
+    assert len(request.prefix_hashes) == 70 // block_tokens

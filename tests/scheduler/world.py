@@ -16,12 +16,14 @@ from headway.v1 import scheduler_pb2 as scheduler
 from scheduler_svc.process import Process, make_store, started
 from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.store.base import Store
+from scheduler_svc.translate import duration
 
 CARD = generation.ModelCard(
     name="tiny", family="qwen3", vocab_size=1_000, max_context_tokens=100, assets_digest="a1"
 )
 _STUCK_S = 10  # a test that waits for so long has failed
 LENGTH = generation.FINISH_REASON_LENGTH
+LOAD_MS = 50
 
 
 def body(**overrides: Any) -> generation.GenerationRequest:
@@ -67,14 +69,19 @@ class Executor:
         num_slots: int = 4,
         models: Sequence[generation.ModelCard] = (CARD,),
         leases: Sequence[fleet.HeldLease] = (),
+        max_models: int = 4,
+        absent: Sequence[generation.ModelCard] = (),
     ) -> fleet.ExecutorWelcome:
         self.call = self._stub.Attach()
         await self.send(
             hello=fleet.ExecutorHello(
                 executor_id=self.executor_id,
                 incarnation="1",
-                capacity=fleet.Capacity(num_slots=num_slots, max_models=4),
-                models=[fleet.ModelOffer(card=card, resident=True) for card in models],
+                capacity=fleet.Capacity(num_slots=num_slots, max_models=max_models),
+                models=[
+                    *(fleet.ModelOffer(card=card, resident=True) for card in models),
+                    *(fleet.ModelOffer(card=card, load_time=duration(LOAD_MS)) for card in absent),
+                ],
                 leases=leases,
             )
         )

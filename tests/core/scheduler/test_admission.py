@@ -166,3 +166,45 @@ def test_known_models_and_executors_are_bounded() -> None:
     assert driver.core.decisions["session_closed.fleet_full"] == 1
     assert rejection(driver.submit("a", "A")).reason is Reason.MODEL_NOT_FOUND
     assert granted(driver.submit("c", "C")) == [("c", "e1")]
+
+
+def backlog() -> Driver:
+    """A slot that gives one grant in 1,000 ms, measured, and 30 requests of tenant t waiting."""
+    driver = Driver(retry_after_max_ms=120_000)
+    driver.attach()
+    forever: dict[str, Any] = {"queue_timeout_ms": 10**8, "execution_timeout_ms": 10**8}
+    for number in range(40):
+        driver.submit(f"r{number}", **forever)
+    for number in range(9):
+        driver.advance(1_000)
+        driver.end(f"r{number}")
+    assert driver.core.num_waiting == 30
+    return driver
+
+
+def test_a_start_beyond_the_deadline_is_refused_now_with_an_honest_retry_after() -> None:
+    driver = backlog()
+    refused = rejection(driver.submit("late", queue_timeout_ms=14_000))
+    assert refused.reason is Reason.DEADLINE_UNREACHABLE
+    assert refused.retry_after_ms is not None
+    assert abs(refused.retry_after_ms - 31_000) < 1_000
+
+
+def test_the_refusal_allows_for_twice_the_measured_rate() -> None:
+    driver = backlog()
+    assert driver.submit("hopeful", queue_timeout_ms=16_500)
+    assert driver.core.is_live("hopeful")
+
+
+def test_the_backlog_of_one_tenant_closes_the_door_to_nobody_else() -> None:
+    driver = backlog()
+    driver.submit("other", tenant="other", queue_timeout_ms=14_000)
+    assert driver.core.is_live("other")
+
+
+def test_what_was_never_measured_refuses_nobody() -> None:
+    driver = Driver()
+    driver.attach()
+    for number in range(50):
+        driver.submit(f"r{number}", queue_timeout_ms=1)
+    assert driver.core.num_waiting == 49

@@ -5,7 +5,8 @@ import random
 from headway.reasons import Reason
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.lazy_heap import LazyHeap
-from scheduler_svc.core.queue import ArrivalSet, Queue
+from scheduler_svc.core.line import Line
+from scheduler_svc.core.queue import Queue
 from tests.core.scheduler.helpers import Driver, granted, rejection, request
 
 
@@ -32,21 +33,33 @@ def test_lazy_heap_memory_stays_near_its_content() -> None:
     assert len(heap._heap) < 50
 
 
-def test_arrival_set_counts_like_a_sorted_list() -> None:
+def test_a_line_counts_like_a_sorted_list() -> None:
     rng = random.Random(1)
-    arrivals, members = ArrivalSet(), set[int]()
-    for _ in range(3_000):
-        number = rng.randrange(20_000)
+    line, members = Line(), dict[int, int]()
+    for _ in range(6_000):
+        number = rng.randrange(3_000)
         if number in members:
-            members.remove(number)
-            arrivals.remove(number)
+            del members[number]
+            line.remove(number)
         else:
-            members.add(number)
-            arrivals.add(number)
-        probe = rng.randrange(20_000)
-        assert arrivals.count_before(probe) == sum(member < probe for member in members)
-    assert list(arrivals) == sorted(members)
-    assert len(arrivals) == len(members)
+            members[number] = rng.randrange(1, 9)
+            line.add(number, members[number])
+        probe = rng.randrange(3_000)
+        before = [cost for member, cost in members.items() if member < probe]
+        assert line.before(probe) == (len(before), sum(before))
+        assert line.count_before(probe) == len(before)
+    in_order = sorted(members.items())
+    assert list(line.items()) == in_order
+    assert list(line) == sorted(members)
+    assert (len(line), line.cost) == (len(members), sum(members.values()))
+    assert (line.first, line.last) == (in_order[0][0], in_order[-1][0])
+    assert [line.at(index) for index in range(len(line))] == sorted(members)
+    for _ in range(100):
+        weight, arrival = rng.choice((1.0, 3.0, 0.7)), rng.randrange(3_000)
+        starts = [(5.5 + line.before(member)[1] / weight, member) for member in line]
+        start = rng.choice(starts)[0] + rng.choice((0, 0, 0.3))
+        expected = sum(each < (start, arrival) for each in starts)
+        assert line.starting_before(start, arrival, 5.5, weight) == expected
 
 
 def test_flow_is_fifo_over_all_tenants() -> None:
@@ -69,7 +82,7 @@ def test_removal_anywhere_and_return_to_the_head() -> None:
         queue.remove(records[gone])
     for back in (1, 0):
         queue.add(records[back])
-    assert [each.arrival for each in queue.in_order()] == [0, 1, 3, 4]
+    assert [each.arrival for each in queue.in_order({})] == [0, 1, 3, 4]
     assert queue.head("A") is records[0]
     assert records[2] not in queue
 
@@ -79,10 +92,11 @@ def test_bands_come_before_arrival() -> None:
     records = [record(0, band=2), record(1, band=1), record(2, model="B"), record(3, band=1)]
     for each in records:
         queue.add(each)
-    assert [each.arrival for each in queue.in_order()] == [2, 1, 3, 0]
+    assert [each.arrival for each in queue.in_order({})] == [2, 1, 3, 0]
     assert queue.head("A") is records[1]
-    assert queue.num_before(records[0], ["A"]) == 2
-    assert queue.num_before(records[0], ["A", "B"]) == 3
+    place = queue.bands[2]["A"].place(records[0])
+    assert queue.num_before(2, "A", place, {"A": 0}) == 2
+    assert queue.num_before(2, "A", place, {"A": 0, "B": 0}) == 3
     assert queue.num_waiting(["A", "B", "C"]) == 4
 
 

@@ -1,0 +1,39 @@
+"""What work costs on a modelled executor, in milliseconds.
+
+Rule: one step of a batch of n sequences takes ``step_ms + sequence_ms x n``, prefill takes
+``prefill_ms`` for each prompt token. Every constant names its source; nothing here was tuned to
+make a policy look good.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """The cost model of one kind of executor."""
+
+    step_ms: float
+    sequence_ms: float
+    prefill_ms: float
+    # most prompt tokens that one step takes in (step model only)
+    chunk_tokens: int = 2048
+
+    def token_ms(self, batch: int) -> float:
+        """Time between two tokens of each of ``batch`` sequences."""
+        return self.step_ms + self.sequence_ms * batch
+
+    def service_ms(self, num_prompt_tokens: int, num_output_tokens: int, batch: int) -> float:
+        """A request's time in a slot while ``batch`` sequences run."""
+        return num_prompt_tokens * self.prefill_ms + num_output_tokens * self.token_ms(batch)
+
+
+PROFILES = {
+    # executor_svc/mock_engine.py, MockConfig: step_ms 20, one token a step, prefill for nothing.
+    "mock": Costs(step_ms=20.0, sequence_ms=0.0, prefill_ms=0.0),
+    # shared/spec/engine.md, section 4, "own, oneDNN-packed, bf16", context 128: 17.0 tokens/s with
+    # 1 sequence, 101.8 with 8, so 58.8 and 78.6 ms a step; prefill 311 tokens/s at 512.
+    "cpu-0.6b": Costs(step_ms=56.0, sequence_ms=2.82, prefill_ms=3.2),
+    # shared/spec/engine.md, section 3, Llama-3.1-8B bf16 as published for vLLM 0.21: TPOT 6.48 ms
+    # with 1 stream, 10.94 ms with 16; prefill 55.5k tokens/s is the limit, 60 % of it our target.
+    "h100-8b": Costs(step_ms=6.18, sequence_ms=0.297, prefill_ms=0.03),
+}

@@ -1,0 +1,190 @@
+"""Where related work ran before: sessions, and prefixes that an executor's cache may still hold.
+
+Rule: both are hints. They name executors that may be gone, full or drained by now; placement
+asks, and takes the advice only as far as it saves work. Both forget: nothing here grows with time.
+
+Sessions are scoped by tenant, so nobody can adopt another's by guessing its id, and by model,
+since a cache is one model's. A follow-up that was served by the preferred executor is a hit; one
+served elsewhere is a miss of the preferred one, and the new one is preferred from then on.
+
+Prefixes are known by chained block hashes: each hash covers its block and all blocks before it, so
+two prompts share a hash only if they share the whole prefix up to there, never because they have
+one block in common. A block's executors are one int used as a set of bits.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+# An answer names no more executors than this, those with the longest prefix first.
+MAX_HITS = 32
+_NUM_DEAD_KEPT = 64
+
+_SessionName = tuple[str, str, str]  # (tenant, session_id, model)
+
+
+@dataclass(slots=True)
+class Tally:
+    """How often an executor that was preferred also served."""
+
+    num_hits: int = 0
+    num_misses: int = 0
+
+
+class Sessions:
+    """Session -> the executor that served it last; at most max_sessions, idle ones expire."""
+
+    def __init__(self, ttl_ms: int, max_sessions: int) -> None:
+        assert max_sessions > 0
+        self._ttl_ms = ttl_ms
+        self._max_sessions = max_sessions
+        # -> (executor_id, when it served last); longest idle first
+        self._sessions: OrderedDict[_SessionName, tuple[str, int]] = OrderedDict()
+        # of executors that served a session and were not dropped since
+        self._tallies: dict[str, Tally] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def preferred(self, tenant: str, session_id: str, model: str, now_ms: int) -> str | None:
+        """The executor that may still hold this session's cache; None if none is known."""
+        known = self._sessions.get((tenant, session_id, model))
+        if known is None or now_ms - known[1] >= self._ttl_ms:
+            return None
+        return known[0]
+
+    def served(
+        self, tenant: str, session_id: str, model: str, executor_id: str, now_ms: int
+    ) -> None:
+        """A request of the session succeeded there; no session (empty id) changes nothing."""
+        if not session_id:
+            return
+        tally = self._tallies.setdefault(executor_id, Tally())
+        preferred = self.preferred(tenant, session_id, model, now_ms)
+        if preferred == executor_id:
+            tally.num_hits += 1
+        elif preferred in self._tallies:
+            self._tallies[preferred].num_misses += 1
+        name = (tenant, session_id, model)
+        self._sessions[name] = (executor_id, now_ms)
+        self._sessions.move_to_end(name)
+        self._trim(now_ms)
+
+    def tally(self, executor_id: str) -> Tally:
+        """Hits and misses of an executor since it is known."""
+        return self._tallies.get(executor_id) or Tally()
+
+    def drop_executor(self, executor_id: str) -> None:
+        """It is gone for good: its tally goes too."""
+        self._tallies.pop(executor_id, None)
+
+    def _trim(self, now_ms: int) -> None:
+        # never empty here: the one that was just served stays
+        while len(self._sessions) > self._max_sessions or self._is_expired(now_ms):
+            self._sessions.popitem(last=False)
+
+    def _is_expired(self, now_ms: int) -> bool:
+        _, served_ms = next(iter(self._sessions.values()))
+        return served_ms != now_ms and now_ms - served_ms >= self._ttl_ms
+
+
+class PrefixIndex:
+    """Block hash -> executors; at most max_blocks, those longest not added go first."""
+
+    def __init__(self, max_blocks: int) -> None:
+        assert max_blocks > 0
+        self._max_blocks = max_blocks
+        # hash -> bits of executors, dead ones included; longest not added first
+        self._blocks: OrderedDict[int, int] = OrderedDict()
+        # executor_id -> position of its bit, and back
+        self._positions: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+        self._free_positions: list[int] = []
+        # bits of dropped executors, still set in some blocks
+        self._dead = 0
+        self._num_dead = 0
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def add(self, executor_id: str, prefix_hashes: Sequence[int]) -> None:
+        """An executor computed a prompt with these blocks, shortest prefix first."""
+        if not prefix_hashes:
+            return
+        bit = 1 << self._position(executor_id)
+        blocks, alive = self._blocks, ~self._dead
+        # the first block last, so that a chain loses its end before its beginning
+        for block in reversed(prefix_hashes):
+            blocks[block] = (blocks.get(block, 0) & alive) | bit
+            blocks.move_to_end(block)
+        while len(blocks) > self._max_blocks:
+            blocks.popitem(last=False)
+
+    def longest(
+        self, prefix_hashes: Sequence[int], among: Iterable[str] | None = None
+    ) -> dict[str, int]:
+        """Executor -> how many leading blocks it has, for those that have any; longest first.
+
+        ``among``: only these are asked about, which is cheap if they are few.
+        """
+        having = ~self._dead if among is None else self._bits_of(among)
+        # (number of blocks, who has exactly so many)
+        steps: list[tuple[int, int]] = []
+        for num_blocks, block in enumerate(prefix_hashes):
+            still = having & self._blocks.get(block, 0)
+            if still != having and num_blocks:
+                steps.append((num_blocks, having ^ still))
+            having = still
+            if not still:
+                break
+        else:
+            if prefix_hashes:
+                steps.append((len(prefix_hashes), having))
+        found: dict[str, int] = {}
+        for num_blocks, bits in reversed(steps):
+            while bits and len(found) < MAX_HITS:
+                position = bits.bit_length() - 1
+                found[self._names[position]] = num_blocks
+                bits ^= 1 << position
+        return found
+
+    def drop_executor(self, executor_id: str) -> None:
+        """Its cache is gone: the process ended, or the model left its device."""
+        position = self._positions.pop(executor_id, None)
+        if position is None:
+            return
+        del self._names[position]
+        self._dead |= 1 << position
+        self._num_dead += 1
+        if self._num_dead > len(self._positions) + _NUM_DEAD_KEPT:
+            self._bury()
+
+    def _bits_of(self, executor_ids: Iterable[str]) -> int:
+        bits = 0
+        for executor_id in executor_ids:
+            position = self._positions.get(executor_id)
+            if position is not None:
+                bits |= 1 << position
+        return bits
+
+    def _position(self, executor_id: str) -> int:
+        position = self._positions.get(executor_id)
+        if position is None:
+            if self._free_positions:
+                position = self._free_positions.pop()
+            else:
+                position = len(self._positions) + self._num_dead
+            self._positions[executor_id] = position
+            self._names[position] = executor_id
+        return position
+
+    def _bury(self) -> None:
+        """Clear all dead bits at once; rare, because it looks at every block."""
+        alive = ~self._dead
+        for block, bits in self._blocks.items():
+            self._blocks[block] = bits & alive
+        while self._dead:
+            position = self._dead.bit_length() - 1
+            self._free_positions.append(position)
+            self._dead ^= 1 << position
+        self._num_dead = 0

@@ -1,0 +1,157 @@
+"""Reservations: an executor's room is kept for a model that would not get it otherwise.
+
+Rule: a model has one reservation at most, an executor belongs to one at most, and it lasts until
+it did its work, has no purpose left, or its deadline comes. Why (domain.Why):
+
+- DRAIN: a model with no home, not being loaded, finds every executor that offers it full of other
+  models at work. The executor that will be empty soonest (ties: most free slots, then order of
+  attach) takes nothing new of other models, except what surely ends before (backfill), until one
+  of its models is idle and makes room for the load. Reservations count together: no model at work
+  there may lose its last usable home, that is an executor that serves, offers it, and is reserved
+  for nobody else.
+- TIME_SLICE: the same on somebody's last usable home, for a head that has aged past the bonus.
+- LOAD: from the order to load a model's first place until its first grant there, as many seats
+  are kept as its head needs.
+- WIDE: order inside a model is strict, nothing jumps over a head that needs more slots than are
+  free. So that other models do not take every slot as it frees and starve it, it claims the home
+  where the fewest slots are missing: requests that rank after it get nothing there, requests that
+  rank before it may. A claim yields to a reservation or a claim of who ranks before it.
+
+Switch budget: DRAIN and TIME_SLICE lead to forced switches (residency.py), so none is made on an
+executor that still dwells after its last one. Together: a cold head starts at the latest E after
+its arrival + the dwell + what still runs there + the load, behind those of its flow before it.
+"""
+
+from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
+from scheduler_svc.core.placement import fronts, is_claimed, num_missing
+from scheduler_svc.core.state import State
+
+# claims come and go with every wide head; a drain that one of them barred looks again so much later
+_CLAIM_RETRY_MS = 1_000
+
+# (is a last home, empty at, -free slots, number)
+_Key = tuple[bool, int, int, int]
+
+
+def claim(state: State, head: RequestRecord, rank: Rank) -> None:
+    """Keep the slots of one home for a head that needs several, if that makes sense.
+
+    A head that needs one slot needs no claim: the next free slot goes by rank anyway.
+    """
+    model = head.request.model
+    if head.request.num_samples == 1 or model in state.fleet.reservations:
+        return
+    found = [
+        executor
+        for _, executor in fronts(state, head, rank)
+        if executor.reservation is None or executor.reservation.why is Why.WIDE
+    ]
+    if not found:
+        return
+    nearest = min(found, key=lambda executor: (num_missing(head, executor), executor.number))
+    displace(state, nearest)
+    state.reserve(nearest, head, Why.WIDE, head.deadline_ms, 0, 0)
+
+
+def displace(state: State, executor: ExecutorRecord) -> None:
+    """A claim there ends, because somebody with a better right takes the executor over."""
+    if executor.reservation is not None:
+        assert executor.reservation.why is Why.WIDE
+        state.end_reservation(executor.reservation.model, "taken over")
+
+
+class Drain:
+    """The choice of an executor to drain for a cold head."""
+
+    def __init__(self, state: State, head: RequestRecord, rank: Rank) -> None:
+        self._state = state
+        self._head = head
+        self._rank = rank
+        self._aged_ms = head.accepted_ms + state.settings.aging_equalization_ms
+        # when looking again may find one that time alone makes
+        self.retry_ms: int | None = None
+
+    def reserve(self) -> None:
+        """Make the reservation if one can be made now."""
+        best: ExecutorRecord | None = None
+        best_key: _Key | None = None
+        for group in self._state.fleet.offer(self._head.request.model).groups:
+            for executor in group.members.values():
+                if self._is_candidate(executor):
+                    key = self._key(executor)
+                    if best_key is None or key < best_key:
+                        best, best_key = executor, key
+        if best is None or best_key is None:
+            return
+        state = self._state
+        displace(state, best)
+        why = Why.TIME_SLICE if best_key[0] else Why.DRAIN
+        deadline_ms = latest_end_ms(state, best)
+        state.reserve(best, self._head, why, deadline_ms, best.num_slots, best_key[1])
+
+    def _is_candidate(self, executor: ExecutorRecord) -> bool:
+        """Blocked by max_models alone, and not otherwise spoken for."""
+        model, now_ms = self._head.request.model, self._state.now_ms
+        reservation = executor.reservation
+        if (
+            not executor.is_serving
+            or executor.has_memory
+            or executor.loading is not None
+            or not executor.max_models
+            or model in executor.residences
+            or (reservation is not None and reservation.why is not Why.WIDE)
+        ):
+            return False
+        if is_claimed(executor, model, self._rank):
+            self._again(now_ms + _CLAIM_RETRY_MS)
+            return False
+        failures = executor.failures.get(model)
+        ready_ms = max(executor.next_switch_ms, failures.retry_ms if failures is not None else 0)
+        if ready_ms > now_ms:
+            self._again(ready_ms)
+            return False
+        if now_ms < self._aged_ms and is_last_home(self._state, executor):
+            self._again(self._aged_ms)
+            return False
+        return True
+
+    def _key(self, executor: ExecutorRecord) -> _Key:
+        state = self._state
+        empty_ms = state.now_ms
+        for model in executor.active:
+            residence = executor.residences.get(model)
+            mean_ms = state.estimator.mean_lease_ms(model)
+            if residence is not None and mean_ms is not None:
+                empty_ms = max(empty_ms, residence.last_grant_ms + round(mean_ms))
+        is_last = is_last_home(state, executor)
+        return is_last, empty_ms, -executor.num_free, executor.number
+
+    def _again(self, at_ms: int) -> None:
+        if self.retry_ms is None or at_ms < self.retry_ms:
+            self.retry_ms = at_ms
+
+
+def is_last_home(state: State, executor: ExecutorRecord) -> bool:
+    """Whether some model at work there has no other usable home."""
+    return any(
+        model and not state.fleet.num_other_homes(model, executor) for model in executor.active
+    )
+
+
+def latest_end_ms(state: State, executor: ExecutorRecord) -> int:
+    """When every lease that is there now has ended, by its request's execution deadline."""
+    latest_ms = state.now_ms + state.settings.revoke_timeout_ms
+    for lease in executor.leases.values():
+        record = state.owner(lease)
+        if record is not None:
+            latest_ms = max(latest_ms, record.deadline_ms + state.settings.revoke_timeout_ms)
+    return latest_ms
+
+
+def review(state: State, executor: ExecutorRecord) -> None:
+    """An executor ceased to serve: a drain elsewhere may hold somebody's last home now."""
+    for reservation in list(state.fleet.reservations.values()):
+        if reservation.why is Why.DRAIN:
+            drained = state.fleet.executors[reservation.executor_id]
+            if drained is not executor and is_last_home(state, drained):
+                state.end_reservation(reservation.model, "last home")

@@ -1,0 +1,254 @@
+"""Which models are where: the core orders every load, and what has to leave for it.
+
+Rule: an executor has at most max_models models, resident or loading, and loads one at a time.
+Nothing is granted for a model until its executor said that it is resident. Nothing leaves while
+a lease of it is there. A load that fails is not tried again on that executor until its backoff is
+over (doubling, bounded); other executors are. One that is not answered in load_timeout_ms failed,
+and its session is cut. If it fails everywhere its requests wait until their queue deadline.
+
+Where: an executor with a free slot; memory that is free before a model that nobody needs, and that
+before a forced switch; then the shortest load, the least used, and of models to drop the one
+longest unused. A switch is forced if it drops a model that is held or wanted:
+- held: idle for less than model_hold_ms, kept for follow-ups;
+- wanted: requests for it wait.
+Only the first place of a model may force one (so the hold is waived on that one executor, by a
+load that really begins), and only within the switch budget: after a forced switch that took
+load_ms none is begun there for load_ms / switch_time_share.
+
+A second place is worth a load only if those who wait for the model would wait longer for the
+places that it has or gets than the load takes; what was never measured is given the benefit.
+"""
+
+from typing import NamedTuple
+
+from scheduler_svc.core.deadlines import LoadDue
+from scheduler_svc.core.domain import (
+    ExecutorRecord,
+    Load,
+    LoadFailures,
+    RequestRecord,
+    Residence,
+    Why,
+)
+from scheduler_svc.core.messages import ModelChanged, ModelLoadOrdered, ModelState
+from scheduler_svc.core.state import State
+
+
+class Target(NamedTuple):
+    """An executor that could load a model now."""
+
+    executor: ExecutorRecord
+    evict: tuple[str, ...]
+    is_forced: bool
+
+
+class Search:
+    """A look for a target, and when looking again may find one that time alone makes."""
+
+    def __init__(self, state: State, head: RequestRecord, is_first: bool) -> None:
+        self._state = state
+        self._head = head
+        self._is_first = is_first
+        self.retry_ms: int | None = None
+
+    def run(self) -> Target | None:
+        """The best target, None if there is none now."""
+        best: Target | None = None
+        best_key: tuple[int, int, float, int, int] | None = None
+        for group in self._state.fleet.offer(self._head.request.model).groups:
+            for executor in list((group.roomy if self._is_first else group.open).values()):
+                target = self._option(executor)
+                if target is None:
+                    continue
+                key = self._key(target)
+                if best_key is None or key < best_key:
+                    best, best_key = target, key
+        return best
+
+    def _option(self, executor: ExecutorRecord) -> Target | None:
+        model, now_ms = self._head.request.model, self._state.now_ms
+        reservation = executor.reservation
+        is_ours = reservation is not None and reservation.model == model
+        if model in executor.residences or (reservation is not None and not is_ours):
+            return None
+        failures = executor.failures.get(model)
+        if failures is not None and failures.retry_ms > now_ms:
+            self._again(failures.retry_ms)
+            return None
+        num_evicted = len(executor.residences) + 1 - executor.max_models
+        if num_evicted <= 0:
+            return Target(executor, (), False)
+        if "" in executor.active:
+            return None
+        idle = sorted(
+            (self._is_held(executor, other) or self._is_wanted(other), home.last_used_ms, other)
+            for other, home in executor.residences.items()
+            if other not in executor.active
+        )
+        if len(idle) < num_evicted:
+            return None
+        evict = idle[:num_evicted]
+        is_forced = any(is_needed for is_needed, _, _ in evict)
+        names = tuple(name for _, _, name in evict)
+        if is_forced and not is_ours and not self._may_force(executor, names):
+            return None
+        return Target(executor, names, is_forced)
+
+    def _may_force(self, executor: ExecutorRecord, names: tuple[str, ...]) -> bool:
+        state = self._state
+        if not self._is_first or state.settings.is_fifo:
+            if any(map(self._is_wanted, names)):
+                state.fleet.close(executor)
+            for name in names:
+                self._again(executor.residences[name].held_until_ms)
+            return False
+        if state.now_ms < executor.next_switch_ms:
+            self._again(executor.next_switch_ms)
+            for name in names:
+                self._again(executor.residences[name].held_until_ms)
+            return False
+        return True
+
+    def _key(self, target: Target) -> tuple[int, int, float, int, int]:
+        executor = target.executor
+        kind = 2 if target.is_forced else 1 if target.evict else 0
+        if executor.reservation is not None:  # drained for this model: that is what it was for
+            kind = -1
+        return (
+            kind,
+            executor.load_ms.get(self._head.request.model, 0),
+            executor.num_used / executor.num_slots,
+            max((executor.residences[name].last_used_ms for name in target.evict), default=0),
+            executor.number,
+        )
+
+    def _is_held(self, executor: ExecutorRecord, model: str) -> bool:
+        return executor.residences[model].held_until_ms > self._state.now_ms
+
+    def _is_wanted(self, model: str) -> bool:
+        return model in self._state.queue.num_by_model
+
+    def _again(self, at_ms: int) -> None:
+        if at_ms > self._state.now_ms and (self.retry_ms is None or at_ms < self.retry_ms):
+            self.retry_ms = at_ms
+
+
+def is_worth_another(state: State, model: str) -> bool:
+    """Whether a model that has a place, or gets one, should have one more."""
+    fleet = state.fleet
+    num_coming = sum(executor.num_slots for executor in fleet.loading.get(model, {}).values())
+    num_left = state.queue.num_by_model[model] - num_coming
+    if num_left <= 0:
+        return False
+    load_ms = fleet.offer(model).load_ms
+    wait_ms = state.estimator.drain_ms(model, num_left)
+    return load_ms is None or wait_ms is None or wait_ms >= load_ms
+
+
+def order(state: State, head: RequestRecord, target: Target, is_first: bool) -> None:
+    """Begin a load."""
+    executor, evict, is_forced = target
+    model = head.request.model
+    assert executor.session is not None
+    assert executor.loading is None
+    assert not any(name in executor.active for name in evict)
+    if model in state.fleet.reservations:
+        is_forced = is_forced or executor.reservation is not None
+        state.end_reservation(model, "load begins")
+    load_ms = executor.load_ms.get(model)
+    state.fleet.leave(executor)
+    for name in evict:
+        del executor.residences[name]
+    executor.loading = Load(model, state.now_ms, load_ms, is_forced)
+    state.fleet.enter(executor)
+    if evict:
+        state.prefixes.drop_executor(executor.executor_id)
+    if is_forced:
+        _dwell(state, executor, load_ms or 0)
+    due_ms = state.now_ms + state.settings.load_timeout_ms
+    state.deadlines.set(LoadDue(executor.executor_id), due_ms)
+    state.decisions["load.forced" if is_forced else "load"] += 1
+    state.send(ModelLoadOrdered(executor.executor_id, executor.session, model, evict))
+    if is_first and not state.settings.is_fifo:
+        num_kept = min(head.request.num_samples, executor.num_slots)
+        deadline_ms = due_ms + state.settings.load_timeout_ms
+        expected_ms = state.now_ms + (load_ms or 0)
+        state.reserve(executor, head, Why.LOAD, deadline_ms, num_kept, expected_ms)
+    if state.settings.has_decision_log:
+        kind = "forced switch" if is_forced else "second place" if not is_first else "first place"
+        out = ", ".join(evict) or "nothing"
+        state.decide("load", head, f"{kind} on {executor.executor_id}, {load_ms} ms, evicts {out}")
+
+
+def changed(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
+    """An executor said what became of a model."""
+    if event.model not in executor.offered_models:
+        state.decisions["ignored.unknown_model"] += 1
+        return
+    load = executor.loading
+    is_ordered = load is not None and load.model == event.model
+    if event.state is ModelState.RESIDENT:
+        _came(state, executor, event)
+    elif is_ordered:
+        failed(state, executor)
+        return
+    else:
+        state.fleet.leave(executor)
+        executor.residences.pop(event.model, None)
+        state.fleet.enter(executor)
+        state.prefixes.drop_executor(executor.executor_id)
+    state.executor_changed(executor)
+
+
+def failed(state: State, executor: ExecutorRecord) -> None:
+    """The load that was ordered did not work."""
+    load = executor.loading
+    assert load is not None
+    settings = state.settings
+    failures = executor.failures.setdefault(load.model, LoadFailures(0, 0))
+    backoff_ms = settings.load_backoff_ms * 2 ** min(failures.num, 30)
+    failures.num += 1
+    failures.retry_ms = state.now_ms + min(backoff_ms, settings.load_backoff_max_ms)
+    state.decisions["load.failed"] += 1
+    stop_loading(state, executor)
+    state.executor_changed(executor)
+
+
+def stop_loading(state: State, executor: ExecutorRecord) -> None:
+    """No load is under way any more."""
+    load = executor.loading
+    if load is None:
+        return
+    reservation = executor.reservation
+    if reservation is not None and reservation.why is Why.LOAD:
+        state.end_reservation(reservation.model, "load ended")
+    state.deadlines.discard(LoadDue(executor.executor_id))
+    state.fleet.leave(executor)
+    executor.loading = None
+    state.fleet.enter(executor)
+    state.wake(load.model)
+
+
+def _came(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
+    load, model = executor.loading, event.model
+    if load is not None and load.model == model:
+        load_ms = state.now_ms - load.since_ms if event.load_ms is None else event.load_ms
+        executor.load_ms[model] = load_ms
+        if load.is_forced:
+            _dwell(state, executor, load_ms)
+        state.deadlines.discard(LoadDue(executor.executor_id))
+    elif event.load_ms is not None:
+        executor.load_ms[model] = event.load_ms
+    executor.failures.pop(model, None)
+    state.fleet.leave(executor)
+    if load is not None and load.model == model:
+        executor.loading = None
+    executor.residences.setdefault(model, Residence(last_used_ms=state.now_ms))
+    state.fleet.offers_changed()
+    state.fleet.enter(executor)
+    state.decisions["load.done"] += 1
+
+
+def _dwell(state: State, executor: ExecutorRecord, load_ms: int) -> None:
+    share = state.settings.switch_time_share
+    executor.next_switch_ms = state.now_ms + round(load_ms / share)

@@ -1,0 +1,91 @@
+"""Queue and fleet as operators see them.
+
+Rule: the queue is shown as it will be granted, with the priority that orders it; nothing is
+computed for rows that are not asked for, and nothing changes.
+"""
+
+from itertools import islice
+
+from scheduler_svc.core import priority
+from scheduler_svc.core.domain import ExecutorRecord, RequestRecord, Reservation
+from scheduler_svc.core.messages import ExecutorRow, QueueRow, ReservationRow, Snapshot
+from scheduler_svc.core.state import State
+
+
+def take(state: State, now_ms: int, max_rows: int) -> Snapshot:
+    """The first ``max_rows`` of the queue, and the whole fleet."""
+    shifts = {
+        model: priority.shift(state.settings, state.fleet.warmth(model))
+        for model in state.queue.num_by_model
+    }
+    executors = state.fleet.executors.values()
+    num_leases = sum(executor.activity.num_leases(now_ms) for executor in executors)
+    return Snapshot(
+        num_waiting=len(state.queue),
+        num_running=len(state.requests) - len(state.queue),
+        queue=tuple(
+            _queue_row(state, record, now_ms)
+            for record in islice(state.queue.in_order(shifts), max_rows)
+        ),
+        executors=tuple(
+            _executor_row(state, executor, num_leases, now_ms) for executor in executors
+        ),
+        decisions=dict(state.decisions),
+        queue_wait_ms=state.waits.summary(now_ms),
+    )
+
+
+def _queue_row(state: State, record: RequestRecord, now_ms: int) -> QueueRow:
+    request = record.request
+    waited_ms = now_ms - record.accepted_ms
+    return QueueRow(
+        request_id=request.request_id,
+        model=request.model,
+        tenant=request.tenant,
+        band=request.band,
+        waited_ms=waited_ms,
+        status=state.estimator.status(record, now_ms),
+        session_id=request.session_id,
+        priority=priority.points(state.settings, waited_ms, state.fleet.warmth(request.model)),
+    )
+
+
+def _executor_row(
+    state: State, executor: ExecutorRecord, num_all_leases: int, now_ms: int
+) -> ExecutorRow:
+    word = "draining" if executor.is_draining else "attached"
+    return ExecutorRow(
+        executor_id=executor.executor_id,
+        state="lost" if executor.session is None else word,
+        num_slots=executor.num_slots,
+        num_free=executor.num_free,
+        num_leased=executor.num_leased,
+        num_in_doubt=executor.num_in_doubt,
+        resident_models=executor.resident_models,
+        max_models=executor.max_models,
+        loading_model=None if executor.loading is None else executor.loading.model,
+        held_models=tuple(
+            model
+            for model, residence in executor.residences.items()
+            if model not in executor.active and residence.held_until_ms > now_ms
+        ),
+        reservation=_reservation_row(executor.reservation, now_ms),
+        stats=executor.activity.summary(num_all_leases, _affinity(state, executor), now_ms),
+    )
+
+
+def _affinity(state: State, executor: ExecutorRecord) -> float | None:
+    tally = state.sessions.tally(executor.executor_id)
+    num_preferred = tally.num_hits + tally.num_misses
+    return tally.num_hits / num_preferred if num_preferred else None
+
+
+def _reservation_row(reservation: Reservation | None, now_ms: int) -> ReservationRow | None:
+    if reservation is None:
+        return None
+    return ReservationRow(
+        reservation.model,
+        reservation.why,
+        now_ms - reservation.since_ms,
+        max(0, reservation.deadline_ms - now_ms),
+    )

@@ -1,0 +1,196 @@
+"""Reservations: for whom, where, what may still start there, and when they end."""
+
+from scheduler_svc.core.messages import LeaseEnded, LeaseOutcome
+from tests.core.scheduler.helpers import EPOCH, granted
+from tests.core.scheduler.test_scenarios import World
+
+
+def two_homes(**settings: int) -> World:
+    """b1 and b2 with two slots and one model each, A running on both."""
+    world = World(load_ms=1_000, **settings)
+    for name in ("b1", "b2"):
+        world.backend(name, 2, "ABC", max_models=1, resident="A")
+    world.run("A", "b1")
+    world.run("A", "b2")
+    return world
+
+
+def test_a_cold_model_reserves_one_executor_and_it_takes_nothing_new() -> None:
+    world = two_homes()
+    [b] = world.ask("B")
+    assert [world.reservation(name) for name in ("b1", "b2")] == ["B", None]
+    assert world.places(*world.ask("AA")) == ["b2", None]
+    world.done("A1")
+    world.advance(1_001)
+    assert world.place(b) == "b1"
+    assert world.reservation("b1") is None
+
+
+def test_a_reservation_ends_with_its_last_request() -> None:
+    world = two_homes()
+    first, second = world.ask("BB")
+    world.cancel(first)
+    assert world.reservation("b1") == "B"
+    waiting = world.ask("AA")
+    world.cancel(second)
+    assert world.reservation("b1") is None
+    assert world.places(*waiting) == ["b2", "b1"]
+
+
+def test_homes_are_counted_together() -> None:
+    """W4: B has b1; C must not take b2, the only home that A has left."""
+    world = two_homes()
+    world.ask("B")
+    world.ask("C")
+    assert [world.reservation(name) for name in ("b1", "b2")] == ["B", None]
+    assert world.place(world.ask("A")[0]) == "b2"
+
+
+def test_a_home_that_goes_away_ends_the_reservation_of_the_other() -> None:
+    world = two_homes()
+    world.ask("B")
+    world.drain("b2")
+    assert world.reservation("b1") is None
+    world.undrain("b2")
+    world.ask("C")
+    assert world.reservation("b1") is not None
+
+
+def test_a_reservation_moves_when_its_executor_goes_away() -> None:
+    world = two_homes()
+    world.backend("b3", 2, "A", max_models=1, resident="A")
+    world.ask("B")
+    assert world.reservation("b1") == "B"
+    world.disconnect("b1")
+    assert world.reservation("b2") == "B"
+
+
+def test_the_soonest_empty_goes_first_not_the_one_with_most_free_slots() -> None:
+    """W8: one lease that just began against three that are nearly over."""
+    world = World()
+    world.backend("b1", 8, "AB", max_models=1, resident="A")
+    world.backend("b2", 4, "AB", max_models=1, resident="A")
+    [measured] = world.run("A", "b1")
+    world.advance(10_000)
+    world.done(measured)
+    world.change("b1", 0)
+    world.run("AAA", "b2")
+    world.change("b1", 8)
+    world.advance(9_000)
+    world.run("A", "b1")
+    world.ask("B")
+    assert [world.reservation(name) for name in ("b1", "b2")] == [None, "B"]
+
+
+def test_a_sole_home_is_sliced_once_the_waiter_has_aged() -> None:
+    """W1: B starts within E + what runs + the load, against an endless stream of A."""
+    world = World(equalization_ms=5_000, load_ms=500, hold_ms=3_000)
+    world.backend("b1", 2, "AB", max_models=1, resident="A")
+    world.run_ms = {"A": 1_000}
+    world.ask("AA")
+    [b] = world.ask("B")
+    for _ in range(50):
+        if world.place(b) is None:
+            world.ask("A")
+            world.advance(300)
+    assert world.place(b) == "b1"
+    assert world.now_ms <= 1_000 + 5_000 + 1_000 + 500 + 300
+    assert world.core.decisions["reserved.time_slice"] == 1
+
+
+def test_a_sliced_home_stays_for_a_while() -> None:
+    """W6: after a switch that took 500 ms none is forced for 5 s at a share of 0.1."""
+    world = World(equalization_ms=100, load_ms=500, switch_time_share=0.1)
+    world.backend("b1", 2, "AB", max_models=1, resident="A")
+    world.run_ms = {"A": 50, "B": 50}
+    end_ms = world.now_ms + 60_000
+    while world.now_ms < end_ms:
+        if world.core.num_waiting < 12:
+            world.ask("AAABBB")
+        world.advance(25)
+    switches = world.core.decisions["load.forced"]
+    assert 0.5 * 60_000 / 5_500 <= switches <= 60_000 / 5_000 + 1
+
+
+def test_what_surely_ends_before_the_drain_may_still_start() -> None:
+    """W15: 1 token takes 100 ms here; 2 x 5 tokens fit into the drain, 2 x 50 do not."""
+    world = World()
+    world.backend("b1", 2, "AB", max_models=1, resident="A")
+    world.backend("b2", 1, "A", resident="A")
+    [measured] = world.run("A", "b1")
+    world.advance(4_000)
+    ref = ("b1", world.sessions["b1"], measured, EPOCH, 1)
+    world.handle(LeaseEnded(*ref, LeaseOutcome.COMPLETED, num_generated_tokens=40))
+    world.change("b2", 0)
+    world.run("A", "b1")
+    world.change("b2", 1)
+    world.run("A", "b2")
+    world.ask("B")
+    assert world.reservation("b1") == "B"
+    [long] = world.ask("A", max_tokens=50)
+    [behind] = world.ask("A", max_tokens=5)
+    assert world.places(long, behind) == [None, None]
+    world.cancel(long)
+    assert world.place(behind) == "b1"
+    world.advance(3_500)
+    world.done(behind)
+    [late] = world.ask("A", max_tokens=5)
+    assert world.place(late) is None
+
+
+def test_a_model_at_its_limit_reserves_nothing() -> None:
+    """A8."""
+    world = two_homes(model_limits={"B": 1})
+    world.backend("b3", 1, "B", resident="B")
+    world.run("B", "b3")
+    world.disconnect("b3")
+    world.ask("B")
+    assert [world.reservation(name) for name in ("b1", "b2")] == [None, None]
+
+
+def test_in_fifo_order_nothing_is_reserved() -> None:
+    world = two_homes(bonus=0)
+    world.ask("B")
+    world.advance(50_000)
+    assert [world.reservation(name) for name in ("b1", "b2")] == [None, None]
+
+
+def test_the_row_says_for_whom_why_and_how_long() -> None:
+    world = two_homes()
+    world.ask("B", execution_timeout_ms=30_000)
+    world.advance(400)
+    row = world.row("b1").reservation
+    assert row is not None
+    assert (row.model, row.reason, row.age_ms) == ("B", "drain", 400)
+    # when the last lease there is over at the latest, and its revoke confirmed
+    assert row.remaining_ms == 600_000 + 5_000 - 400
+
+
+def test_the_decision_log_tells_the_story_and_costs_nothing_when_off() -> None:
+    for is_on in (False, True):
+        world = World(load_ms=100, has_decision_log=is_on)
+        for name in ("b1", "b2"):
+            world.backend(name, 1, "AB", max_models=1, resident="A")
+        kinds = []
+        core, handle = world.core, world.core.handle
+
+        def listen(event, now_ms, handle=handle, kinds=kinds):  # type: ignore[no-untyped-def]
+            effects = handle(event, now_ms)
+            kinds += [(decision.kind, decision.model) for decision in effects.decisions]
+            return effects
+
+        core.handle = listen  # type: ignore[method-assign]
+        world.run("A", "b1")
+        world.run("A", "b2")
+        world.ask("B")
+        assert granted(world.done("A1")) == []
+        world.advance(101)
+        world.submit("no", "X")
+        if is_on:
+            assert kinds[:3] == [("grant", "A"), ("grant", "A"), ("reserve", "B")]
+            assert ("load", "B") in kinds
+            assert ("release", "B") in kinds
+            assert ("grant", "B") in kinds
+            assert kinds[-1] == ("reject", "X")
+        else:
+            assert kinds == []

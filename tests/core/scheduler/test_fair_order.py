@@ -1,0 +1,87 @@
+"""Tenants of a flow in the whole core: order, places, what comes back, what ends early."""
+
+from scheduler_svc.core.messages import LeaseEnded, LeaseOutcome
+from tests.core.scheduler.helpers import EPOCH, Driver, granted
+
+
+def busy(**settings: int) -> Driver:
+    """One slot, one request running."""
+    driver = Driver(**settings)
+    driver.attach()
+    driver.submit("running", tenant="nobody")
+    return driver
+
+
+def drain(driver: Driver, last: str = "running") -> list[str]:
+    """End one after another; the order of the grants."""
+    order = []
+    while sent := granted(driver.end(last)):
+        [(last, _)] = sent
+        order.append(last)
+    return order
+
+
+def test_a_newcomer_does_not_wait_for_the_backlog_of_another() -> None:
+    driver = busy()
+    for number in range(5):
+        driver.submit(f"a{number}", tenant="a")
+    driver.submit("b0", tenant="b")
+    driver.submit("b1", tenant="b")
+    assert [driver.status(name).position for name in ("a0", "b0", "a1", "b1", "a2")] == [
+        0, 1, 2, 3, 4,
+    ]  # fmt: skip
+    assert drain(driver) == ["a0", "b0", "a1", "b1", "a2", "a3", "a4"]
+
+
+def test_weights_are_shares() -> None:
+    driver = Driver(tenant_weights={"a": 3.0})  # type: ignore[arg-type]
+    driver.attach()
+    driver.submit("running", tenant="nobody")
+    for number in range(40):
+        driver.submit(f"a{number}", tenant="a")
+        driver.submit(f"b{number}", tenant="b")
+    order = drain_all(driver)[:40]
+    assert sum(name.startswith("a") for name in order) in (29, 30, 31)
+
+
+def drain_all(driver: Driver) -> list[str]:
+    """The same, with all tokens used."""
+    order, last = [], "running"
+    while True:
+        attempt = driver.attempts[last]
+        ref = ("e1", 1, last, EPOCH, attempt)
+        ended = LeaseEnded(*ref, LeaseOutcome.COMPLETED, num_generated_tokens=20)
+        if not (sent := granted(driver.handle(ended))):
+            return order
+        [(last, _)] = sent
+        order.append(last)
+
+
+def test_what_comes_back_is_first_and_paid_for_once() -> None:
+    driver = busy()
+    driver.submit("a0", tenant="a")
+    driver.submit("a1", tenant="a")
+    driver.submit("b0", tenant="b")
+    driver.end("running")
+    sent = driver.end("a0", outcome=LeaseOutcome.RETURNED)
+    assert granted(sent) == [("a0", "e1")]
+    assert driver.core.decisions["position_rose.requeued"] == 1
+    assert drain(driver, "a0") == ["b0", "a1"]
+
+
+def test_positions_count_down_to_the_grant_without_rising() -> None:
+    driver = busy()
+    names = [f"{tenant}{number}" for number in range(6) for tenant in "abc"]
+    for name in names:
+        driver.submit(name, tenant=name[0])
+    before = {name: driver.status(name).position for name in names}
+    assert sorted(before.values()) == list(range(len(names)))
+    last = "running"
+    for expected in sorted(names, key=lambda name: before[name]):
+        [(last, _)] = granted(driver.end(last))
+        assert last == expected
+        for name in names:
+            if driver.core.is_live(name) and name != last:
+                position = driver.status(name).position
+                assert position <= before[name]
+                before[name] = position

@@ -1,0 +1,101 @@
+"""Rank, warmth and bands: one number for each request, and what later bands are owed."""
+
+import random
+
+from scheduler_svc.core import priority
+from scheduler_svc.core.bands import Shares
+from scheduler_svc.core.domain import CoreSettings
+from tests.core.scheduler.helpers import granted
+from tests.core.scheduler.test_scenarios import World
+
+
+def test_the_value_of_the_bonus_changes_nothing_but_its_unit() -> None:
+    """W3: any bonus above 0 gives the same order, the one of the published formula."""
+    rng = random.Random(3)
+    for bonus in (1.0, 10.0, 1_000.0):
+        settings = CoreSettings(warm_bonus=bonus, aging_equalization_ms=30_000)
+        now_ms = 500_000
+        for _ in range(200):
+            waits = [(rng.randrange(120_000), rng.choice((0.0, 0.5, 1.0))) for _ in range(8)]
+            keys = [
+                (now_ms - waited) * priority.ARRIVALS_PER_MS - priority.shift(settings, warmth)
+                for waited, warmth in waits
+            ]
+            points = [priority.points(settings, *wait) or 0.0 for wait in waits]
+            assert sorted(range(8), key=lambda i: keys[i]) == sorted(
+                range(8), key=lambda i: -round(points[i], 9)
+            )
+
+
+def test_without_a_bonus_there_is_neither_shift_nor_priority() -> None:
+    settings = CoreSettings(warm_bonus=0)
+    assert priority.shift(settings, 1.0) == 0
+    assert priority.points(settings, 1_000, 1.0) is None
+
+
+def test_arrival_numbers_grow_with_time_and_never_tie() -> None:
+    """W2: a burst in one millisecond has an order of its own, fixed for good."""
+    numbers = [0]
+    for now_ms in (5, 5, 5, 6, 6, 900):
+        numbers.append(priority.arrival_number(numbers[-1], now_ms))
+    assert numbers == sorted(set(numbers))
+    assert [number >> priority.ARRIVAL_BITS for number in numbers[1:]] == [5, 5, 5, 6, 6, 900]
+
+
+def test_warmth_counts_where_the_request_could_run() -> None:
+    """W11: a home counts, a load counts half, an executor that drains for another not at all."""
+    world = World(load_ms=1_000)
+    world.backend("b1", 1, "A", max_models=1, resident="A")
+    fleet = world.core._state.fleet
+    assert (fleet.warmth("A"), fleet.warmth("B")) == (1.0, 0.0)
+    world.backend("b2", 2, "AB", max_models=1, resident="A")
+    world.run("A", "b1")
+    world.run("A", "b2")
+    world.ask("B")
+    assert world.reservation("b2") == "B"
+    assert list(fleet.homes["A"]) == ["b1"]
+    world.backend("b3", 1, "B")
+    assert fleet.warmth("B") == 0.5
+    world.advance(1_001)
+    assert fleet.warmth("B") == 1.0
+
+
+def test_a_band_gets_its_share_of_the_grants_while_others_wait() -> None:
+    world = World(band_min_shares=(0.0, 0.25), band_max_wait_ms=(), num_bands=2)
+    world.backend("b1", 1, "A", resident="A")
+    [running] = world.run("A", "b1")
+    late = world.ask("AAAA", band=1)
+    world.ask("A" * 30, band=0)
+    order = []
+    for _ in range(17):
+        [(running, _)] = granted(world.done(running))
+        order.append(running in late)
+    assert sum(order) == 4
+    assert order[:3] == [False] * 3
+
+
+def test_shares_are_credit_only_while_somebody_waits() -> None:
+    shares = Shares(CoreSettings(num_bands=2, band_min_shares=(0.0, 0.5)))
+    shares.granted(0, [True, True])
+    assert shares.owed() is None
+    shares.granted(0, [True, False])
+    shares.granted(0, [True, True])
+    assert shares.owed() is None
+    shares.granted(0, [True, True])
+    assert shares.owed() == 1
+    shares.granted(1, [True, True])
+    assert shares.owed() is None
+
+
+def test_a_request_older_than_its_bands_limit_goes_next() -> None:
+    world = World(band_min_shares=(), band_max_wait_ms=(10_000, 2_000), num_bands=2)
+    world.backend("b1", 1, "A", resident="A")
+    [running] = world.run("A", "b1")
+    first, second = world.ask("AA", band=1)
+    world.advance(1_999)
+    urgent = world.ask("AA", band=0)
+    assert granted(world.done(running)) == [(urgent[0], "b1")]
+    world.advance(10)
+    assert granted(world.done(urgent[0])) == [(first, "b1")]
+    assert granted(world.done(first)) == [(second, "b1")]
+    assert granted(world.done(second)) == [(urgent[1], "b1")]

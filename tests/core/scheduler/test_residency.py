@@ -1,0 +1,180 @@
+"""Models on executors: what is loaded where, what has to leave, what failure and holds do."""
+
+from headway.reasons import Reason
+from scheduler_svc.core.messages import (
+    Action,
+    ModelChanged,
+    ModelLoadOrdered,
+    ModelState,
+    SessionClosed,
+)
+from tests.core.scheduler.helpers import Driver, finished, granted, of_type
+from tests.core.scheduler.test_scenarios import World
+
+
+class Loading(World):
+    """Executors that answer an ordered load only when the test says so."""
+
+    def handle(self, event) -> list[Action]:  # type: ignore[no-untyped-def]
+        return Driver.handle(self, event)
+
+    def loaded(self, name: str, model: str, load_ms: int | None = None) -> list[Action]:
+        session = self.sessions[name]
+        return self.handle(ModelChanged(name, session, model, ModelState.RESIDENT, load_ms))
+
+    def failed(self, name: str, model: str) -> list[Action]:
+        return self.handle(ModelChanged(name, self.sessions[name], model, ModelState.FAILED))
+
+
+def orders(sent: list[Action]) -> list[tuple[str, str, tuple[str, ...]]]:
+    found = []
+    for load in of_type(sent, ModelLoadOrdered):
+        assert isinstance(load, ModelLoadOrdered)
+        found.append((load.executor_id, load.model, load.evict))
+    return found
+
+
+def test_nothing_is_granted_before_the_model_is_there() -> None:
+    world = Loading()
+    world.backend("b1", 2, "AB")
+    sent = world.submit("a", "A")
+    assert (orders(sent), granted(sent)) == ([("b1", "A", ())], [])
+    assert world.row("b1").loading_model == "A"
+    assert granted(world.loaded("b1", "A", 70)) == [("a", "b1")]
+    assert world.row("b1").resident_models == ("A",)
+    assert world.row("b1").reservation is None
+
+
+def test_free_memory_before_an_idle_model_and_the_longest_unused_of_those() -> None:
+    world = Loading()
+    world.backend("b1", 2, "ABCD", max_models=3, resident="ABC")
+    for model in "CAB":
+        world.advance(10)
+        world.done(*world.run(model, "b1"))
+    assert orders(world.submit("d", "D")) == [("b1", "D", ("C",))]
+    world.backend("b2", 2, "E", max_models=1)
+    world.backend("b3", 2, "ABE", max_models=3, resident="AB")
+    world.backend("b4", 2, "ABE", max_models=2, resident="AB")
+    assert orders(world.submit("e", "E")) == [("b2", "E", ())]
+
+
+def test_a_running_lease_is_never_loaded_over() -> None:
+    world = Loading(equalization_ms=1_000)
+    world.backend("b1", 2, "AB", max_models=1, resident="A")
+    world.run("A", "b1")
+    assert orders(world.submit("b", "B")) == []
+    assert orders(world.advance(5_000)) == []
+    assert world.reservation("b1") == "B"
+    assert orders(world.done("A1")) == [("b1", "B", ("A",))]
+
+
+def test_one_load_at_a_time_and_first_places_first() -> None:
+    world = Loading()
+    world.backend("b1", 3, "ABC")
+    assert orders(world.submit("a", "A")) == [("b1", "A", ())]
+    assert orders(world.submit("b", "B")) == []
+    sent = world.loaded("b1", "A")
+    assert (granted(sent), orders(sent)) == ([("a", "b1")], [("b1", "B", ())])
+
+
+def test_seats_are_kept_for_the_model_that_is_loading() -> None:
+    world = Loading()
+    world.backend("b1", 2, "AB", resident="A")
+    world.submit("b", "B")
+    sent = world.submit("a1", "A") + world.submit("a2", "A")
+    assert granted(sent) == [("a1", "b1")]
+    row = world.row("b1").reservation
+    assert row is not None
+    assert (row.model, row.reason) == ("B", "load")
+    assert granted(world.loaded("b1", "B")) == [("b", "b1")]
+
+
+def test_in_fifo_order_no_seat_is_kept() -> None:
+    world = Loading(bonus=0)
+    world.backend("b1", 1, "AB", resident="A")
+    world.submit("b", "B")
+    assert granted(world.submit("a", "A")) == [("a", "b1")]
+    assert granted(world.loaded("b1", "B")) == []
+
+
+def test_a_failed_load_backs_off_there_and_goes_elsewhere() -> None:
+    world = Loading(load_backoff_ms=100, load_backoff_max_ms=250)
+    world.backend("b1", 1, "A")
+    world.backend("b2", 1, "A")
+    assert orders(world.submit("a", "A")) == [("b1", "A", ())]
+    assert orders(world.failed("b1", "A")) == [("b2", "A", ())]
+    assert orders(world.failed("b2", "A")) == []
+    assert orders(world.advance(99)) == []
+    assert orders(world.advance(2)) == [("b1", "A", ())]
+    assert orders(world.failed("b1", "A")) == [("b2", "A", ())]
+    world.failed("b2", "A")
+    assert orders(world.advance(190)) == []
+    assert orders(world.advance(20)) == [("b1", "A", ())]
+    assert granted(world.loaded("b1", "A")) == [("a", "b1")]
+
+
+def test_a_load_that_fails_everywhere_ends_with_the_queue_timeout() -> None:
+    world = Loading(load_backoff_ms=1_000, load_backoff_max_ms=60_000)
+    world.backend("b1", 1, "A")
+    world.submit("a", "A", queue_timeout_ms=5_000)
+    sent: list[Action] = []
+    for _ in range(60):
+        if world.row("b1").loading_model:
+            sent += world.failed("b1", "A")
+        sent += world.advance(100)
+    assert finished(sent) == {"a": Reason.QUEUE_TIMEOUT}
+    assert len(orders(sent)) == 2  # after 1 s and 2 s more
+
+
+def test_a_load_without_an_answer_costs_the_session() -> None:
+    world = Loading(load_timeout_ms=500)
+    world.backend("b1", 1, "A")
+    world.submit("a", "A")
+    assert of_type(world.advance(501), SessionClosed)
+    assert world.row("b1").state == "lost"
+
+
+def test_a_second_place_is_loaded_only_if_waiting_would_take_longer() -> None:
+    world = Loading(load_ms=1_000)
+    world.backend("b1", 1, "A", resident="A")
+    [running] = world.run("A", "b1")
+    world.advance(400)
+    world.done(running)
+    [running] = world.run("A", "b1")
+    world.backend("b2", 1, "A")
+    assert orders(world.submit("x", "A") + world.submit("y", "A")) == []
+    assert orders(world.submit("z", "A")) == [("b2", "A", ())]  # 3 x 400 ms
+
+
+def test_a_hold_is_waived_on_one_executor_and_only_by_a_load() -> None:
+    """W5: not on both, and not for a model at its limit."""
+    world = Loading(hold_ms=60_000, model_limits={"C": 1})
+    for name in ("b1", "b2"):
+        world.backend(name, 1, "ABC", max_models=1, resident="A")
+    world.done(*world.run("A", "b1"), *world.run("A", "b2"))
+    assert len(orders(world.submit("b", "B"))) == 1
+    assert [world.row(name).held_models for name in ("b1", "b2")] in [[(), ("A",)], [("A",), ()]]
+
+
+def test_forced_switches_stay_within_their_budget() -> None:
+    """W6: a load of 1 s at a share of 0.1 forbids the next forced one for 10 s."""
+    world = Loading(hold_ms=60_000, switch_time_share=0.1)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    world.done(*world.run("A", "b1"))
+    assert orders(world.submit("b", "B")) == [("b1", "B", ("A",))]
+    world.advance(1_000)
+    world.loaded("b1", "B", 1_000)
+    world.end("b", "b1")
+    assert orders(world.submit("a", "A")) == []
+    assert orders(world.advance(9_999)) == []
+    assert orders(world.advance(2)) == [("b1", "A", ("B",))]
+
+
+def test_a_model_that_nobody_holds_or_wants_costs_no_budget() -> None:
+    world = Loading(hold_ms=0, switch_time_share=0.01)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    for name, model in (("b", "B"), ("a", "A"), ("c", "B")):
+        assert len(orders(world.submit(name, model))) == 1
+        world.loaded("b1", model, 5_000)
+        world.end(name, "b1")
+    assert world.core.decisions["load"] == 3
