@@ -4,6 +4,10 @@ Rule: a lease's fault is the lease's alone. What it asks for is checked when it 
 step raises all the same, its chunks are run again one by one, and those that raise alone end
 their leases with INTERNAL. That is safe because a chunk writes only to its own blocks and its
 result does not depend on its company.
+
+A fault of the engine is not the leases': if the device is lost, or if of several leases each one
+raises alone, ``step`` raises. The process then ends, and other executors take the leases over;
+else a broken device would go on taking leases and fail them faster than healthy ones can serve.
 """
 
 import math
@@ -24,7 +28,7 @@ from executor_svc.core.lease_rules import check_lease
 from executor_svc.core.sequence import Sequence
 from executor_svc.core.stopping import StopMatcher, StopRules
 from executor_svc.torch_engine.attention.cpu import CpuAttention
-from executor_svc.torch_engine.config import EngineConfig, load_spec
+from executor_svc.torch_engine.config import EngineConfig, find_device, load_spec
 from executor_svc.torch_engine.kv_cache import KVCache, count_blocks
 from executor_svc.torch_engine.loader import Checkpoint, assets_digest, find_model, read_assets
 from executor_svc.torch_engine.models.decoder import Decoder, tensor_shapes
@@ -33,19 +37,23 @@ from executor_svc.torch_engine.sampler import RowParams
 from executor_svc.torch_engine.token_bytes import TokenBytes
 from headway.reasons import Reason
 
+_ONE_THREAD_PARAMETERS = 100_000_000  # see EngineConfig
+
 
 class TorchEngine:
     """Serves one model with torch. Building it loads the model, or raises ModelError."""
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
-        device = torch.device(config.device)
+        device = find_device(config.device)
         folder = find_model(config.model)
         spec = load_spec(folder, dtype=config.dtype)
+        shapes = tensor_shapes(spec)
+        num_parameters = sum(map(math.prod, shapes.values()))
+        if config.num_threads is not None or num_parameters < _ONE_THREAD_PARAMETERS:
+            torch.set_num_threads(config.num_threads or 1)
         # A checkpoint whose head is tied may hold it a second time.
         ignored = ("lm_head.weight",) if spec.has_tied_head else ()
-        checkpoint = Checkpoint(folder, tensor_shapes(spec), ignored=ignored)
+        checkpoint = Checkpoint(folder, shapes, ignored=ignored)
         model = Decoder(spec, lambda name: checkpoint.tensor(name).to(device, spec.dtype), device)
 
         num_blocks = count_blocks(config, spec, device)
@@ -181,13 +189,19 @@ class TorchEngine:
         try:
             rows = [self._rows[sequence.key] for sequence in last]
             token_ids, logprobs = self._runner.run(chunks, rows)
+        except torch.AcceleratorError:
+            raise  # whatever comes after it fails too
         except Exception as fault:
             if len(chunks) == 1:
                 self._fail(chunks[0].sequence.lease_key, repr(fault), output)
                 return
+            num_failures = len(output.failures)
+            lease_keys = {chunk.sequence.lease_key for chunk in chunks}
             for chunk in chunks:
                 if chunk.sequence.lease_key in self._leases:
                     self._run([chunk], output)
+            if len(output.failures) - num_failures == len(lease_keys) > 1:
+                raise
             return
         for sequence, token_id, logprob in zip(last, token_ids, logprobs, strict=True):
             if sequence.lease_key not in self._leases:

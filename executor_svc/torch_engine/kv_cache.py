@@ -16,7 +16,10 @@ _DEFAULT_CPU_KV_BYTES = 1 << 30
 
 
 class KVCache:
-    """Keys and values of all layers, each [layers, kv_heads, slots + 1, head_dim]."""
+    """Keys and values of all layers, each [layers, kv_heads, slots + 1, head_dim].
+
+    Raises ValueError if there is no memory for them.
+    """
 
     def __init__(
         self, spec: ModelSpec, *, num_blocks: int, block_size: int, device: torch.device
@@ -24,8 +27,14 @@ class KVCache:
         self.block_size = block_size
         self.null_slot = num_blocks * block_size
         shape = (spec.num_layers, spec.num_kv_heads, self.null_slot + 1, spec.head_dim)
-        self.keys = torch.zeros(shape, dtype=spec.dtype, device=device)
-        self.values = torch.zeros(shape, dtype=spec.dtype, device=device)
+        try:
+            self.keys = torch.zeros(shape, dtype=spec.dtype, device=device)
+            self.values = torch.zeros(shape, dtype=spec.dtype, device=device)
+        except RuntimeError:
+            num_bytes = num_blocks * block_size * spec.kv_bytes_per_token
+            raise ValueError(
+                f"num_blocks: {num_blocks} ({num_bytes} bytes) do not fit into memory"
+            ) from None
 
     def write(self, layer_index: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store keys and values, each [tokens, kv_heads, head_dim], at ``slots`` [tokens]."""
