@@ -12,6 +12,13 @@ import structlog
 
 def configure(process: str, level: str) -> None:
     """Set up structlog for this process; ``process`` is bound to every line."""
+
+    def add_process(
+        logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        event["process"] = process
+        return event
+
     renderers: list[structlog.typing.Processor]
     if sys.stderr.isatty():
         renderers = [structlog.dev.ConsoleRenderer()]
@@ -22,7 +29,7 @@ def configure(process: str, level: str) -> None:
         logger_factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            add_process,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             *renderers,
@@ -31,5 +38,3 @@ def configure(process: str, level: str) -> None:
         logger_factory=logger_factory,
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(process=process)
