@@ -10,6 +10,11 @@ import orjson
 import structlog
 
 
+# Local variables hold prompts and keys; the defaults of both renderers would print them.
+_plain = structlog.dev.plain_traceback
+_without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
+
 def configure(process: str, level: str) -> None:
     """Set up structlog for this process; ``process`` is bound to every line."""
 
@@ -21,11 +26,11 @@ def configure(process: str, level: str) -> None:
 
     renderers: list[structlog.typing.Processor]
     if sys.stderr.isatty():
-        renderers = [structlog.dev.ConsoleRenderer()]
+        renderers = [structlog.dev.ConsoleRenderer(exception_formatter=_plain)]
         logger_factory: Callable[..., object] = structlog.PrintLoggerFactory(sys.stderr)
     else:
         to_json = structlog.processors.JSONRenderer(serializer=orjson.dumps)
-        renderers = [structlog.processors.dict_tracebacks, to_json]
+        renderers = [structlog.processors.ExceptionRenderer(_without_locals), to_json]
         logger_factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
     structlog.configure(
         processors=[
