@@ -265,7 +265,7 @@ def encode_commands(commands: Commands) -> scheduler_pb2.ClientCommands:
             next_index=resume.next_index,
         )
     for cancel in commands.cancels:
-        message.cancels.add(handle=cancel.handle)
+        message.cancels.add(handle=cancel.handle, leave=cancel.is_leaving)
     return message
 
 

@@ -45,6 +45,7 @@ class _StreamSubmit:
         self.is_detached = command.detached
         self.wants_positions = command.wants_positions
         self.is_cancelled = False
+        self.is_left = False
 
     def accepted(self, live: LiveRequest) -> None:
         """See SubmitSink."""
@@ -137,7 +138,7 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
         for resume in commands.resumes:
             await self._on_resume(resume)
         for cancel in commands.cancels:
-            self._on_cancel(cancel.handle)
+            self._on_cancel(cancel.handle, is_leaving=cancel.leave)
 
     def _on_submit(self, command: scheduler.SubmitCommand) -> None:
         self._take_handles(command.handle, max(1, command.request.num_samples))
@@ -172,14 +173,24 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
         self._answer(command.handle, live)
         self._follow(command.handle, live, command.next_index)
 
-    def _on_cancel(self, handle: int) -> None:
+    def _on_cancel(self, handle: int, *, is_leaving: bool) -> None:
         if handle > self._last_handle:
             raise _out_of_turn(f"handle {handle} was never used")
         submit = self._submits.get(handle)
         if submit is not None:  # not answered yet
-            submit.is_cancelled = True
+            submit.is_left |= is_leaving
+            submit.is_cancelled |= not is_leaving
         elif (followed := self._followed.get(handle)) is not None:
-            self._runtime.cancel(followed.live)
+            if is_leaving:
+                self._leave(handle)
+            else:
+                self._runtime.cancel(followed.live)
+
+    def _leave(self, handle: int) -> None:
+        followed = self._followed.pop(handle)
+        self._positions.remove(followed)
+        self.feed.unsubscribe(self.feed.subscriptions[handle])
+        self._runtime.abandon(followed.live, self._settings.resume_grace_ms)
 
     def _take_handles(self, handle: int, num_samples: int) -> None:
         if handle <= self._last_handle:
@@ -201,7 +212,7 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
             self._runtime.cancel(live)
         if submit.is_detached:
             return
-        if self._has_ended:
+        if self._has_ended or submit.is_left:
             self._runtime.abandon(live, self._settings.resume_grace_ms)
             return
         followed = self._follow(submit.handle, live, ())
@@ -261,12 +272,8 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
                 num_followed=len(self._followed),
                 error=self._error.message if self._error is not None else None,
             )
-        for subscription in list(self.feed.subscriptions.values()):
-            self.feed.unsubscribe(subscription)
-        for followed in self._followed.values():
-            self._positions.remove(followed)
-            self._runtime.abandon(followed.live, self._settings.resume_grace_ms)
-        self._followed.clear()
+        for handle in list(self._followed):
+            self._leave(handle)
 
 
 def _is_waiting(status: generation.QueueStatus | None) -> TypeGuard[generation.QueueStatus]:

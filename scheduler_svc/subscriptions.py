@@ -131,9 +131,10 @@ class Feed:
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """Stop following a request."""
+        """Stop following a request; what it had to tell is dropped."""
         if self.subscriptions.pop(subscription.handle, None) is not None:
             subscription.output.followers.remove(subscription)
+            self._positions.pop(subscription.handle, None)
 
     def mark(self, subscription: Subscription) -> None:
         """The subscription has news."""
@@ -161,6 +162,8 @@ class Feed:
         dirty, self._dirty = self._dirty, []
         builder = _FrameBuilder()
         for number, subscription in enumerate(dirty):
+            if subscription.handle not in self.subscriptions:
+                continue  # left meanwhile
             room = max_tokens - len(builder.handles)
             if room <= 0:
                 self._dirty = dirty[number:]

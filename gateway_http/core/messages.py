@@ -46,9 +46,10 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End a request."""
+    """End a request, or only stop following it."""
 
     handle: int
+    is_leaving: bool = False
 
 
 @dataclass(slots=True)

@@ -292,6 +292,8 @@ class Streams:
         if stream.key in self._live:
             is_unsent = stream.key in self._outbox or not self._is_connected
             if stream.is_kept or (is_unsent and not stream.request_id):
+                if stream.handle and not stream.is_detached:
+                    self._cancels.append(Cancel(stream.handle, is_leaving=True))
                 self._forget(stream)
             elif stream.handle:
                 self._cancels.append(Cancel(stream.handle))

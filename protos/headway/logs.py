@@ -9,7 +9,6 @@ from collections.abc import Callable
 import orjson
 import structlog
 
-
 # Local variables hold prompts and keys; the defaults of both renderers would print them.
 _plain = structlog.dev.plain_traceback
 _without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)

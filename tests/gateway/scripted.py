@@ -109,6 +109,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.models = [tiny_model.BARE_NAME, tiny_model.NAME]
         self.runs: list[Run] = []
         self.cancelled: list[str] = []
+        self.left: list[str] = []
         self.resumes: list[tuple[str, tuple[int, ...]]] = []
         self.port = 0
         self.num_opens = 0
@@ -204,7 +205,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             for resume in request.commands.resumes:
                 self._resume(session, resume)
             for cancel in request.commands.cancels:
-                self._cancel(session, cancel.handle)
+                self._cancel(session, cancel)
             async with self._news:
                 self._news.notify_all()
 
@@ -250,10 +251,15 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         session.followed[handle] = (run, cursors, [False] * num_samples)
         session.publish(handle)
 
-    def _cancel(self, session: _Session, handle: int) -> None:
+    def _cancel(self, session: _Session, cancel: scheduler_pb2.CancelCommand) -> None:
+        handle = cancel.handle
         if handle not in session.followed:
             return
         run = session.followed[handle][0]
+        if cancel.leave:
+            del session.followed[handle]
+            self.left.append(run.request_id)
+            return
         self.cancelled.append(run.request_id)
         run.finish(generation_pb2.Failure(reason="CANCELLED", message="cancelled"))
         session.publish(handle)

@@ -318,10 +318,13 @@ def test_what_is_kept_is_left_and_not_cancelled() -> None:
     streams.take(PLENTY)
     late = sent.handle
     streams.cancel(sent)
+    assert streams.take(PLENTY).cancels == [Cancel(late, is_leaving=True)]
     known = accepted(streams, is_kept=True)
-    frame(streams, known.handle, 0, [1])
+    handle = known.handle
+    frame(streams, handle, 0, [1])
     streams.cancel(known)
     assert [type(event) for event in known.read()] == [Tokens, Ended]
+    assert streams.take(PLENTY).cancels == [Cancel(handle, is_leaving=True)]
     assert not streams.take(PLENTY)
     assert len(streams) == 0
     streams.on_accepted(late, "id", "status")  # means nothing any more

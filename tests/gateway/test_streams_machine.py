@@ -112,8 +112,11 @@ class Machine(RuleBasedStateMachine):
         for cancel in commands.cancels:
             if cancel.handle in self.followed:
                 run = self.followed[cancel.handle][0]
-                assert not run.key.startswith("kept")
-                run.is_cancelled = True
+                assert cancel.is_leaving == run.key.startswith("kept")
+                if cancel.is_leaving:
+                    del self.followed[cancel.handle]
+                else:
+                    run.is_cancelled = True
 
     def accept(self, handle: int, key: str) -> None:
         self.wire.append(lambda: self.streams.on_accepted(handle, key, None))
