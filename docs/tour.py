@@ -20,6 +20,7 @@ import grpc
 import httpx
 import openai
 import tinker
+from tokenizers import Tokenizer
 
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 
@@ -68,12 +69,13 @@ def stream_openai(gateway: str, model: str) -> None:
     print()
 
 
-def sample_tinker(gateway: str, model: str, prompt: list[int]) -> None:
+def sample_tinker(gateway: str, model: str, tokenizer: Tokenizer) -> None:
     """Four samples by the Tinker SDK, twice with one seed."""
     stop(3, f"The tinker {tinker.__version__} SDK draws n=4 with a seed and a stop string")
     service = tinker.ServiceClient(base_url=gateway, api_key="tml-tour")
     sampler = service.create_sampling_client(base_model=model).result()
-    params = tinker.SamplingParams(max_tokens=24, temperature=0.8, seed=7, stop=["."])
+    params = tinker.SamplingParams(max_tokens=24, temperature=0.6, seed=7, stop=["."])
+    prompt = tokenizer.encode(PROMPT).ids
     runs = []
     for _ in range(2):
         future = sampler.sample(
@@ -81,7 +83,7 @@ def sample_tinker(gateway: str, model: str, prompt: list[int]) -> None:
         )
         runs.append([list(sequence.tokens) for sequence in future.result().sequences])
     for tokens in runs[0]:
-        say(f"{len(tokens):3} tokens {tokens[:8]}...")
+        say(f"{len(tokens):3} tokens: {PROMPT}{tokenizer.decode(tokens)}".replace("\n", " "))
     say(f"the same seed again gives the same four samples: {runs[0] == runs[1]}")
 
 
@@ -112,12 +114,12 @@ def watch_queue(
     stub: scheduler_pb2_grpc.SchedulerServiceStub, request: generation_pb2.GenerationRequest
 ) -> None:
     """More long requests than slots, and the last one counting down."""
-    stop(5, "A queue: the last of 120 requests counts down to its turn")
-    request.sampling.max_tokens = 150
+    stop(5, "A queue: the last of 150 requests counts down to its turn")
     request.sampling.ignore_eos = True
-    futures = [
-        stub.Submit(scheduler_pb2.SubmitRequest(request=request)).request_id for _ in range(120)
-    ]
+    futures = []
+    for number in range(150):
+        request.sampling.max_tokens = 40 + number * 7 % 160
+        futures.append(stub.Submit(scheduler_pb2.SubmitRequest(request=request)).request_id)
     ask = scheduler_pb2.RetrieveRequest(request_id=futures[-1])
     last = None
     while (answer := stub.Retrieve(ask)).HasField("pending"):
@@ -212,8 +214,10 @@ def main() -> None:
     stream_openai(arguments.gateway, model)
     with grpc.insecure_channel(arguments.scheduler) as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-        prompt = list(range(100, 140))
-        sample_tinker(arguments.gateway, model, prompt)
+        card = stub.GetModel(scheduler_pb2.GetModelRequest(model=model))
+        tokenizer = Tokenizer.from_str(card.assets.tokenizer_json.decode())
+        prompt = tokenizer.encode(PROMPT).ids
+        sample_tinker(arguments.gateway, model, tokenizer)
         request = generation_pb2.GenerationRequest(
             model=model,
             prompt_token_ids=prompt,

@@ -2,11 +2,12 @@
 
 It ends with 0 when it was drained, and with 1 when the scheduler refuses it for good, when no
 engine can be built, or when the engine dies: an executor without a healthy engine must not look
-like one.
+like one. A step that hangs changes nothing of that.
 """
 
 import asyncio
 import functools
+import os
 import signal
 import sys
 import uuid
@@ -82,8 +83,10 @@ def _build_torch_engine(settings: ExecutorSettings) -> Engine:
                 num_threads=settings.num_threads,
             )
         )
-    except (ModelError, ValueError) as error:
+    except (ModelError, OSError) as error:
         sys.exit(f"headway-executor: model: {error}")
+    except ValueError as error:  # it names the setting
+        sys.exit(f"headway-executor: {error}")
 
 
 async def serve(settings: ExecutorSettings, engine: Engine) -> int:
@@ -125,6 +128,10 @@ async def serve(settings: ExecutorSettings, engine: Engine) -> int:
     finally:
         is_closed = worker.close(settings.flush_timeout_ms / 1000)
         _log.info("server.stopped", status=status, is_engine_closed=is_closed)
+    if not is_closed:
+        # A thread that comes back from torch into an interpreter that is ending aborts the
+        # process, which would look like a crash to whoever restarts those.
+        os._exit(status)
     return status
 
 

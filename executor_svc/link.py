@@ -81,7 +81,8 @@ class Link:
                     self._is_serving = False
                     pump.cancel()
         except BaseExceptionGroup as group_error:
-            raise group_error.exceptions[0] from None
+            first = group_error.exceptions[0]
+            raise first from first.__cause__  # its own cause is for the log, the group is not
 
     def drain(self) -> None:
         """Take nothing new, finish or hand back what runs, then let ``run`` return.

@@ -224,7 +224,10 @@ class MockEngine:
         self, key: int, base: int, params: SamplingParams, generated: Sequence[int]
     ) -> SequenceEnd:
         """Where the sequence ends: its tokens are known, so this is too."""
-        rules = StopRules(params.max_tokens, params.min_tokens, frozenset(params.stop_token_ids))
+        stop_token_ids = {*params.stop_token_ids}
+        if not params.ignore_eos:
+            stop_token_ids.add(self._eos)  # an earlier attempt may have drawn it
+        rules = StopRules(params.max_tokens, params.min_tokens, frozenset(stop_token_ids))
         start = len(generated)
         if generated:
             end = rules.check(key, start - 1, generated[-1], b"")

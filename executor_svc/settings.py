@@ -115,7 +115,12 @@ class ExecutorSettings(Settings):
         0.9, gt=0, le=1, description="Share of a GPU's memory for weights and KV cache."
     )
     num_threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of torch. Unset: torch's own choice."
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of torch. Unset: 1 for a model below 100 million parameters, "
+        "which more would slow down, else all cores. Executors that share a machine have to "
+        "share its cores: set cores / executors.",
     )
 
     # --- mock engine

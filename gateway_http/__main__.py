@@ -35,11 +35,11 @@ class Server(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="error",  # warnings tell of broken clients, one line for each request
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=settings.keep_alive_s,
-                limit_concurrency=settings.max_connections,
                 # a little more than the grace, for the last events to get out
                 timeout_graceful_shutdown=int(settings.shutdown_grace_s) + 2,
             )

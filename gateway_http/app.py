@@ -63,7 +63,7 @@ def build_app(client: SchedulerClient, settings: GatewaySettings) -> Starlette:
     async def from_router(request: Request, error: Exception) -> Response:
         return error_response(error, request.url.path, settings)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", health.health),
             Route("/health/", health.health),
@@ -74,3 +74,5 @@ def build_app(client: SchedulerClient, settings: GatewaySettings) -> Starlette:
         middleware=[Middleware(ErrorTranslator, settings), Middleware(BodyLimit, settings)],
         exception_handlers={HTTPException: from_router},
     )
+    app.router.redirect_slashes = False  # it would build an address from the Host header
+    return app

@@ -57,7 +57,7 @@ class Generation:
     """One request that is followed to its end.
 
     ``SampleEnded.detail`` is the SequenceEnd, ``Positioned.status`` the QueueStatus. Leaving the
-    context early cancels the request.
+    context early cancels the request, unless it is kept (see ``SchedulerClient.generate``).
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Generation:
         return self._accepted
 
     def cancel(self) -> None:
-        """End it now; the events end with CANCELLED. Harmless when it has ended."""
+        """Nobody listens any more; the events end with CANCELLED. Harmless when it has ended."""
         assert self._stream is not None
         self._streams.cancel(self._stream)
         self._on_command()
@@ -164,7 +164,8 @@ class SchedulerClient:
         self._streams = Streams()
         self._connection = Connection(self._streams, settings)
         self._models = Models(self._get_model, settings)
-        self._is_draining = False
+        self.draining = asyncio.Event()
+        """Set when new requests are refused, and nobody should be held any more."""
 
     @property
     def is_connected(self) -> bool:
@@ -174,7 +175,7 @@ class SchedulerClient:
     @property
     def is_draining(self) -> bool:
         """Whether new requests are refused."""
-        return self._is_draining
+        return self.draining.is_set()
 
     @property
     def num_inflight(self) -> int:
@@ -199,7 +200,7 @@ class SchedulerClient:
 
     def drain(self) -> None:
         """Take nothing new from here on."""
-        self._is_draining = True
+        self.draining.set()
 
     def fail_all(self) -> None:
         """End everything that is followed with DRAINING."""
@@ -212,14 +213,17 @@ class SchedulerClient:
         *,
         wants_positions: bool = False,
         is_detached: bool = False,
+        is_kept: bool = False,
         changed: asyncio.Event | None = None,
     ) -> Generation:
         """Submit and follow; a missing idempotency key is filled in, so that we may resubmit.
 
+        ``is_kept``: the key is its client's own. Whoever repeats it gets the same request, so it
+        is not cancelled when this reader leaves, or a repeated call would find it cancelled.
         ``changed`` lets one task wait for several generations at once: it polls all of them.
         Raises at once when this gateway is full or shutting down, or the request is too large.
         """
-        if self._is_draining:
+        if self.is_draining:
             raise HeadwayError(Reason.DRAINING, "This gateway is shutting down.")
         if len(self._streams) >= self._settings.max_inflight:
             raise HeadwayError(Reason.NO_CAPACITY, "This gateway follows too many requests.")
@@ -240,6 +244,7 @@ class SchedulerClient:
             num_bytes=num_bytes,
             on_change=generation.changed.set,
             is_detached=is_detached,
+            is_kept=is_kept,
             wants_positions=wants_positions,
             wants_logprobs=request.sampling.logprobs,
         )
@@ -248,7 +253,11 @@ class SchedulerClient:
         return generation
 
     async def submit(self, request: generation_pb2.GenerationRequest) -> Accepted:
-        """Hand over a future; ``retrieve`` reads it. Raises what the scheduler refuses."""
+        """Hand over a future; ``retrieve`` reads it. Raises what the scheduler refuses.
+
+        Without an answer in time it may have been taken all the same: it is not cancelled, and
+        a repeated call with its key gets its id.
+        """
         return await self.generate(request, is_detached=True).accepted()
 
     async def retrieve(

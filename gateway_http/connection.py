@@ -159,8 +159,13 @@ class Connection:
                     raise _ConnectionLostError("not the leader")
 
     async def _write(self, call: Call, heartbeat_interval_s: float) -> None:
-        """Send what gathered while the last write was under way, else a heartbeat."""
+        """Send what gathered while the last write was under way, else a heartbeat.
+
+        A heartbeat is due after the last write: what we read wakes this task up, too.
+        """
         batch_bytes = self._settings.max_message_bytes // 4
+        beat = scheduler_pb2.OpenRequest(heartbeat=scheduler_pb2.Heartbeat())
+        due = _now() + heartbeat_interval_s
         while True:
             if self._streams.is_exhausted:
                 raise _ConnectionLostError("out of handles")
@@ -169,13 +174,14 @@ class Connection:
             if commands:
                 message = scheduler_pb2.OpenRequest(commands=encode_commands(commands))
                 await call.write(message)
-                continue
-            try:
-                async with asyncio.timeout(heartbeat_interval_s):
-                    await self._wake.wait()
-            except TimeoutError:
-                beat = scheduler_pb2.OpenRequest(heartbeat=scheduler_pb2.Heartbeat())
+                due = _now() + heartbeat_interval_s
+            elif _now() >= due:
                 await call.write(beat)
+                due = _now() + heartbeat_interval_s
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await self._wake.wait()
 
     async def _watch(self, timeout_s: float) -> None:
         """A scheduler that says nothing for ``timeout_s`` is taken for dead."""
@@ -259,7 +265,7 @@ def encode_commands(commands: Commands) -> scheduler_pb2.ClientCommands:
             next_index=resume.next_index,
         )
     for cancel in commands.cancels:
-        message.cancels.add(handle=cancel.handle)
+        message.cancels.add(handle=cancel.handle, leave=cancel.is_leaving)
     return message
 
 

@@ -14,14 +14,26 @@ MAX_CHARACTER_TOKENS = 8
 
 
 class Detokenizer:
-    """The text of one sample. ``hidden_ids`` (special and end tokens) have none."""
+    """The text of one sample. ``hidden_ids`` (special and end tokens) have none.
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], hidden_ids: Collection[int]) -> None:
+    The last tokens of the prompt are its first context, so that a space at the beginning of the
+    answer is not taken for the one that some tokenizers put before a whole text.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        hidden_ids: Collection[int],
+        prompt: Sequence[int] = (),
+    ) -> None:
         self._decode = decode
         self._hidden_ids = hidden_ids
-        self._window: list[int] = []
-        self._num_context = 0
-        self._context_text = ""
+        tail = prompt[-MAX_CHARACTER_TOKENS:]
+        self._window = [token_id for token_id in tail if token_id not in hidden_ids]
+        if decode(self._window).endswith(REPLACEMENT):
+            self._window = []  # half a character belongs to nobody
+        self._num_context = len(self._window)
+        self._context_text = decode(self._window)
 
     def push(self, token_id: int) -> str:
         """Text that this token settles; empty while a character is incomplete."""

@@ -63,8 +63,9 @@ def error_response(
     if isinstance(error, HTTPException):  # the router's own: no such path, no such method
         status = error.status_code
         headers.update(error.headers or {})
-        reason = Reason.REQUEST_NOT_FOUND if status == 404 else Reason.INVALID_REQUEST
-        error = HeadwayError(reason, str(error.detail))
+        is_path = status == 404
+        reason = Reason.REQUEST_NOT_FOUND if is_path else Reason.INVALID_REQUEST
+        error = HeadwayError(reason, "There is no such path here." if is_path else error.detail)
     elif not isinstance(error, HeadwayError):
         error = HeadwayError(Reason.INTERNAL, INTERNAL_MESSAGE)
     status = status or error.row.http_status

@@ -1,18 +1,27 @@
-"""uvicorn's HTTP/1.1 protocol, with the limits on headers that it lacks.
+"""uvicorn's HTTP/1.1 protocol, with the limits that it lacks, and our answers for its own errors.
 
-Headers are bounded in bytes while they come in and must be there in time; pipelining is off,
-because a connection whose reading is paused by it cannot tell us that its client went away.
+Headers and trailers are bounded in bytes while they come in, and headers must be there in time;
+a connection that is neither idle in its keep-alive nor at work is on the same clock. Pipelining is
+off, because a connection whose reading is paused by it cannot tell us that its client went away.
+An offer to upgrade is taken out of the headers, for the parser would drop the body that comes with
+it. A client that does not take the end of its answer is cut off.
 """
 
 import asyncio
+import re
 from functools import partial
 from typing import Any
 
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway_http.http_errors import error_response, invalid
 from gateway_http.settings import GatewaySettings
+from headway.errors import HeadwayError
+from headway.reasons import Reason
 
 ABORT = "abort"  # in a scope's state: cuts the connection at once
+_UPGRADE = re.compile(rb"(?i)\r\nupgrade:[^\r\n]*(?=\r\n[^ \t]|\Z)")
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -21,51 +30,145 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, limits: GatewaySettings, /, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
-        self._num_header_bytes = 0
-        self._is_in_headers = True
+        self._served_app = self.app
+        self._num_header_bytes = 0  # in complete fields
+        self._num_read_bytes = 0  # since the headers or trailers began
+        self._is_in_headers = True  # or in trailers
+        self._is_past_headers = False
+        self._is_between_messages = True
         self._header_timer: asyncio.TimerHandle | None = None
+        self._flush_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        self._stop_header_timer()
+        self._stop_flush_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        was_in_headers = self._is_in_headers
+        if self._is_between_messages:
+            head, end, body = data.partition(b"\r\n\r\n")
+            if end:  # else the line may go on in the next read
+                data = _UPGRADE.sub(b"", head) + end + body
         super().data_received(data)
-        if self._is_in_headers:
-            self._num_header_bytes += len(data)
-            if self._num_header_bytes > self._limits.max_header_bytes:
-                self.transport.close()
+        if was_in_headers and self._is_in_headers:
+            self._num_read_bytes += len(data)
+            self._check_size()
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self._header_timer is None and not self.transport.is_closing():
+            # The rest of a body that nobody reads, or empty lines: uvicorn's timer is off by now.
+            self._start_header_timer()
+
+    # --- what the parser finds
 
     def on_message_begin(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # uvicorn would tell the newest request only
             self.cycle.message_event.set()
             self.transport.close()
+        self._is_between_messages = False
         self._expect_headers()
         super().on_message_begin()
         # close() would wait for ever for a client that takes nothing
         self.scope["state"][ABORT] = self.transport.abort
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer; the latter is counted and dropped."""
+        self._num_header_bytes += len(name) + len(value)
+        self._check_size()
+        if not self._is_past_headers:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._stop_timer()
+        self._stop_header_timer()
         self._is_in_headers = False
+        self._is_past_headers = True
+        most = self._limits.max_connections
+        is_crowded = len(self.connections) > most or len(self.tasks) >= most
+        self.app = self._refuse if is_crowded else self._served_app
         super().on_headers_complete()
 
-    def _expect_headers(self) -> None:
-        self._stop_timer()
+    def on_chunk_header(self) -> None:
+        """Before a chunk of a body, or before the trailers."""
         self._is_in_headers = True
-        self._num_header_bytes = 0
+        self._num_header_bytes = self._num_read_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._is_in_headers = False
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_in_headers = False
+        self._is_between_messages = True
+        super().on_message_complete()
+
+    # --- answers
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._stop_flush_timer()
+        self._expect_flush()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser does not understand; there may be no request to go with it."""
+        is_answering = self.cycle is not None and self.cycle.response_started
+        if self.transport.is_closing() or (is_answering and not self.cycle.response_complete):
+            self.transport.close()
+            return
+        path = self.scope.get("path", "") if self.scope is not None else ""
+        response = error_response(invalid("This is not valid HTTP."), path, self._limits)
+        lines = [b"HTTP/1.1 400 Bad Request", b"connection: close"]
+        lines += [name + b": " + value for name, value in response.raw_headers]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
+        self.transport.close()
+        self._expect_flush()
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Instead of the application, when there are too many connections or requests."""
+        error = HeadwayError(Reason.NO_CAPACITY, "This gateway has too many connections.")
+        response = error_response(error, scope["path"], self._limits)
+        response.headers["connection"] = "close"
+        await response(scope, receive, send)
+
+    # --- clocks
+
+    def _check_size(self) -> None:
+        if max(self._num_header_bytes, self._num_read_bytes) > self._limits.max_header_bytes:
+            self.transport.close()
+
+    def _expect_headers(self) -> None:
+        self._is_in_headers = True
+        self._is_past_headers = False
+        self._num_header_bytes = self._num_read_bytes = 0
+        self._stop_header_timer()
+        self._start_header_timer()
+
+    def _start_header_timer(self) -> None:
         timeout_s = self._limits.header_timeout_s
         self._header_timer = self.loop.call_later(timeout_s, self.transport.close)
 
-    def _stop_timer(self) -> None:
+    def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+    def _stop_flush_timer(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+
+    def _expect_flush(self, num_before: int | None = None) -> None:
+        """Look now and then whether the client takes what it was answered."""
+        num_left = self.transport.get_write_buffer_size()
+        if num_left and (num_before is None or num_left < num_before):
+            wait_s = self._limits.stream_write_timeout_s
+            self._flush_timer = self.loop.call_later(wait_s, self._expect_flush, num_left)
+        elif num_left:
+            self.transport.abort()
 
 
 def bounded_protocol(limits: GatewaySettings) -> Any:

@@ -7,8 +7,9 @@ only when they changed. While the scheduler is away an old answer is better than
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from gateway_http.generation_defaults import GenerationDefaults, read_defaults
 from gateway_http.settings import GatewaySettings
 from gateway_http.text import Text, TextPool
 from headway.errors import HeadwayError
@@ -24,6 +25,7 @@ class LoadedModel:
 
     card: generation_pb2.ModelCard
     text: Text
+    defaults: GenerationDefaults
 
 
 @dataclass(slots=True)
@@ -77,10 +79,11 @@ class Models:
                 self._entries.pop(name, None)
             raise
         if old is not None and not response.HasField("assets"):
-            text = old.model.text
+            model = replace(old.model, card=response.card)
         else:
             text = await self._pool.load(response.card, response.assets)
-        model = LoadedModel(response.card, text)
+            defaults = read_defaults(response.card.name, response.assets.generation_config_json)
+            model = LoadedModel(response.card, text, defaults)
         now = asyncio.get_running_loop().time()
         self._entries[name] = _Entry(model, now + self._settings.model_ttl_s)
         self._entries.move_to_end(name)

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway_http.auth import Tenants
 from gateway_http.client import LoadedModel, SchedulerClient
+from gateway_http.generation_defaults import GenerationDefaults
 from gateway_http.http_errors import UnsupportedParameterError, invalid, json_response
 from gateway_http.openai_output import ChatFormat, CompletionFormat
 from gateway_http.openai_schema import (
@@ -75,7 +76,6 @@ class _Endpoint:
             raise invalid("The Idempotency-Key is too long.", "Idempotency-Key")
         requests = []
         for number, prompt in enumerate(prompts):
-            _check_prompt(prompt, model.card, sampling)
             one = generation_pb2.GenerationRequest(
                 model=body.model,
                 prompt_token_ids=prompt,
@@ -86,12 +86,22 @@ class _Endpoint:
                 band=body.priority,
                 idempotency_key=f"{key}/{number}" if key and len(prompts) > 1 else key,
             )
+            _check_prompt(prompt, model.card)
+            self._set_max_tokens(one.sampling, model.card.max_context_tokens - len(prompt))
             if body.queue_timeout_s is not None:
                 one.queue_timeout.CopyFrom(_duration(body.queue_timeout_s))
             if body.execution_timeout_s is not None:
                 one.execution_timeout.CopyFrom(_duration(body.execution_timeout_s))
             requests.append(one)
         return requests
+
+    def _set_max_tokens(self, sampling: generation_pb2.SamplingParams, room: int) -> None:
+        """Check it against the room behind the prompt; unset it fills the room."""
+        if sampling.max_tokens > room:
+            message = f"The model's context leaves room for {room} tokens after this prompt."
+            raise invalid(message, "max_tokens")
+        if sampling.min_tokens > (sampling.max_tokens or room):
+            raise invalid("min_tokens is larger than what may be generated.", "min_tokens")
 
     def _check_counts(self, body: Common, num_prompts: int, has_tokenizer: bool) -> None:
         settings = self._settings
@@ -120,7 +130,7 @@ class _Chat(_Endpoint):
         self._check_counts(body, 1, model.text.has_tokenizer)
         prompt = await model.text.encode_chat(messages, "messages")
         max_tokens = body.max_completion_tokens or body.max_tokens
-        sampling = _sampling(body, max_tokens, body.wants_logprobs)
+        sampling = _sampling(body, model.defaults, max_tokens, body.wants_logprobs)
         make_format = partial(
             ChatFormat,
             model=body.model,
@@ -133,6 +143,11 @@ class _Chat(_Endpoint):
 
 
 class _Completions(_Endpoint):
+    def _set_max_tokens(self, sampling: generation_pb2.SamplingParams, room: int) -> None:
+        if not sampling.HasField("max_tokens"):
+            sampling.max_tokens = min(COMPLETION_MAX_TOKENS, room)
+        super()._set_max_tokens(sampling, room)
+
     async def _prepare(self, request: Request, tenant: str) -> Job:
         body = decode(CompletionRequest, await request.body())
         if body.logprobs not in (None, False, True, 0):
@@ -145,7 +160,7 @@ class _Completions(_Endpoint):
             await model.text.encode(prompt, "prompt") if isinstance(prompt, str) else prompt
             for prompt in prompts
         ]
-        sampling = _sampling(body, body.max_tokens or COMPLETION_MAX_TOKENS, body.wants_logprobs)
+        sampling = _sampling(body, model.defaults, body.max_tokens, body.wants_logprobs)
         make_format = partial(
             CompletionFormat,
             model=body.model,
@@ -199,27 +214,40 @@ def _job(
     options = body.stream_options
     if options is not None and not is_streaming:
         raise invalid("stream_options needs stream: true.", "stream_options")
-    num_skipped = 0
-    last_event_id = request.headers.get("last-event-id")
-    if last_event_id is not None:
-        is_one = len(requests) == 1 and requests[0].num_samples == 1
-        is_number = last_event_id.isascii() and last_event_id.isdigit() and len(last_event_id) < 10
-        if not (is_streaming and is_one and is_number and requests[0].idempotency_key):
-            message = "Last-Event-ID needs a stream with one choice and its Idempotency-Key."
-            raise invalid(message, "Last-Event-ID")
-        num_skipped = int(last_event_id)
-    has_usage_chunk = options is not None and bool(options.include_usage)
-    return Job(requests, model.text, make_format, is_streaming, has_usage_chunk, num_skipped)
+    job = Job(
+        requests,
+        model.text,
+        make_format,
+        is_streaming,
+        has_usage_chunk=options is not None and bool(options.include_usage),
+        is_kept=bool(requests[0].idempotency_key),
+        resume_from=_resume_from(request.headers.get("last-event-id")),
+    )
+    if job.resume_from is not None and not (is_streaming and job.has_event_ids):
+        message = "Last-Event-ID needs a stream with one choice and its Idempotency-Key."
+        raise invalid(message, "Last-Event-ID")
+    return job
+
+
+def _resume_from(last_event_id: str | None) -> tuple[str, int] | None:
+    """The request and the number in the id of an event."""
+    if last_event_id is None:
+        return None
+    request_id, _, number = last_event_id.rpartition(":")
+    if not (request_id and number.isascii() and number.isdigit() and len(number) < 10):
+        raise invalid("The Last-Event-ID is not the id of an event.", "Last-Event-ID")
+    return request_id, int(number)
 
 
 def _sampling(
-    body: Common, max_tokens: int | None, wants_logprobs: bool
+    body: Common, defaults: GenerationDefaults, max_tokens: int | None, wants_logprobs: bool
 ) -> generation_pb2.SamplingParams:
+    top_k = body.top_k if body.top_k is not None else defaults.top_k
     return generation_pb2.SamplingParams(
         max_tokens=max_tokens,
-        temperature=body.temperature,
-        top_k=max(body.top_k or 0, 0),
-        top_p=body.top_p,
+        temperature=body.temperature if body.temperature is not None else defaults.temperature,
+        top_k=max(top_k or 0, 0),
+        top_p=body.top_p if body.top_p is not None else defaults.top_p,
         min_p=body.min_p or 0.0,
         seed=None if body.seed is None else body.seed % 2**64,
         stop_token_ids=body.stop_token_ids or (),
@@ -250,11 +278,7 @@ def _message(number: int, message: ChatMessage) -> Message:
     return plain
 
 
-def _check_prompt(
-    prompt: list[int],
-    card: generation_pb2.ModelCard,
-    sampling: generation_pb2.SamplingParams,
-) -> None:
+def _check_prompt(prompt: list[int], card: generation_pb2.ModelCard) -> None:
     context = card.max_context_tokens
     if not prompt:
         raise invalid("The prompt is empty.", "prompt")
@@ -262,12 +286,6 @@ def _check_prompt(
         raise prompt_too_long(len(prompt), context, "prompt")
     if max(prompt) >= card.vocab_size:
         raise invalid(f"Token ids must be below {card.vocab_size}.", "prompt")
-    room = context - len(prompt)
-    if sampling.max_tokens > room:
-        message = f"The context of {context} tokens leaves room for {room} after this prompt."
-        raise invalid(message, "max_tokens")
-    if sampling.min_tokens > (sampling.max_tokens or room):
-        raise invalid("min_tokens is larger than what may be generated.", "min_tokens")
 
 
 def _check_most(field: str, value: int, limit: int) -> None:

@@ -41,9 +41,12 @@ class Choice:
     what follows depends on them, and not given out again.
     """
 
-    def __init__(self, text: Text, stop_strings: Sequence[str], num_skipped: int = 0) -> None:
-        self._detokenizer = text.detokenizer() if text.has_tokenizer else None
-        self._trimmer = StopTrimmer(stop_strings)
+    def __init__(
+        self, text: Text, request: generation_pb2.GenerationRequest, num_skipped: int = 0
+    ) -> None:
+        prompt = request.prompt_token_ids
+        self._detokenizer = text.detokenizer(prompt) if text.has_tokenizer else None
+        self._trimmer = StopTrimmer(request.sampling.stop_strings)
         self._num_skipped = num_skipped
         self._num_chars = 0
         self.num_tokens = 0

@@ -5,16 +5,18 @@ the same as absent. Types bound the depth of JSON, and msgspec refuses NaN and i
 """
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
 
+from gateway_http.generation_defaults import Temperature, TopK, TopP
 from gateway_http.http_errors import UnsupportedParameterError, invalid
 
 _SECONDS = Annotated[float, Meta(gt=0, le=604_800)]
 _COUNT = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 _TOKEN_ID = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+_MAX_PARAMETERS = 256
 
 # Parameters that change nothing here: any value, or only the ones that ask for nothing.
 _ANY = object()
@@ -57,9 +59,9 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     n: _COUNT | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
@@ -130,13 +132,12 @@ class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
             return [self.prompt]
         if not self.prompt:
             raise invalid("The prompt is empty.", "prompt")
-        texts = [part for part in self.prompt if isinstance(part, str)]
-        lists = [part for part in self.prompt if isinstance(part, list)]
-        token_ids = [part for part in self.prompt if isinstance(part, int)]
-        kinds = [kind for kind in (texts, lists, [token_ids] if token_ids else []) if kind]
+        kinds = set(map(type, self.prompt))
         if len(kinds) != 1:
             raise invalid("The prompt mixes texts and token ids.", "prompt")
-        return [*texts, *lists] or [token_ids]
+        if kinds == {int}:
+            return [cast(list[int], self.prompt)]
+        return cast(list[str | list[int]], self.prompt)
 
 
 RequestT = TypeVar("RequestT", bound=Common)
@@ -146,6 +147,8 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
     """A checked body. Raises INVALID_REQUEST with the parameter's name."""
     try:
         raw = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        if len(raw) > _MAX_PARAMETERS:
+            raise invalid("The body has too many parameters.")
         wanted = {
             name: value
             for name, value in raw.items()

@@ -2,6 +2,10 @@
 
 Headers go out after every prompt was accepted, so a refusal has its real status. Afterwards an
 error is the last event of a stream.
+
+A stream of one choice under its client's Idempotency-Key can be continued: its events have ids
+("<request>:<tokens>", and one more for the end), and Last-Event-ID skips what was seen. Work under
+such a key is not cancelled when its reader hangs up, for the reader may come back at any gateway.
 """
 
 import asyncio
@@ -10,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway_http.client import Event, Finish, Generation, SampleEnded, SchedulerClient, Tokens
 from gateway_http.http_errors import openai_error
@@ -41,7 +45,18 @@ class Job:
     make_format: FormatFactory
     is_streaming: bool
     has_usage_chunk: bool
-    num_skipped: int
+    is_kept: bool
+    resume_from: tuple[str, int] | None
+
+    @property
+    def num_skipped(self) -> int:
+        """Tokens that were delivered on an earlier connection."""
+        return self.resume_from[1] if self.resume_from is not None else 0
+
+    @property
+    def has_event_ids(self) -> bool:
+        """Whether the stream can be continued."""
+        return self.is_kept and len(self.requests) * self.num_samples == 1
 
     @property
     def num_samples(self) -> int:
@@ -50,9 +65,11 @@ class Job:
 
     def choices(self) -> list[Choice]:
         """One for each sample of each prompt."""
-        stops = self.requests[0].sampling.stop_strings
-        num_choices = self.num_samples * len(self.requests)
-        return [Choice(self.text, stops, self.num_skipped) for _ in range(num_choices)]
+        return [
+            Choice(self.text, request, self.num_skipped)
+            for request in self.requests
+            for _ in range(self.num_samples)
+        ]
 
 
 class Usage:
@@ -89,12 +106,16 @@ async def serve(
         changed = asyncio.Event()
         generations: list[Generation] = []
         for request in job.requests:
-            generation = client.generate(request, changed=changed)
+            generation = client.generate(request, is_kept=job.is_kept, changed=changed)
             stack.callback(generation.cancel)
             generations.append(generation)
         async with _hang_up_cancels(receive, generations):
             accepted = [await generation.accepted() for generation in generations]
             request_id = accepted[0].request_id
+            if job.resume_from is not None and job.resume_from[0] != request_id:
+                # Its key was forgotten: what runs now is another draw, never to be joined to it.
+                message = "The stream of this Last-Event-ID is gone: begin anew without it."
+                raise HeadwayError(Reason.RESULT_EXPIRED, message, field="Last-Event-ID")
             output = job.make_format(request_id)
             if not job.is_streaming:
                 body = await _collect(job, output, generations, changed)
@@ -205,9 +226,9 @@ class _StallGuard:
         if now - since >= self._limit_s:
             assert self._task is not None
             self.has_stalled = True
-            self._task.cancel()
             if self._abort is not None:
                 self._abort()
+            self._task.cancel()
         else:
             self._timer = self._loop.call_later(since + self._limit_s - now, self._look)
 
@@ -225,14 +246,30 @@ class _Stream:
         self._send = send
         self._choices = job.choices()
         self._usage = Usage()
+        self._id_prefix = b""
 
     async def run(
         self, generations: Sequence[Generation], changed: asyncio.Event, request_id: str
     ) -> None:
         headers = [*_SSE_HEADERS, (b"x-request-id", request_id.encode())]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self._job.has_event_ids:
+            self._id_prefix = b"id: %b:" % request_id.encode()
         try:
-            if not self._job.num_skipped:
+            start = {"type": "http.response.start", "status": 200, "headers": headers}
+            await self._send_in_time(start)
+            await self._tell(generations, changed)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._guard.has_stalled or task is None or task.uncancel():
+                raise
+            # The client takes nothing: an unfinished answer closes the connection.
+        finally:
+            self._guard.close()
+
+    async def _tell(self, generations: Sequence[Generation], changed: asyncio.Event) -> None:
+        """All events; whatever goes wrong is the last one."""
+        try:
+            if self._job.resume_from is None:
                 first = map(self._output.first, range(len(self._choices)))
                 await self._write(b"".join(first))
             async for batch in _batches(generations, changed):
@@ -240,18 +277,11 @@ class _Stream:
             if self._job.has_usage_chunk:
                 await self._write(self._output.usage_chunk(self._usage.as_dict()))
             await self._write(_DONE, is_last=True)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._guard.has_stalled or task is None or task.uncancel():
-                raise
-            # The client takes nothing: an unfinished answer closes the connection.
         except HeadwayError as error:
             await self._fail(error)
         except Exception:
             await self._fail(HeadwayError(Reason.INTERNAL, INTERNAL_MESSAGE))
             raise
-        finally:
-            self._guard.close()
 
     async def _write_batch(self, batch: Sequence[tuple[int, Event]]) -> None:
         """One write; raises the failure of a request after the tokens that came before it."""
@@ -275,25 +305,29 @@ class _Stream:
             is_told = self._output.wants_logprobs or self._output.wants_token_ids
             if not (delta.text or (is_told and delta.token_ids)):
                 return b""
-            return self._event_id(index) + self._output.chunk(index, delta)
+            return self._chunk(index, delta, self._choices[index].num_tokens)
         if isinstance(event, SampleEnded):
             index = number * self._job.num_samples + event.sample
             delta = self._choices[index].finish(event.detail)
-            return self._event_id(index) + self._output.chunk(index, delta)
+            num_told = self._choices[index].num_tokens + 1
+            if self._job.num_skipped >= num_told:
+                return b""  # this event was seen as well
+            return self._chunk(index, delta, num_told)
         return b""
 
-    def _event_id(self, index: int) -> bytes:
-        """Tokens of the choice behind this event; with several choices, its index before."""
-        if len(self._choices) == 1:
-            return b"id: %d\n" % self._choices[0].num_tokens
-        return b"id: %d:%d\n" % (index, self._choices[index].num_tokens)
+    def _chunk(self, index: int, delta: Delta, event_number: int) -> bytes:
+        event_id = self._id_prefix + b"%d\n" % event_number if self._id_prefix else b""
+        return event_id + self._output.chunk(index, delta)
 
     async def _write(self, data: bytes, is_last: bool = False) -> None:
         if data:
-            self._guard.writing_since = self._time()
             message = {"type": "http.response.body", "body": data, "more_body": not is_last}
-            await self._send(message)
-            self._guard.writing_since = None
+            await self._send_in_time(message)
+
+    async def _send_in_time(self, message: Message) -> None:
+        self._guard.writing_since = self._time()
+        await self._send(message)
+        self._guard.writing_since = None
 
     async def _fail(self, error: HeadwayError) -> None:
         """The last event."""

@@ -12,6 +12,7 @@ from headway.settings import Settings
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MIB = 1 << 20
+MIN_SIGNING_KEY_CHARS = 16
 
 
 class GatewaySettings(Settings):
@@ -59,11 +60,17 @@ class GatewaySettings(Settings):
     """Tokenizers kept in memory."""
 
     max_body_bytes: PositiveInt = 64 * MIB
-    """Largest HTTP request body; then 413."""
+    """Largest HTTP request body, outside of the OpenAI endpoints; then 413."""
+    max_openai_body_bytes: PositiveInt = 8 * MIB
+    """Largest body of a request to an OpenAI endpoint; then 413."""
+    max_body_values: PositiveInt = 1_200_000
+    """Most values in a body's JSON, by its commas: parsing them holds up everybody. Then 413."""
     max_total_body_bytes: PositiveInt = 1024 * MIB
     """Bodies of all requests being handled, together; then 503."""
     body_timeout_s: PositiveFloat = 30.0
-    """Longest pause of a client in the middle of its request body."""
+    """Longest time for a request body, beyond what min_body_bytes_per_s allows it."""
+    min_body_bytes_per_s: PositiveInt = 1024
+    """Slowest pace of a request body."""
     max_header_bytes: PositiveInt = 64 * 1024
     """Largest sum of all HTTP request headers; then the connection is closed."""
     header_timeout_s: PositiveFloat = 10.0
@@ -99,13 +106,11 @@ class GatewaySettings(Settings):
     """Texts and chats up to this length are made into tokens without a thread."""
 
     signing_key: SecretStr = SecretStr("")
-    """Signs Tinker sampling sessions; the same at all gateways. Unset: made from api_keys."""
+    """Signs Tinker sampling sessions; the same at all gateways. Needed where there are keys."""
     tinker_queue_timeout_s: PositiveFloat = 7_200.0
     """Longest wait of a Tinker sample in the queue; the SDK gives up after two hours itself."""
-    tinker_hold_s: PositiveFloat = 30.0
+    tinker_hold_s: Annotated[float, Field(gt=0, le=40)] = 30.0
     """How long a Tinker SDK's poll is held before it is told to ask again."""
-    tinker_max_hold_s: PositiveFloat = 40.0
-    """Upper bound of any hold, whatever read timeout the client announces."""
     retry_after_min_s: PositiveInt = 1
     """Least Retry-After ever sent."""
     retry_after_max_s: PositiveInt = 60
@@ -121,10 +126,14 @@ class GatewaySettings(Settings):
     @field_validator("api_keys")
     @classmethod
     def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        secrets = set()
         for key in keys:
             tenant, equals, secret = key.get_secret_value().partition("=")
-            if not (tenant and equals and secret):
-                raise ValueError("every entry must read tenant=key")
+            if not (tenant and equals and secret and secret.isascii()):
+                raise ValueError("every entry must read tenant=key, with a key in ASCII")
+            secrets.add(secret)
+        if len(secrets) < len(keys):
+            raise ValueError("a key stands for one tenant, and is named once")
         return keys
 
     @model_validator(mode="after")
@@ -133,8 +142,11 @@ class GatewaySettings(Settings):
             raise ValueError("scheduler_addresses: at least one is needed")
         if not (self.api_keys or self.allow_insecure or is_loopback(self.host)):
             raise ValueError(f"host {self.host} is not loopback: set api_keys, or allow_insecure")
-        if self.tinker_hold_s > self.tinker_max_hold_s:
-            raise ValueError("tinker_hold_s must not exceed tinker_max_hold_s")
+        if self.api_keys and len(self.signing_key.get_secret_value()) < MIN_SIGNING_KEY_CHARS:
+            # Made from the keys it would be known to whoever knows them, and could name any tenant.
+            raise ValueError(
+                f"signing_key: at least {MIN_SIGNING_KEY_CHARS} characters are needed with api_keys"
+            )
         if self.retry_after_min_s > self.retry_after_max_s:
             raise ValueError("retry_after_min_s must not exceed retry_after_max_s")
         if self.reconnect_backoff_min_ms > self.reconnect_backoff_max_ms:
@@ -145,9 +157,7 @@ class GatewaySettings(Settings):
 
     def signing_secret(self) -> bytes:
         """The secret behind everything that the gateways sign instead of remembering."""
-        own = self.signing_key.get_secret_value()
-        keys = sorted(key.get_secret_value() for key in self.api_keys)
-        return hashlib.sha256("\n".join([own] if own else keys).encode()).digest()
+        return hashlib.sha256(self.signing_key.get_secret_value().encode()).digest()
 
 
 def is_loopback(host: str) -> bool:

@@ -79,9 +79,10 @@ class Text:
             text = await self._pool.run(self._render, messages, field)
         return await self._encode(tokenizer, text, False, field)
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
         """For one sample. Raises INVALID_REQUEST if the model has no tokenizer."""
-        return Detokenizer(self._require_tokenizer("model").decode, self._tools.hidden_ids)
+        decode = self._require_tokenizer("model").decode
+        return Detokenizer(decode, self._tools.hidden_ids, prompt)
 
     def token_text(self, token_id: int) -> str:
         """One token alone, special tokens as they are written; may be part of a character."""

@@ -42,6 +42,7 @@ _API_KEY = "x-api-key"
 # MinT's own keys; its SDK uses them only where they can be exchanged for a JWT.
 _MINT_KEY_PREFIX = "sk-"
 _JWT_PREFIX = "eyJ"
+_EARLY_PAUSE_S = 1.0
 _DYNAMIC_CONFIG = {"refresh_interval_sec": 300, "sample_cancel_enabled": True}
 
 Handler = Callable[[Request, str], Awaitable[Response]]
@@ -204,23 +205,53 @@ class _Door:
         body = parse(await request.body(), Future)
         headers = request.headers
         hold = hold_s(headers, self._settings.tinker_hold_s) if is_sdk_poller(headers) else 0.0
-        outcome = await self._retrieve(body.request_id, tenant, hold)
+        outcome = await self._hold(request, body.request_id, tenant, hold)
         if isinstance(outcome, generation_pb2.GenerationResult):
             return finished(body.request_id, outcome, headers)
         return pending(body.request_id, outcome, headers, self._settings)
+
+    async def _hold(
+        self, request: Request, request_id: str, tenant: str, hold: float
+    ) -> generation_pb2.GenerationResult | generation_pb2.QueueStatus | None:
+        """Nobody is held who has hung up, or while this gateway shuts down."""
+        if not hold:
+            return await self._retrieve(request_id, tenant, hold)
+
+        async def hang_up() -> None:
+            await request.receive()
+
+        held = asyncio.create_task(self._retrieve(request_id, tenant, hold))
+        hung_up = asyncio.create_task(hang_up())
+        draining = asyncio.create_task(self._client.draining.wait())
+        tasks = (held, hung_up, draining)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not held.done():
+                return await self._retrieve(request_id, tenant, 0.0)
+            return held.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _retrieve(
         self, request_id: str, tenant: str, hold: float
     ) -> generation_pb2.GenerationResult | generation_pb2.QueueStatus | None:
         """None: the scheduler could not be asked in all this time.
 
-        An SDK repeats a poll that failed with 5xx at once, so an outage is held like any wait.
+        An SDK repeats a poll that failed with 5xx at once, so an outage is held like any wait; and
+        so is an answer that comes too early, from a scheduler with too many waiters.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + hold
         while True:
             try:
-                return await self._client.retrieve(request_id, tenant, max(deadline - clock(), 0.0))
+                left = max(deadline - clock(), 0.0)
+                outcome = await self._client.retrieve(request_id, tenant, left)
+                is_result = isinstance(outcome, generation_pb2.GenerationResult)
+                if is_result or deadline - clock() < _EARLY_PAUSE_S:
+                    return outcome
+                pause = _EARLY_PAUSE_S
             except HeadwayError as error:
                 if error.retry_after_ms is None:
                     raise

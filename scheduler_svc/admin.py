@@ -15,7 +15,7 @@ from scheduler_svc import translate
 from scheduler_svc.core import messages
 from scheduler_svc.runtime import Runtime
 from scheduler_svc.settings import SchedulerSettings
-from scheduler_svc.streams import Context, Places, on_call_end
+from scheduler_svc.streams import Context, Places
 
 _MIN_WATCH_INTERVAL_MS = 100
 _MAX_WATCH_INTERVAL_MS = 60_000
@@ -56,8 +56,7 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
                 least=_MIN_WATCH_INTERVAL_MS,
                 most=_MAX_WATCH_INTERVAL_MS,
             )
-        self._watchers.take()
-        on_call_end(context, self._watchers.give_back)
+        self._watchers.take(context)
         while True:
             yield scheduler.WatchSnapshotResponse(snapshot=self._snapshot(request.max_rows))
             await asyncio.sleep(interval_ms / 1_000)
@@ -66,6 +65,7 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
         self, request: scheduler.DrainExecutorRequest, context: Context
     ) -> scheduler.DrainExecutorResponse:
         """See scheduler.proto."""
+        await self._runtime.room()
         row = self._executor(request.executor_id)
         _log.info("drain.requested", executor_id=request.executor_id)
         self._runtime.post(messages.DrainExecutor(request.executor_id))
@@ -75,6 +75,7 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
         self, request: scheduler.UndrainExecutorRequest, context: Context
     ) -> scheduler.UndrainExecutorResponse:
         """See scheduler.proto."""
+        await self._runtime.room()
         self._executor(request.executor_id)
         _log.info("drain.undone", executor_id=request.executor_id)
         self._runtime.post(messages.UndrainExecutor(request.executor_id))

@@ -2,10 +2,13 @@
 
 One name is one model: an executor that offers a known name with other weights is refused as long
 as another executor serves it. Cards outlive their executors, since requests may still wait for
-the model; assets are kept by digest. Both are bounded, and what nobody serves goes first.
+the model; assets are kept by digest. Both are bounded: what nobody serves makes room, what is
+served stays, and the files of one model too many are left out.
 """
 
 from collections.abc import Iterable
+
+import structlog
 
 from headway.errors import HeadwayError
 from headway.reasons import Reason
@@ -13,6 +16,11 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.translate import check_name
+
+# All cards together travel in one ListModelsResponse.
+_MAX_CARD_BYTES = 4_096
+
+_log = structlog.get_logger()
 
 
 class Catalog:
@@ -78,12 +86,11 @@ class Catalog:
         num_bytes = assets.ByteSize()
         if not digest or digest in self._assets:
             return
-        if num_bytes > self._settings.max_asset_bytes:
-            raise _refused(f"the assets of {model} are larger than max_asset_bytes")
+        self._forget_idle_assets(self._settings.max_asset_bytes - num_bytes)
+        if self._num_asset_bytes + num_bytes > self._settings.max_asset_bytes:
+            _log.error("assets.refused", model=model, num_bytes=num_bytes)
+            return
         self._num_asset_bytes += num_bytes
-        while self._num_asset_bytes > self._settings.max_asset_bytes:
-            oldest = next(iter(self._assets))
-            self._num_asset_bytes -= self._assets.pop(oldest).ByteSize()
         own = generation.ModelAssets()
         own.CopyFrom(assets)
         self._assets[digest] = own
@@ -98,8 +105,20 @@ class Catalog:
             raise HeadwayError(Reason.NO_CAPACITY, "The model's files are not here yet.")
         return assets
 
+    def _forget_idle_assets(self, most_bytes: int) -> None:
+        """Make room, oldest first, of what no executor serves."""
+        if self._num_asset_bytes <= most_bytes:
+            return
+        served = {self._cards[name].assets_digest for name in self._offers}
+        for digest in [digest for digest in self._assets if digest not in served]:
+            self._num_asset_bytes -= self._assets.pop(digest).ByteSize()
+            if self._num_asset_bytes <= most_bytes:
+                return
+
     def _check(self, executor_id: str, card: generation.ModelCard) -> None:
         check_name(card.name, "models.card.name", self._settings.max_name_chars)
+        if card.ByteSize() > _MAX_CARD_BYTES:
+            raise _refused(f"{card.name}: the card is larger than {_MAX_CARD_BYTES} bytes")
         if card.vocab_size == 0 or card.max_context_tokens < 2:
             raise _refused(f"{card.name}: vocab_size and max_context_tokens must be set")
         known = self._cards.get(card.name)

@@ -1,8 +1,7 @@
 """SchedulerService.Open: one session for each client process, with many requests on it."""
 
-from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TypeGuard
 
 import structlog
 
@@ -12,9 +11,10 @@ from headway.v1 import generation_pb2 as generation
 from headway.v1 import scheduler_pb2 as scheduler
 from scheduler_svc import translate
 from scheduler_svc.catalog import Catalog
+from scheduler_svc.positions import Positions
 from scheduler_svc.requests import LiveRequest, Submission, SubmitSink
 from scheduler_svc.runtime import Runtime
-from scheduler_svc.streams import PeerStream, Places, Pulse
+from scheduler_svc.streams import PeerStream, Pulse
 from scheduler_svc.subscriptions import Feed
 
 _MAX_HANDLE = (1 << 32) - 1
@@ -36,68 +36,46 @@ def submission_from_proto(
     return Submission(request, own, card.vocab_size, is_detached, sink)
 
 
-class PositionReader(Protocol):
-    """A session that wants to know where one of its requests waits."""
-
-    def tell_position(self) -> bool:
-        """Send the position if it changed; False when there is nothing to tell any more."""
-
-
-class Positions:
-    """Turns of those who want positions: bounded work each tick, everybody in turn."""
-
-    def __init__(self, max_per_tick: int) -> None:
-        self._max_per_tick = max_per_tick
-        self._readers: deque[PositionReader] = deque()
-
-    def add(self, reader: PositionReader) -> None:
-        """Until its ``tell_position`` gives False."""
-        self._readers.append(reader)
-
-    def tick(self) -> None:
-        """Called once each position interval."""
-        for _ in range(min(len(self._readers), self._max_per_tick)):
-            reader = self._readers.popleft()
-            if reader.tell_position():
-                self._readers.append(reader)
-
-
 class _StreamSubmit:
-    """One submit on a stream, from its command to its answer; then the reader of its position."""
+    """One submit on a stream, from its command to its answer."""
 
-    def __init__(
-        self, session: "ClientSession", command: scheduler.SubmitCommand, positions: Positions
-    ) -> None:
+    def __init__(self, session: "ClientSession", command: scheduler.SubmitCommand) -> None:
         self._session = session
-        self._positions = positions
         self.handle = command.handle
         self.is_detached = command.detached
-        self._wants_positions = command.wants_positions
+        self.wants_positions = command.wants_positions
         self.is_cancelled = False
-        self._live: LiveRequest | None = None
-        self._last_position: int | None = None
+        self.is_left = False
 
     def accepted(self, live: LiveRequest) -> None:
         """See SubmitSink."""
-        self._live = live
-        status = self._session.on_accepted(self, live)
-        if self._wants_positions and status is not None:
-            self._last_position = status.position
-            self._positions.add(self)
+        self._session.on_accepted(self, live)
 
     def rejected(self, error: HeadwayError) -> None:
         """See SubmitSink."""
         self._session.on_rejected(self.handle, error)
 
+
+class _Followed:
+    """A request that a stream follows; the reader of its position."""
+
+    __slots__ = ("_feed", "_handle", "_runtime", "last_position", "live")
+
+    def __init__(self, runtime: Runtime, feed: Feed, handle: int, live: LiveRequest) -> None:
+        self.live = live
+        self._runtime = runtime
+        self._feed = feed
+        self._handle = handle
+        self.last_position = -1
+
     def tell_position(self) -> bool:
         """See PositionReader."""
-        assert self._live is not None, "added when accepted"
-        status = self._session.position_of(self.handle, self._live)
-        if status is None or status.state != generation.QueueStatus.STATE_WAITING:
+        status = self._runtime.status(self.live)
+        if not _is_waiting(status):
             return False
-        if status.position != self._last_position:
-            self._last_position = status.position
-            self._session.feed.tell_position(scheduler.Position(handle=self.handle, status=status))
+        if status.position != self.last_position:
+            self.last_position = status.position
+            self._feed.tell_position(scheduler.Position(handle=self._handle, status=status))
         return True
 
 
@@ -109,20 +87,18 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
         runtime: Runtime,
         catalog: Catalog,
         pulse: Pulse,
-        places: Places,
         positions: Positions,
     ) -> None:
         super().__init__(pulse)
         self._runtime = runtime
         self._catalog = catalog
         self._settings = pulse.settings
-        self._places = places
         self._positions = positions
         self.feed = Feed(self.wake)
         self._client_id: str | None = None
         self._welcome: scheduler.ClientWelcome | None = None
         self._last_handle = -1
-        self._followed: dict[int, LiveRequest] = {}
+        self._followed: dict[int, _Followed] = {}
         self._submits: dict[int, _StreamSubmit] = {}
 
     # --- from the client
@@ -162,11 +138,11 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
         for resume in commands.resumes:
             await self._on_resume(resume)
         for cancel in commands.cancels:
-            self._on_cancel(cancel.handle)
+            self._on_cancel(cancel.handle, is_leaving=cancel.leave)
 
     def _on_submit(self, command: scheduler.SubmitCommand) -> None:
         self._take_handles(command.handle, max(1, command.request.num_samples))
-        submit = _StreamSubmit(self, command, self._positions)
+        submit = _StreamSubmit(self, command)
         try:
             self._check_room()
             submission = submission_from_proto(
@@ -188,29 +164,38 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
             self._check_room()
             live = self._runtime.find(command.request_id, command.tenant)
             if live is None:
-                live = await self._runtime.load_finished(command.request_id, command.tenant)
+                live = await self._runtime.results.replay(command.request_id, command.tenant)
             translate.check_next_index(command.next_index, live.output)
         except HeadwayError as error:
             self.on_rejected(command.handle, error)
             return
-        self._last_handle += max(0, live.output.num_samples - 1)
+        self._last_handle = _last_handle(command.handle, live.output.num_samples)
         self._answer(command.handle, live)
         self._follow(command.handle, live, command.next_index)
 
-    def _on_cancel(self, handle: int) -> None:
+    def _on_cancel(self, handle: int, *, is_leaving: bool) -> None:
         if handle > self._last_handle:
             raise _out_of_turn(f"handle {handle} was never used")
         submit = self._submits.get(handle)
         if submit is not None:  # not answered yet
-            submit.is_cancelled = True
-        elif (live := self._followed.get(handle)) is not None:
-            self._runtime.cancel(live)
+            submit.is_left |= is_leaving
+            submit.is_cancelled |= not is_leaving
+        elif (followed := self._followed.get(handle)) is not None:
+            if is_leaving:
+                self._leave(handle)
+            else:
+                self._runtime.cancel(followed.live)
+
+    def _leave(self, handle: int) -> None:
+        followed = self._followed.pop(handle)
+        self._positions.remove(followed)
+        self.feed.unsubscribe(self.feed.subscriptions[handle])
+        self._runtime.abandon(followed.live, self._settings.resume_grace_ms)
 
     def _take_handles(self, handle: int, num_samples: int) -> None:
-        last = handle + num_samples - 1
-        if handle <= self._last_handle or last > _MAX_HANDLE:
+        if handle <= self._last_handle:
             raise _out_of_turn(f"handle {handle} is not above the last one, {self._last_handle}")
-        self._last_handle = last
+        self._last_handle = _last_handle(handle, num_samples)
 
     def _check_room(self) -> None:
         num_open = len(self.feed.subscriptions) + len(self._submits)
@@ -219,32 +204,26 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
 
     # --- answers
 
-    def on_accepted(
-        self, submit: _StreamSubmit, live: LiveRequest
-    ) -> generation.QueueStatus | None:
+    def on_accepted(self, submit: _StreamSubmit, live: LiveRequest) -> None:
         """A submit of this stream is in our care."""
         del self._submits[submit.handle]
         status = self._answer(submit.handle, live)
         if submit.is_cancelled:
             self._runtime.cancel(live)
         if submit.is_detached:
-            return None
-        if self._has_ended:
+            return
+        if self._has_ended or submit.is_left:
             self._runtime.abandon(live, self._settings.resume_grace_ms)
-            return None
-        self._follow(submit.handle, live, ())
-        return status
+            return
+        followed = self._follow(submit.handle, live, ())
+        if submit.wants_positions and _is_waiting(status):
+            followed.last_position = status.position
+            self._positions.add(followed)
 
     def on_rejected(self, handle: int, error: HeadwayError) -> None:
         """A submit or resume of this stream was refused."""
         self._submits.pop(handle, None)
         self.feed.reject(scheduler.Rejected(handle=handle, failure=translate.failure(error)))
-
-    def position_of(self, handle: int, live: LiveRequest) -> generation.QueueStatus | None:
-        """None once this stream does not follow the request any more."""
-        if self._has_ended or handle not in self.feed.subscriptions:
-            return None
-        return self._runtime.status(live)
 
     def _answer(self, handle: int, live: LiveRequest) -> generation.QueueStatus | None:
         status = self._runtime.status(live)
@@ -253,10 +232,11 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
         )
         return status
 
-    def _follow(self, handle: int, live: LiveRequest, next_index: Sequence[int]) -> None:
+    def _follow(self, handle: int, live: LiveRequest, next_index: Sequence[int]) -> _Followed:
         live.stop_grace()
-        self._followed[handle] = live
+        followed = self._followed[handle] = _Followed(self._runtime, self.feed, handle, live)
         self.feed.subscribe(live.output, handle, next_index)
+        return followed
 
     # --- the stream
 
@@ -267,10 +247,15 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
             return scheduler.OpenResponse(welcome=welcome)
         if not self.feed.has_news:
             return None
-        updates = self.feed.take(self._settings.max_frame_tokens)
-        for finished in updates.finished:
-            del self._followed[finished.handle]
-        return scheduler.OpenResponse(updates=updates)
+        response = scheduler.OpenResponse()
+        self.feed.take(response.updates, self._settings.max_frame_tokens)
+        for finished in response.updates.finished:
+            self._positions.remove(self._followed.pop(finished.handle))
+        return response
+
+    def num_answers(self) -> int:
+        """See PeerStream."""
+        return self.feed.num_answers
 
     def heartbeat(self) -> scheduler.OpenResponse | None:
         """See PeerStream."""
@@ -280,7 +265,6 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
 
     def on_end(self) -> None:
         """See PeerStream."""
-        self._places.give_back()
         if self._client_id is not None:
             _log.info(
                 "client.lost",
@@ -288,11 +272,20 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
                 num_followed=len(self._followed),
                 error=self._error.message if self._error is not None else None,
             )
-        for subscription in list(self.feed.subscriptions.values()):
-            self.feed.unsubscribe(subscription)
-        for live in self._followed.values():
-            self._runtime.abandon(live, self._settings.resume_grace_ms)
-        self._followed.clear()
+        for handle in list(self._followed):
+            self._leave(handle)
+
+
+def _is_waiting(status: generation.QueueStatus | None) -> TypeGuard[generation.QueueStatus]:
+    return status is not None and status.state == generation.QueueStatus.STATE_WAITING
+
+
+def _last_handle(handle: int, num_samples: int) -> int:
+    """Of the handles that a request takes."""
+    last = handle + max(1, num_samples) - 1
+    if last > _MAX_HANDLE:
+        raise _out_of_turn("the handles of this stream are used up")
+    return last
 
 
 def _out_of_turn(message: str) -> HeadwayError:

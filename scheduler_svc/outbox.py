@@ -1,38 +1,55 @@
 """What gathered for one executor while the last write was under way."""
 
+from collections import deque
+
 from headway.v1 import fleet_pb2 as fleet
 
 
 class Outbox:
-    """First the welcome, then orders. The session appends, its writer takes."""
+    """First the welcome, then orders. The session adds, its writer takes.
 
-    def __init__(self) -> None:
+    What is added goes into the last message that waits, in place: nothing is copied when it is
+    taken, and a revoke cannot overtake its grant. Grants are cut at ``max_bytes``, but never
+    below one.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
         self.has_welcomed = False
         self.welcome: fleet.ExecutorWelcome | None = None
-        self.grants: list[fleet.Grant] = []
-        self.acknowledged: list[fleet.LeaseRef] = []
-        self.revokes: list[fleet.LeaseRef] = []
-        self.loads: list[fleet.LoadModel] = []
+        self._max_bytes = max_bytes
+        self._waiting: deque[fleet.AttachResponse] = deque()
+        # of the grants in the last one
+        self._num_bytes = 0
 
-    def take(self, max_bytes: int) -> fleet.AttachResponse | None:
-        """The next message; its grants are cut at ``max_bytes``, but never below one."""
+    @property
+    def num_answers(self) -> int:
+        """Acknowledgements and revokes that wait."""
+        return sum(
+            len(waiting.orders.acknowledged) + len(waiting.orders.revokes)
+            for waiting in self._waiting
+        )
+
+    def orders(self) -> fleet.ExecutorOrders:
+        """What to add acknowledgements and revokes to."""
+        return self._waiting[-1].orders if self._waiting else self._open()
+
+    def orders_for_grant(self, num_bytes: int) -> fleet.ExecutorOrders:
+        """What to add one grant of this size to."""
+        orders = self.orders()
+        if orders.grants and self._num_bytes + num_bytes > self._max_bytes:
+            orders = self._open()
+        self._num_bytes += num_bytes
+        return orders
+
+    def take(self) -> fleet.AttachResponse | None:
+        """The next message."""
         if self.welcome is not None:
             welcome, self.welcome = self.welcome, None
             self.has_welcomed = True
             return fleet.AttachResponse(welcome=welcome)
-        if not (self.grants or self.acknowledged or self.revokes or self.loads):
-            return None
-        num_grants, num_bytes = 0, 0
-        for grant in self.grants:
-            num_bytes += grant.ByteSize()
-            if num_grants and num_bytes > max_bytes:
-                break
-            num_grants += 1
-        orders = fleet.ExecutorOrders(grants=self.grants[:num_grants])
-        del self.grants[:num_grants]
-        if not self.grants:  # neither a revoke nor a load must overtake a grant before it
-            orders.acknowledged.extend(self.acknowledged)
-            orders.revokes.extend(self.revokes)
-            orders.loads.extend(self.loads)
-            self.acknowledged, self.revokes, self.loads = [], [], []
-        return fleet.AttachResponse(orders=orders)
+        return self._waiting.popleft() if self._waiting else None
+
+    def _open(self) -> fleet.ExecutorOrders:
+        self._num_bytes = 0
+        self._waiting.append(fleet.AttachResponse())
+        return self._waiting[-1].orders

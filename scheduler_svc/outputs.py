@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from headway.v1 import generation_pb2 as generation
-from headway.v1 import scheduler_pb2 as scheduler
 
 
 class Follower(Protocol):
@@ -22,17 +21,17 @@ class Follower(Protocol):
 
 
 class Output:
-    """The tokens of one request. ``finished`` is set once its end is committed."""
+    """The tokens of one request. ``result`` is set once its end is committed."""
 
     __slots__ = (
         "ends",
-        "finished",
         "followers",
         "logprobs",
         "max_tokens",
         "mute",
         "num_samples",
         "request_id",
+        "result",
         "token_ids",
         "vocab_size",
     )
@@ -55,7 +54,7 @@ class Output:
         # handle is the number of the sample
         self.ends: list[generation.SequenceEnd | None] = [None] * num_samples
         self.followers: list[Follower] = []
-        self.finished: scheduler.Finished | None = None
+        self.result: generation.GenerationResult | None = None
         # cuts off the one lease that may write here
         self.mute: Callable[[], None] | None = None
 
@@ -81,9 +80,11 @@ class Output:
             self.mute()
             self.mute = None
 
-    def finish(self, finished: scheduler.Finished) -> None:
-        """The end is committed: tell the followers."""
-        self.finished = finished
+    def finish(self, result: generation.GenerationResult) -> None:
+        """The end is committed: tell the followers. Sealed once more, because a lease that was
+        granted in the same batch as the end opens after the end was decided."""
+        self.seal()
+        self.result = result
         for follower in self.followers:
             if not follower.is_dirty:
                 follower.mark()
@@ -106,4 +107,5 @@ class Output:
             if output.logprobs is not None:
                 output.logprobs[number].extend(sample.logprobs)
             output.ends[number] = sample.end
+        output.finish(result)
         return output

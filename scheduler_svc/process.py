@@ -54,43 +54,51 @@ def make_store(settings: SchedulerSettings) -> Store:
 
 
 @contextlib.asynccontextmanager
+async def _opened(store: Store) -> AsyncIterator[int]:
+    """Gives the epoch; closed again however far the start came."""
+    epoch = await store.open()
+    try:
+        yield epoch
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
 async def started(settings: SchedulerSettings, store: Store) -> AsyncIterator[Process]:
     """Serve until the context ends; a task that dies ends it with an exception group."""
-    epoch = await store.open()
-    runtime = Runtime(Scheduler(settings.core(), epoch), store, settings, epoch=epoch)
-    catalog = Catalog(settings)
-    pulse = Pulse(settings, monotonic_ms)
-    service = SchedulerService(runtime, catalog, pulse)
-    server = Server(
-        max_message_bytes=settings.max_message_bytes,
-        max_concurrent_streams=settings.max_concurrent_streams,
-        has_reflection=settings.has_reflection,
-    )
-    for descriptor, add, servicer in (
-        (
-            scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"],
-            scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
-            service,
-        ),
-        (
-            scheduler_pb2.DESCRIPTOR.services_by_name["AdminService"],
-            scheduler_pb2_grpc.add_AdminServiceServicer_to_server,
-            AdminService(runtime, settings),
-        ),
-        (
-            fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
-            fleet_pb2_grpc.add_FleetServiceServicer_to_server,
-            FleetService(runtime, catalog, pulse),
-        ),
-    ):
-        server.register(descriptor, add, servicer)
-    async with asyncio.TaskGroup() as tasks:
-        own = [tasks.create_task(task.run()) for task in (runtime, pulse, service)]
+    async with _opened(store) as epoch, asyncio.TaskGroup() as tasks:
+        runtime = Runtime(Scheduler(settings.core(), epoch), store, settings, epoch=epoch)
+        catalog = Catalog(settings)
+        pulse = Pulse(settings, monotonic_ms)
+        service = SchedulerService(runtime, catalog, pulse)
+        server = Server(
+            max_message_bytes=settings.max_message_bytes,
+            max_concurrent_streams=settings.max_concurrent_streams,
+            has_reflection=settings.has_reflection,
+        )
+        for descriptor, add, servicer in (
+            (
+                scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"],
+                scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
+                service,
+            ),
+            (
+                scheduler_pb2.DESCRIPTOR.services_by_name["AdminService"],
+                scheduler_pb2_grpc.add_AdminServiceServicer_to_server,
+                AdminService(runtime, settings),
+            ),
+            (
+                fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
+                fleet_pb2_grpc.add_FleetServiceServicer_to_server,
+                FleetService(runtime, catalog, pulse),
+            ),
+        ):
+            server.register(descriptor, add, servicer)
         port = await server.start(settings.address)
+        own = [tasks.create_task(task.run()) for task in (runtime, pulse, service)]
         try:
             yield Process(settings, server, runtime, port)
         finally:
             await server.stop(settings.stop_grace_ms / 1_000)
             for task in own:
                 task.cancel()
-            await store.close()

@@ -21,6 +21,8 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from scheduler_svc.outputs import Output
 
+_MAX_HANDLE = (1 << 32) - 1
+
 
 @dataclass(eq=False, slots=True)
 class Lease:
@@ -32,6 +34,7 @@ class Lease:
     handle: int
     output: Output
     has_started: bool = False
+    is_muted: bool = False
 
     def ref(self) -> fleet.LeaseRef:
         """Its name on the wire."""
@@ -71,6 +74,10 @@ class Routes:
         self._next_handle = 1
         self.num_dropped = 0
 
+    def has_room(self, output: Output) -> bool:
+        """Whether there are handles for one more lease."""
+        return self._next_handle + output.num_samples - 1 <= _MAX_HANDLE
+
     def open(self, output: Output, attempt: int) -> Lease:
         """A lease begins; gives it the next handles. An earlier lease is cut off."""
         output.seal()
@@ -88,6 +95,7 @@ class Routes:
 
     def mute(self, lease: Lease) -> None:
         """Drop the lease's tokens from here on; its end is still to come."""
+        lease.is_muted = True
         for handle in range(lease.handle, lease.handle + lease.output.num_samples):
             self._routes.pop(handle, None)
 

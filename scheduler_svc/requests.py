@@ -16,7 +16,7 @@ from scheduler_svc.core import messages
 from scheduler_svc.outputs import Output
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class LiveRequest:
     """A request and everything around it. ``is_detached``: it outlives its readers."""
 
@@ -31,7 +31,7 @@ class LiveRequest:
     @property
     def has_finished(self) -> bool:
         """Its end is committed."""
-        return self.output.finished is not None
+        return self.output.result is not None
 
     def stop_grace(self) -> None:
         """Somebody follows it again, or it is over."""
@@ -103,17 +103,27 @@ class FutureSink:
     """For calls that await the answer. ``abandon`` gets a request whose caller is gone."""
 
     def __init__(self, abandon: Callable[[LiveRequest], None]) -> None:
-        self.answer: asyncio.Future[LiveRequest] = asyncio.get_running_loop().create_future()
+        self._answer: asyncio.Future[LiveRequest] = asyncio.get_running_loop().create_future()
         self._abandon = abandon
+
+    async def answer(self) -> LiveRequest:
+        """The accepted request. Raises HeadwayError."""
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            # the call can be cancelled after it was answered and before it runs again
+            if not self._answer.cancelled() and self._answer.exception() is None:
+                self._abandon(self._answer.result())
+            raise
 
     def accepted(self, live: LiveRequest) -> None:
         """See SubmitSink."""
-        if self.answer.done():
+        if self._answer.done():
             self._abandon(live)
         else:
-            self.answer.set_result(live)
+            self._answer.set_result(live)
 
     def rejected(self, error: HeadwayError) -> None:
         """See SubmitSink."""
-        if not self.answer.done():
-            self.answer.set_exception(error)
+        if not self._answer.done():
+            self._answer.set_exception(error)

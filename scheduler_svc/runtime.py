@@ -18,8 +18,8 @@ from scheduler_svc import translate
 from scheduler_svc.core import messages
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.mailbox import Mailbox
-from scheduler_svc.outputs import Output
 from scheduler_svc.requests import ExecutorLink, LiveRequest, Submission
+from scheduler_svc.results import Results
 from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.store.base import AcceptedRecord, FinishedRecord, Store, StoreRecord
 
@@ -47,6 +47,7 @@ class Runtime:
     ) -> None:
         self.epoch = epoch
         self.clock_ms = clock_ms
+        self.results = Results(store)
         self._core = core
         self._store = store
         self._settings = settings
@@ -88,17 +89,6 @@ class Runtime:
         live = self._live.get(request_id)
         return live if live is not None and live.tenant == tenant else None
 
-    async def load(self, request_id: str, tenant: str) -> generation.GenerationResult:
-        """The result of a finished request. Raises HeadwayError."""
-        record = await self._store.get_result(request_id)
-        if record.tenant != tenant:
-            raise HeadwayError(Reason.REQUEST_NOT_FOUND, "No such request.")
-        return generation.GenerationResult.FromString(record.result)
-
-    async def load_finished(self, request_id: str, tenant: str) -> LiveRequest:
-        """A finished request as something that can be followed. Raises HeadwayError."""
-        return _replay(request_id, tenant, await self.load(request_id, tenant))
-
     def cancel(self, live: LiveRequest) -> None:
         """Nobody wants it."""
         live.stop_grace()
@@ -117,11 +107,15 @@ class Runtime:
             live.grace = loop.call_later(grace_ms / 1_000, self.cancel, live)
 
     def status(self, live: LiveRequest) -> generation.QueueStatus | None:
-        """Where a live request stands; None once it ended."""
-        status = self._core.status(live.request_id, self.clock_ms())
-        if status is None:
+        """Where a live request stands; None once its end is committed."""
+        if live.has_finished:
             return None
-        return translate.status_to_proto(status, live.output.num_tokens)
+        num_tokens = live.output.num_tokens
+        status = self._core.status(live.request_id, self.clock_ms())
+        if status is None:  # its end is on the way to the store
+            running = generation.QueueStatus.STATE_RUNNING
+            return generation.QueueStatus(state=running, num_generated_tokens=num_tokens)
+        return translate.status_to_proto(status, num_tokens)
 
     def snapshot(self, max_rows: int) -> messages.Snapshot:
         """Queue and fleet, for operators."""
@@ -222,7 +216,7 @@ class Runtime:
                 originals[original_id] = live
             elif original_id not in originals:
                 try:
-                    originals[original_id] = await self.load_finished(original_id, tenant)
+                    originals[original_id] = await self.results.replay(original_id, tenant)
                 except HeadwayError as error:
                     originals[original_id] = error
         return originals
@@ -308,7 +302,7 @@ class Runtime:
     ) -> None:
         live = self._live.pop(action.request_id)
         live.stop_grace()
-        live.output.finish(translate.finished_from_result(result))
+        live.output.finish(result)
         for waiter in live.waiters:
             if not waiter.done():
                 waiter.set_result(result)
@@ -338,9 +332,3 @@ def _log_decision(decision: messages.Decision) -> None:
 
 def _log_lease(event: str, executor_id: str, request_id: str, attempt: int) -> None:
     _log.debug(event, executor_id=executor_id, request_id=request_id, attempt=attempt)
-
-
-def _replay(request_id: str, tenant: str, result: generation.GenerationResult) -> LiveRequest:
-    output = Output.replay(request_id, result)
-    output.finish(translate.finished_from_result(result))
-    return LiveRequest(request_id, tenant, output, generation.GenerationRequest(), False)

@@ -2,18 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
 
 from headway.v1 import generation_pb2 as generation
 from headway.v1 import scheduler_pb2 as scheduler
 from headway.v1 import scheduler_pb2_grpc
 from scheduler_svc import translate
+from scheduler_svc.calls import GenerateCall
 from scheduler_svc.catalog import Catalog
-from scheduler_svc.clients import ClientSession, Positions, submission_from_proto
+from scheduler_svc.clients import ClientSession, submission_from_proto
+from scheduler_svc.positions import Positions
 from scheduler_svc.requests import FutureSink, LiveRequest
 from scheduler_svc.runtime import Runtime
 from scheduler_svc.streams import Context, Places, Pulse, on_call_end
-from scheduler_svc.subscriptions import Feed
 
 
 class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -39,10 +39,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, request_iterator: AsyncIterator[scheduler.OpenRequest], context: Context
     ) -> AsyncIterator[scheduler.OpenResponse]:
         """See scheduler.proto."""
-        self._streams.take()
-        session = ClientSession(
-            self._runtime, self._catalog, self._pulse, self._streams, self._positions
-        )
+        self._streams.take(context)
+        session = ClientSession(self._runtime, self._catalog, self._pulse, self._positions)
         async for response in session.run(request_iterator, context):
             yield response
 
@@ -51,25 +49,14 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> AsyncIterator[scheduler.GenerateResponse]:
         """See scheduler.proto. A call that ends early cancels its request; with an idempotency
         key only after the resume grace, so that a repeated call finds it alive."""
-        self._streams.take()
-        has_key = bool(request.request.idempotency_key)
-        call = _GenerateCall(self._runtime, self._settings.resume_grace_ms if has_key else 0)
-        on_call_end(context, partial(call.end, self._streams))
+        self._streams.take(context)
+        grace_ms = self._settings.resume_grace_ms if request.request.idempotency_key else 0
+        call = GenerateCall(self._runtime, self._pulse, grace_ms)
+        on_call_end(context, call.end)
         await context.send_initial_metadata(())
-        live = await self._submit(request.request, is_detached=False, grace_ms=call.grace_ms)
-        call.follow(live)
-        accepted = scheduler.Accepted(request_id=live.request_id, status=self._runtime.status(live))
-        yield scheduler.GenerateResponse(accepted=accepted)
-        while True:
-            await call.news.wait()
-            call.news.clear()
-            updates = call.feed.take(self._settings.max_frame_tokens)
-            if updates.HasField("frame"):
-                yield scheduler.GenerateResponse(frame=updates.frame)
-            for finished in updates.finished:
-                yield scheduler.GenerateResponse(finished=finished)
-                return
-            await asyncio.sleep(self._settings.generate_flush_ms / 1_000)
+        live = await self._submit(request.request, is_detached=False, grace_ms=grace_ms)
+        async for response in call.follow(live):
+            yield response
 
     async def Submit(  # noqa: N802
         self, request: scheduler.SubmitRequest, context: Context
@@ -86,18 +73,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         """See scheduler.proto. Beyond ``max_retrieve_waiters`` it answers without waiting."""
         live = self._runtime.find(request.request_id, request.tenant)
         if live is None:
-            result = await self._runtime.load(request.request_id, request.tenant)
+            result = await self._runtime.results.load(request.request_id, request.tenant)
             return scheduler.RetrieveResponse(result=result)
         wait_ms = 0
         if request.HasField("wait"):
             most = self._settings.max_retrieve_wait_ms
             wait_ms = translate.duration_ms(request.wait, "wait", least=0, most=most)
         if wait_ms and self._num_waiters < self._settings.max_retrieve_waiters:
-            waited = await self._wait_for_end(live, wait_ms)
+            waited = await self._wait_for_end(live, wait_ms / 1_000)
             if waited is not None:
                 return scheduler.RetrieveResponse(result=waited)
-        status = self._runtime.status(live) or generation.QueueStatus()
-        return scheduler.RetrieveResponse(pending=status)
+        return scheduler.RetrieveResponse(pending=self._runtime.status(live))
 
     async def Cancel(  # noqa: N802
         self, request: scheduler.CancelRequest, context: Context
@@ -107,6 +93,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         live = self._runtime.find(request.request_id, request.tenant)
         if live is not None:
             self._runtime.cancel(live)
+            await self._wait_for_end(live, None)
         return scheduler.CancelResponse()
 
     async def ListModels(  # noqa: N802
@@ -140,43 +127,18 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             body, self._catalog, self._pulse, sink, is_detached=is_detached
         )
         self._runtime.submit(submission)
-        return await sink.answer
+        return await sink.answer()
 
     async def _wait_for_end(
-        self, live: LiveRequest, wait_ms: int
+        self, live: LiveRequest, timeout_s: float | None
     ) -> generation.GenerationResult | None:
         end: asyncio.Future[generation.GenerationResult]
         end = asyncio.get_running_loop().create_future()
         live.waiters.append(end)
         self._num_waiters += 1
         try:
-            done, _ = await asyncio.wait([end], timeout=wait_ms / 1_000)
+            done, _ = await asyncio.wait([end], timeout=timeout_s)
             return end.result() if done else None
         finally:
             self._num_waiters -= 1
             live.waiters.remove(end)
-
-
-class _GenerateCall:
-    """The subscription of one Generate call, and what is left to do when the call ends."""
-
-    def __init__(self, runtime: Runtime, grace_ms: int) -> None:
-        self.news = asyncio.Event()
-        self.feed = Feed(self.news.set)
-        self.grace_ms = grace_ms
-        self._runtime = runtime
-        self._live: LiveRequest | None = None
-
-    def follow(self, live: LiveRequest) -> None:
-        """From the first token on; handles are the numbers of the samples."""
-        self._live = live
-        live.stop_grace()
-        self.feed.subscribe(live.output, 0, ())
-
-    def end(self, places: Places) -> None:
-        """The call is over, whatever ended it."""
-        places.give_back()
-        for subscription in list(self.feed.subscriptions.values()):
-            self.feed.unsubscribe(subscription)
-        if self._live is not None:
-            self._runtime.abandon(self._live, self.grace_ms)

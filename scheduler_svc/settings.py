@@ -11,6 +11,7 @@ from headway.settings import Settings
 from scheduler_svc.core.domain import CoreSettings
 
 _DAY_MS = 86_400_000
+_MAX_TOKEN_BYTES = 19  # of a StepFrame: three varints and a float
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Wait = Annotated[int, Field(ge=1, le=30 * _DAY_MS)]
@@ -43,7 +44,7 @@ class SchedulerSettings(Settings):
         1_000, ge=0, le=60_000, description="At shutdown, time for open calls to end by themselves."
     )
     max_message_bytes: int = Field(
-        64 << 20, ge=1 << 16, le=1 << 30, description="Largest gRPC message, both ways."
+        64 << 20, ge=1 << 20, le=1 << 30, description="Largest gRPC message, both ways."
     )
     max_concurrent_streams: int = Field(
         10_000, ge=1, le=1_000_000, description="Open calls on one connection."
@@ -70,6 +71,12 @@ class SchedulerSettings(Settings):
     )
     max_commands_per_message: int = Field(
         4_096, ge=1, le=100_000, description="Commands in one message of a client."
+    )
+    max_unread_answers: int = Field(
+        16_384,
+        ge=1,
+        le=1_000_000,
+        description="Answers that a peer has not taken; beyond it the peer is not read.",
     )
     max_frame_tokens: int = Field(
         16_384, ge=1, le=1 << 20, description="Tokens in one message to a client."
@@ -162,12 +169,14 @@ class SchedulerSettings(Settings):
     max_queued_bytes: int = Field(
         1 << 30, ge=1, le=1 << 50, description="Memory of waiting requests."
     )
-    max_inflight: int = Field(20_000, ge=1, le=10_000_000, description="Requests running at once.")
+    max_inflight: int = Field(
+        20_000, ge=1, le=10_000_000, description="Requests accepted and not ended."
+    )
     max_inflight_per_tenant: int = Field(
-        10_000, ge=1, le=10_000_000, description="Requests of one tenant running at once."
+        10_000, ge=1, le=10_000_000, description="The same for one tenant."
     )
     max_inflight_per_model: int = Field(
-        20_000, ge=1, le=10_000_000, description="Requests of one model running at once."
+        20_000, ge=1, le=10_000_000, description="The same for one model."
     )
     max_executors: int = Field(
         4_096, ge=1, le=100_000, description="Executors known, and Attach calls at once."
@@ -195,7 +204,10 @@ class SchedulerSettings(Settings):
         5_000, ge=10, le=_DAY_MS, description="An unconfirmed revoke closes the session."
     )
     max_attempts: int = Field(
-        3, ge=1, le=100, description="Grants of one request before it ends ATTEMPTS_EXHAUSTED."
+        3,
+        ge=1,
+        le=100,
+        description="Executors that a request may lose; then it ends ATTEMPTS_EXHAUSTED.",
     )
     result_ttl_ms: int = Field(
         3_600_000, ge=1, le=30 * _DAY_MS, description="How long results and keys are remembered."
@@ -280,6 +292,10 @@ class SchedulerSettings(Settings):
             raise ValueError(f"host: {self.host} is not loopback: that needs allow_insecure")
         if self.heartbeat_timeout_ms < 2 * self.heartbeat_interval_ms:
             raise ValueError("heartbeat_timeout_ms: at least twice heartbeat_interval_ms")
+        if self.max_frame_tokens * _MAX_TOKEN_BYTES > self.max_message_bytes // 2:
+            raise ValueError("max_frame_tokens: too many for max_message_bytes")
+        if self.max_orders_bytes > self.max_message_bytes // 2:
+            raise ValueError("max_orders_bytes: at most half of max_message_bytes")
         if self.default_band >= self.num_bands:
             raise ValueError("default_band: must be below num_bands")
         if self.retry_after_max_ms < self.retry_after_min_ms:

@@ -8,7 +8,7 @@ under way goes into the next message; clean-up hangs on the call, not on a gener
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import grpc.aio
 import structlog
@@ -33,21 +33,31 @@ def on_call_end(context: Context, callback: Callable[[], None]) -> None:
     context.add_done_callback(cast("Any", lambda _: callback()))
 
 
+class HasPulse(Protocol):
+    """A call whose peer may look dead."""
+
+    def check_pulse(self, now_ms: int) -> None:
+        """Cut the call if it does."""
+
+
 class Pulse:
     """Every open stream; cuts those whose peer is silent or takes nothing."""
 
     def __init__(self, settings: SchedulerSettings, clock_ms: Callable[[], int]) -> None:
         self.settings = settings
         self.clock_ms = clock_ms
-        self.streams: set[PeerStream[Any, Any]] = set()
+        self.streams: set[HasPulse] = set()
 
     async def run(self) -> None:
         """Runs until cancelled."""
+        felt_ms = self.clock_ms()
         while True:
             await asyncio.sleep(self.settings.heartbeat_interval_ms / 2_000)
-            now_ms = self.clock_ms()
+            before_ms, felt_ms = felt_ms, self.clock_ms()
+            if felt_ms - before_ms > self.settings.heartbeat_interval_ms:
+                continue  # it was us who stood still: what peers sent meanwhile is yet to be read
             for stream in list(self.streams):
-                stream.check_pulse(now_ms)
+                stream.check_pulse(felt_ms)
 
 
 class PeerStream(ABC, Generic[RequestT, ResponseT]):
@@ -56,6 +66,7 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
         self._wake = asyncio.Event()
+        self._taken = asyncio.Event()
         self._is_closed = False
         self._has_ended = False
         self._error: HeadwayError | None = None
@@ -72,12 +83,17 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
         """The next message for the peer: everything that gathered. None if nothing did."""
 
     @abstractmethod
+    def num_answers(self) -> int:
+        """Answers that wait to be taken; above the limit the peer is not read."""
+
+    @abstractmethod
     def heartbeat(self) -> ResponseT | None:
         """A sign of life; None as long as the first message is not out."""
 
     @abstractmethod
     def on_end(self) -> None:
-        """The stream is over; called once."""
+        """Nothing is read or sent any more, though a call that was cut may yet be open; called
+        once."""
 
     def wake(self) -> None:
         """There is something to take."""
@@ -97,12 +113,13 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
     ) -> AsyncIterator[ResponseT]:
         """The call's handler."""
         try:
+            self._pulse.streams.add(self)
             on_call_end(context, self._end)
             await context.send_initial_metadata(())
-            self._pulse.streams.add(self)
             self._reader = asyncio.create_task(self._read(requests))
             while not self._is_closed:
                 message = self.take()
+                self._taken.set()
                 if message is None:
                     message = await self._wait()
                     if message is None:
@@ -130,7 +147,12 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
             self._reading_since_ms = self._pulse.clock_ms()
             async for message in requests:
                 self._reading_since_ms = None
+                if self._is_closed:  # its end waits for the writer; it has no say any more
+                    return
                 await self.on_message(message)
+                while self.num_answers() > self._pulse.settings.max_unread_answers:
+                    self._taken.clear()
+                    await self._taken.wait()
                 self._reading_since_ms = self._pulse.clock_ms()
             self.close(None)
         except HeadwayError as error:
@@ -173,12 +195,13 @@ class Places:
     def __init__(self, num_places: int) -> None:
         self._num_free = num_places
 
-    def take(self) -> None:
-        """Raises HeadwayError QUOTA_EXCEEDED if there is none."""
+    def take(self, context: Context) -> None:
+        """For as long as the call is open: one that we cut but that cannot end, because its peer
+        takes nothing, still counts. Raises HeadwayError QUOTA_EXCEEDED if there is none."""
         if self._num_free <= 0:
             raise HeadwayError(Reason.QUOTA_EXCEEDED, "Too many calls of this kind are open.")
         self._num_free -= 1
+        on_call_end(context, self._give_back)
 
-    def give_back(self) -> None:
-        """The call is over."""
+    def _give_back(self) -> None:
         self._num_free += 1

@@ -21,7 +21,9 @@ class Subscription:
         self.feed = feed
         self.output = output
         self.handle = handle
-        self.cursors = [*next_index, *[0] * (output.num_samples - len(next_index))]
+        # cut, because the client of a failed request may name samples that are not there
+        known = next_index[: output.num_samples]
+        self.cursors = [*known, *[0] * (output.num_samples - len(known))]
         self.sent_ends = [False] * output.num_samples
         self.is_dirty = False
 
@@ -101,7 +103,8 @@ class Feed:
         self._dirty: list[Subscription] = []
         self._accepted: list[scheduler.Accepted] = []
         self._rejected: list[scheduler.Rejected] = []
-        self._positions: list[scheduler.Position] = []
+        # the latest of each handle
+        self._positions: dict[int, scheduler.Position] = {}
         self.subscriptions: dict[int, Subscription] = {}
 
     def accept(self, accepted: scheduler.Accepted) -> None:
@@ -116,7 +119,7 @@ class Feed:
 
     def tell_position(self, position: scheduler.Position) -> None:
         """Tell where a waiting request stands."""
-        self._positions.append(position)
+        self._positions[position.handle] = position
         self._wake()
 
     def subscribe(self, output: Output, handle: int, next_index: Sequence[int]) -> Subscription:
@@ -128,9 +131,10 @@ class Feed:
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """Stop following a request."""
+        """Stop following a request; what it had to tell is dropped."""
         if self.subscriptions.pop(subscription.handle, None) is not None:
             subscription.output.followers.remove(subscription)
+            self._positions.pop(subscription.handle, None)
 
     def mark(self, subscription: Subscription) -> None:
         """The subscription has news."""
@@ -140,33 +144,42 @@ class Feed:
             self._wake()
 
     @property
+    def num_answers(self) -> int:
+        """Answers to submits and resumes that wait to be taken."""
+        return len(self._accepted) + len(self._rejected)
+
+    @property
     def has_news(self) -> bool:
         """``take`` would give a message."""
         return bool(self._dirty or self._accepted or self._rejected or self._positions)
 
-    def take(self, max_tokens: int) -> scheduler.Updates:
-        """One message with everything that gathered, at most ``max_tokens`` of it tokens."""
-        updates = scheduler.Updates(
-            accepted=self._accepted, rejected=self._rejected, positions=self._positions
-        )
-        self._accepted, self._rejected, self._positions = [], [], []
+    def take(self, updates: scheduler.Updates, max_tokens: int) -> None:
+        """Put everything that gathered into an empty message, at most ``max_tokens`` tokens."""
+        updates.accepted.extend(self._accepted)
+        updates.rejected.extend(self._rejected)
+        updates.positions.extend(self._positions.values())
+        self._accepted, self._rejected, self._positions = [], [], {}
         dirty, self._dirty = self._dirty, []
         builder = _FrameBuilder()
         for number, subscription in enumerate(dirty):
+            if subscription.handle not in self.subscriptions:
+                continue  # left meanwhile
             room = max_tokens - len(builder.handles)
             if room <= 0:
                 self._dirty = dirty[number:]
                 break
             if not builder.add(subscription, room):
-                self._dirty = dirty[number:]
+                self._dirty = [*dirty[number + 1 :], subscription]  # the others first
                 break
             subscription.is_dirty = False
-            finished = subscription.output.finished
-            if finished is not None:
-                own = updates.finished.add()
-                own.CopyFrom(finished)
-                own.handle = subscription.handle
+            result = subscription.output.result
+            if result is not None:
+                updates.finished.add(
+                    handle=subscription.handle,
+                    usage=result.usage,
+                    timing=result.timing,
+                    failure=result.failure if result.HasField("failure") else None,
+                )
                 self.unsubscribe(subscription)
         if builder.handles or builder.ends:
             builder.fill(updates.frame)
-        return updates

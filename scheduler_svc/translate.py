@@ -8,13 +8,13 @@ import hashlib
 import secrets
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 from google.protobuf import duration_pb2
 
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2 as generation
-from headway.v1 import scheduler_pb2 as scheduler
 from scheduler_svc.core import messages
 from scheduler_svc.outputs import Output
 from scheduler_svc.settings import SchedulerSettings
@@ -30,8 +30,10 @@ def new_request_id() -> str:
     return "req_" + secrets.token_urlsafe(18)
 
 
+@lru_cache(maxsize=4_096)
 def duration(ms: int) -> duration_pb2.Duration:
-    """Milliseconds as a Duration."""
+    """Milliseconds as a Duration, to be copied and not to be changed: every request needs seven,
+    and most of them were made before."""
     return duration_pb2.Duration(seconds=ms // 1_000, nanos=ms % 1_000 * 1_000_000)
 
 
@@ -94,6 +96,11 @@ def request_from_proto(
     body.num_samples = num_samples
     queue_timeout_ms, execution_timeout_ms = _timeouts(body, settings)
     bytes_per_token = 8 if body.sampling.logprobs else 4
+    num_bytes = (
+        _OVERHEAD_BYTES + body.ByteSize() + bytes_per_token * body.sampling.max_tokens * num_samples
+    )
+    if num_bytes > settings.max_message_bytes:  # its result, or its next grant, could not travel
+        raise _bad("sampling.max_tokens", "num_samples x max_tokens is too much for one request")
     request = messages.Request(
         request_id=new_request_id(),
         tenant=body.tenant,
@@ -102,9 +109,7 @@ def request_from_proto(
         num_prompt_tokens=len(body.prompt_token_ids),
         max_tokens=body.sampling.max_tokens,
         num_samples=num_samples,
-        num_bytes=_OVERHEAD_BYTES
-        + body.ByteSize()
-        + bytes_per_token * body.sampling.max_tokens * num_samples,
+        num_bytes=num_bytes,
         queue_timeout_ms=queue_timeout_ms,
         execution_timeout_ms=execution_timeout_ms,
         session_id=body.session_id,
@@ -141,12 +146,13 @@ def _check_names(body: generation.GenerationRequest, settings: SchedulerSettings
 
 def _check_prompt(body: generation.GenerationRequest, card: generation.ModelCard) -> None:
     field = "prompt_token_ids"
-    num_tokens = len(body.prompt_token_ids)
+    token_ids = body.prompt_token_ids[:]  # a list is faster to look through
+    num_tokens = len(token_ids)
     if num_tokens == 0:
         raise _bad(field, "must not be empty")
     if num_tokens >= card.max_context_tokens:
         raise _too_long(num_tokens, 1, card)
-    if max(body.prompt_token_ids) >= card.vocab_size:
+    if max(token_ids) >= card.vocab_size:
         raise _bad(field, f"must be below the vocabulary's size, {card.vocab_size}")
 
 
@@ -162,16 +168,28 @@ def _check_sampling(
         raise _bad("sampling.top_p", "must be above 0 and at most 1")
     if not 0 <= sampling.min_p <= 1:
         raise _bad("sampling.min_p", "must be from 0 to 1")
-    if len(sampling.stop_token_ids) > settings.max_stop_token_ids:
+    if sampling.stop_token_ids:
+        _check_stop_token_ids(sampling.stop_token_ids, card, settings)
+    if sampling.stop_strings:
+        _check_stop_strings(sampling.stop_strings, settings)
+
+
+def _check_stop_token_ids(
+    token_ids: Sequence[int], card: generation.ModelCard, settings: SchedulerSettings
+) -> None:
+    if len(token_ids) > settings.max_stop_token_ids:
         raise _bad("sampling.stop_token_ids", f"at most {settings.max_stop_token_ids}")
-    if any(token >= card.vocab_size for token in sampling.stop_token_ids):
+    if max(token_ids) >= card.vocab_size:
         raise _bad("sampling.stop_token_ids", f"must be below {card.vocab_size}")
-    if len(sampling.stop_strings) > settings.max_stop_strings:
+
+
+def _check_stop_strings(stop_strings: Sequence[str], settings: SchedulerSettings) -> None:
+    if len(stop_strings) > settings.max_stop_strings:
         raise _bad("sampling.stop_strings", f"at most {settings.max_stop_strings}")
-    if not all(sampling.stop_strings):
+    if not all(stop_strings):
         raise _bad("sampling.stop_strings", "must not be empty")
     most = settings.max_stop_string_bytes
-    if any(len(stop.encode()) > most for stop in sampling.stop_strings):
+    if any(len(stop.encode()) > most for stop in stop_strings):
         raise _bad("sampling.stop_strings", f"must not be longer than {most} bytes")
 
 
@@ -266,15 +284,6 @@ def result_to_proto(
         )
         result.failure.CopyFrom(failure(error))
     return result
-
-
-def finished_from_result(result: generation.GenerationResult) -> scheduler.Finished:
-    """The last word of a stream; the handle is set by whoever sends it."""
-    return scheduler.Finished(
-        usage=result.usage,
-        timing=result.timing,
-        failure=result.failure if result.HasField("failure") else None,
-    )
 
 
 def _bad(field: str, message: str) -> HeadwayError:

@@ -7,8 +7,8 @@ what does not fit in the budget is cut into chunks. Order is always by arrival.
 A sequence joins only when blocks for all its present tokens are free, so prefill chunks never
 run out of blocks; decode rows can. Then the youngest running sequence is preempted: its blocks
 are taken back and it computes everything again later. The oldest is never preempted for another,
-and ``can_ever_fit`` is asked before a sequence comes in, so the oldest always advances and every
-sequence becomes the oldest at some time.
+and no sequence may grow past what all blocks hold (the engine's context is no longer than that),
+so the oldest always advances and every sequence becomes the oldest at some time.
 """
 
 from collections import deque
@@ -50,10 +50,6 @@ class Batcher:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
-
-    def can_ever_fit(self, num_tokens: int) -> bool:
-        """Whether a sequence that grows to ``num_tokens`` tokens can run, if need be alone."""
-        return self.blocks.blocks_for(num_tokens) <= self.blocks.num_blocks
 
     def add(self, sequence: Sequence) -> None:
         sequence.arrival = self._num_arrived

@@ -4,6 +4,10 @@ Rule: a lease's fault is the lease's alone. What it asks for is checked when it 
 step raises all the same, its chunks are run again one by one, and those that raise alone end
 their leases with INTERNAL. That is safe because a chunk writes only to its own blocks and its
 result does not depend on its company.
+
+A fault of the engine is not the leases': if the device is lost, or if of several leases each one
+raises alone, ``step`` raises. The process then ends, and other executors take the leases over;
+else a broken device would go on taking leases and fail them faster than healthy ones can serve.
 """
 
 import math
@@ -27,7 +31,7 @@ from executor_svc.core.lease_rules import check_lease
 from executor_svc.core.sequence import Sequence
 from executor_svc.core.stopping import StopMatcher, StopRules
 from executor_svc.torch_engine.attention.cpu import CpuAttention
-from executor_svc.torch_engine.config import EngineConfig
+from executor_svc.torch_engine.config import EngineConfig, find_device
 from executor_svc.torch_engine.files import ModelError
 from executor_svc.torch_engine.kv_cache import KVCache
 from executor_svc.torch_engine.models.decoder import Decoder
@@ -36,16 +40,21 @@ from executor_svc.torch_engine.runner import Runner
 from executor_svc.torch_engine.sampler import RowParams
 from headway.reasons import Reason
 
+_ONE_THREAD_PARAMETERS = 100_000_000  # see EngineConfig
+
 
 class TorchEngine:
     """Serves models with torch. Building it loads the first max_models, or raises ModelError."""
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
         self._config = config
-        self._device = torch.device(config.device)
+        self._device = find_device(config.device)
         self._residency = Residency(config, self._device)
+        if (
+            config.num_threads is not None
+            or self._residency.max_parameters < _ONE_THREAD_PARAMETERS
+        ):
+            torch.set_num_threads(config.num_threads or 1)
         self._resident: dict[str, ResidentModel] = {}  # at most max_models
         for name in list(self._residency.models)[: self.max_models]:
             try:
@@ -227,13 +236,19 @@ class ResidentModel:
         try:
             rows = [self._rows[sequence.key] for sequence in last]
             token_ids, logprobs = self._runner.run(chunks, rows)
+        except torch.AcceleratorError:
+            raise  # whatever comes after it fails too
         except Exception as fault:
             if len(chunks) == 1:
                 self._fail(chunks[0].sequence.lease_key, repr(fault), output)
                 return
+            num_failures = len(output.failures)
+            lease_keys = {chunk.sequence.lease_key for chunk in chunks}
             for chunk in chunks:
                 if chunk.sequence.lease_key in self._leases:
                     self._run([chunk], output)
+            if len(output.failures) - num_failures == len(lease_keys) > 1:
+                raise
             return
         for sequence, token_id, logprob in zip(last, token_ids, logprobs, strict=True):
             if sequence.lease_key not in self._leases:

@@ -17,12 +17,14 @@ def find_model_file(folder: Path, name: str) -> Path | None:
     path = folder / name
     if not path.exists():
         return None
-    # The hub's cache keeps snapshots/<commit>/<file> as links to blobs/, two folders up.
-    root = folder.resolve()
-    if root.parent.name == "snapshots":
-        root = root.parent.parent
-    if not path.resolve().is_relative_to(root):
+    roots = [folder.resolve()]
+    if roots[0].parent.name == "snapshots":
+        # The hub's cache keeps snapshots/<commit>/<file> as links to blobs/<digest>.
+        roots.append(roots[0].parent.parent / "blobs")
+    if not any(path.resolve().is_relative_to(root) for root in roots):
         raise ModelError(f"{path}: leads out of the model folder")
+    if not path.is_file():
+        raise ModelError(f"{path}: not a file")
     return path
 
 

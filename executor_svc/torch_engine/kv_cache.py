@@ -17,7 +17,10 @@ _DEFAULT_CPU_KV_BYTES = 1 << 30
 
 
 class KVCache:
-    """Keys and values of all layers, each [layers, kv_heads, slots + 1, head_dim]."""
+    """Keys and values of all layers, each [layers, kv_heads, slots + 1, head_dim].
+
+    Raises ValueError if there is no memory for them.
+    """
 
     def __init__(
         self, spec: ModelSpec, *, num_blocks: int, block_size: int, device: torch.device

@@ -1,7 +1,8 @@
 """Model files: find them, check them, read one tensor at a time.
 
 Rule: only safetensors, and every check comes before the first tensor is read. A checkpoint must
-hold exactly the tensors that the decoder asks for, in their shapes.
+hold exactly the tensors that the decoder asks for, in their shapes. Old Llama checkpoints also
+hold rotary frequencies; these are computed from the config as they were, so they are passed over.
 """
 
 import hashlib
@@ -28,8 +29,11 @@ _ASSETS = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FLOATS = ("F32", "BF16", "F16")
+_ROTARY_FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# Not all of a repository: many hold the weights again in other formats.
+_WANTED = ("config.json", "model.safetensors", "model-*.safetensors", _INDEX, *_ASSETS)
 
 
 def find_model(source: str) -> Path:
@@ -39,10 +43,19 @@ def find_model(source: str) -> Path:
         return folder
     if not _HUB_ID.fullmatch(source):
         raise ModelError(f"{source}: neither a folder nor a hub id (owner/name)")
+    return _download(source)
+
+
+def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["config.json", "*.safetensors", _INDEX, *_ASSETS]
-    return Path(snapshot_download(source, allow_patterns=wanted))
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_WANTED)))
+    except Exception as fault:  # the hub, its HTTP client and its downloader have no common base
+        cause = " ".join(str(fault).split()) or repr(fault)
+        raise ModelError(
+            f"{hub_id}: no such folder, and not to be had from the hub: {cause}"
+        ) from fault
 
 
 def read_assets(folder: Path) -> ModelAssets:
@@ -125,7 +138,7 @@ class Checkpoint:
         for file_name, path in self._files.items():
             with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
-                    if name in ignored:
+                    if name in ignored or _ROTARY_FREQUENCIES.fullmatch(name):
                         continue
                     if name not in shapes:
                         raise ModelError(f"{path}: unexpected tensor {name}")

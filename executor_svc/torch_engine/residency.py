@@ -57,6 +57,8 @@ class Residency:
             name: _know(name, folder, specs[name], config, device, kv_bytes)
             for name, folder in folders.items()
         }
+        # of the largest model
+        self.max_parameters = max(map(_num_parameters, specs.values()))
         self._host: dict[str, HostWeights] = {}  # also the present ones; the last to leave is last
         self._ms_per_byte: float | None = None  # of the last load from files
 
@@ -175,12 +177,15 @@ def _know(
     )
 
 
+def _num_parameters(spec: ModelSpec) -> int:
+    return sum(map(math.prod, tensor_shapes(spec).values()))
+
+
 def _weight_bytes(spec: ModelSpec, device: torch.device) -> int:
     """What a model's weights take on the device."""
-    shapes = tensor_shapes(spec)
-    num_weights = sum(math.prod(shape) for shape in shapes.values())
+    num_weights = _num_parameters(spec)
     if spec.has_tied_head and device.type == "cpu":  # packed for the head, plain for the rest
-        num_weights += math.prod(shapes["model.embed_tokens.weight"])
+        num_weights += math.prod(tensor_shapes(spec)["model.embed_tokens.weight"])
     return num_weights * spec.dtype.itemsize
 
 

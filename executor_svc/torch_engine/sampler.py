@@ -13,10 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from executor_svc.core.engine import SamplingParams
 
+_NUCLEUS_WIDTH = 256  # holds the nucleus of most rows
 _MASK = 0xFFFFFFFF
 _ROUND_FACTORS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -108,24 +110,42 @@ def _cut(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     cuts_k, cuts_p = (top_k > 0) & (top_k < vocab), top_p < 1
     if not bool((cuts_k | cuts_p | (min_p > 0)).any()):
         return probs
-    top_k = top_k.where(cuts_k, vocab)
-    # Only as many of the largest as some row needs: a full sort only for top-p without top-k.
-    width = int(top_k.where(cuts_k | cuts_p, 1).max())
+    width = int(top_k.where(cuts_k, 1).max())
     largest = probs.topk(width, dim=-1).values
-    rank = torch.arange(width, device=probs.device)
-    last_k = largest.gather(1, (top_k.clamp(max=width) - 1)[:, None])
+    last_k = largest.gather(1, (top_k.clamp(1, width) - 1)[:, None])
     # A row without a top-k cut may see only part of its vocabulary in ``largest``.
     threshold = last_k.where(cuts_k[:, None], 0.0)
-
-    mass = largest.cumsum(-1, dtype=torch.float64)
-    total = probs.where(probs >= threshold, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
-    # The first column is in, but for a row of NaN, which must not upset the others.
-    in_nucleus = (mass - largest < top_p[:, None] * total) & (rank < top_k[:, None])
-    last_p = largest.gather(1, (in_nucleus.sum(-1, keepdim=True) - 1).clamp_(min=0))
-    threshold = threshold.where(~cuts_p[:, None], torch.maximum(threshold, last_p))
-
+    for is_in, candidates in ((cuts_p & cuts_k, largest), (cuts_p & ~cuts_k, probs)):
+        rows = torch.nonzero(is_in)[:, 0]
+        if len(rows):
+            kept = probs[rows]
+            total = kept.where(kept >= threshold[rows], 0.0).sum(-1, dtype=torch.float64)
+            last_p = _last_of_nucleus(candidates[rows], top_p[rows] * total)
+            threshold[rows] = torch.maximum(threshold[rows], last_p)
     threshold = torch.maximum(threshold, min_p[:, None] * largest[:, :1])
     return probs.where(probs >= threshold, 0.0)
+
+
+def _last_of_nucleus(probs: Tensor, wanted: Tensor) -> Tensor:  # [rows, vocab], [rows]
+    """The least of the largest probabilities that together reach ``wanted``, [rows, 1].
+
+    Only flat rows need a sort of their whole vocabulary. For the others it would give the same
+    bits, since sums run from the largest down.
+    """
+    last = probs.new_zeros(probs.shape[0], 1)
+    rows = torch.arange(probs.shape[0], device=probs.device)
+    width = min(_NUCLEUS_WIDTH, probs.shape[1])
+    while True:
+        largest = probs[rows].topk(width, dim=-1).values
+        mass = largest.cumsum(-1, dtype=torch.float64)
+        before = F.pad(mass[:, :-1], (1, 0))
+        # The first one is in, but for a row of NaN, which must not upset the others.
+        num_in = (before < wanted[rows, None]).sum(-1, keepdim=True)
+        last[rows] = largest.gather(1, (num_in - 1).clamp_(min=0))
+        rows = rows[mass[:, -1] < wanted[rows]]
+        if not len(rows) or width == probs.shape[1]:
+            return last
+        width = min(32 * width, probs.shape[1])
 
 
 def uniforms(counter: Tensor, key: Tensor) -> Tensor:  # [n, 4], [n, 2] of 32-bit words

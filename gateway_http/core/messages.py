@@ -46,9 +46,10 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End a request."""
+    """End a request, or only stop following it."""
 
     handle: int
+    is_leaving: bool = False
 
 
 @dataclass(slots=True)
@@ -123,13 +124,17 @@ class Sample:
 
 @dataclass(slots=True, eq=False)
 class Stream:
-    """One request. ``handle`` is 0 while this connection does not know it."""
+    """One request. ``handle`` is 0 while this connection does not know it.
+
+    ``is_kept``: it can be asked for again, by its key, so nobody's leaving ends it.
+    """
 
     key: int
     payload: Any
     num_samples: int
     num_bytes: int
     is_detached: bool
+    is_kept: bool
     wants_positions: bool
     wants_logprobs: bool
     on_change: Callable[[], None]

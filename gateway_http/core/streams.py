@@ -64,16 +64,21 @@ class Streams:
         num_bytes: int,
         on_change: Callable[[], None],
         is_detached: bool = False,
+        is_kept: bool = False,
         wants_positions: bool = False,
         wants_logprobs: bool = False,
     ) -> Stream:
-        """Ask for a request; ``on_change`` is called whenever ``Stream.read`` has news."""
+        """Ask for a request; ``on_change`` is called whenever ``Stream.read`` has news.
+
+        ``is_kept`` says that it has a key by which its client may come back for it.
+        """
         stream = Stream(
             key=self._next_key,
             payload=payload,
             num_samples=num_samples,
             num_bytes=num_bytes,
             is_detached=is_detached,
+            is_kept=is_kept or is_detached,
             wants_positions=wants_positions,
             wants_logprobs=wants_logprobs,
             on_change=on_change,
@@ -86,7 +91,10 @@ class Streams:
         return stream
 
     def cancel(self, stream: Stream, failure: Failure | None = None) -> None:
-        """End a request for its consumer now, and for the scheduler as soon as it can be told."""
+        """End a request for its consumer now, and for the scheduler as soon as it can be told.
+
+        One that is kept goes on in the scheduler: its key leads back to it.
+        """
         if stream.ended is None:
             self._end(stream, failure or Failure(Reason.CANCELLED, "The client went away."))
 
@@ -283,7 +291,9 @@ class Streams:
                 sample.is_end_read = True
         if stream.key in self._live:
             is_unsent = stream.key in self._outbox or not self._is_connected
-            if not stream.request_id and (stream.is_detached or is_unsent):
+            if stream.is_kept or (is_unsent and not stream.request_id):
+                if stream.handle and not stream.is_detached:
+                    self._cancels.append(Cancel(stream.handle, is_leaving=True))
                 self._forget(stream)
             elif stream.handle:
                 self._cancels.append(Cancel(stream.handle))

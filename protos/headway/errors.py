@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import structlog
 from google.protobuf import duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -119,7 +120,10 @@ def to_status(error: HeadwayError) -> status_pb2.Status:
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> HeadwayError:
     """Decode what ``to_status`` encoded; a bare gRPC status becomes its nearest reason."""
-    status = rpc_status.from_call(error)
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, DecodeError):  # details that contradict their status: not from us
+        status = None
     reason, retry_after_ms, field = None, None, None
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()

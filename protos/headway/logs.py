@@ -9,20 +9,31 @@ from collections.abc import Callable
 import orjson
 import structlog
 
+# Local variables hold prompts and keys; the defaults of both renderers would print them.
+_plain = structlog.dev.plain_traceback
+_without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
 
 def configure(process: str, level: str) -> None:
     """Set up structlog for this process; ``process`` is bound to every line."""
+
+    def add_process(
+        logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        event["process"] = process
+        return event
+
     renderers: list[structlog.typing.Processor]
     if sys.stderr.isatty():
-        renderers = [structlog.dev.ConsoleRenderer()]
+        renderers = [structlog.dev.ConsoleRenderer(exception_formatter=_plain)]
         logger_factory: Callable[..., object] = structlog.PrintLoggerFactory(sys.stderr)
     else:
         to_json = structlog.processors.JSONRenderer(serializer=orjson.dumps)
-        renderers = [structlog.processors.dict_tracebacks, to_json]
+        renderers = [structlog.processors.ExceptionRenderer(_without_locals), to_json]
         logger_factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            add_process,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             *renderers,
@@ -31,5 +42,3 @@ def configure(process: str, level: str) -> None:
         logger_factory=logger_factory,
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(process=process)

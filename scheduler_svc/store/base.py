@@ -41,8 +41,9 @@ class Store(Protocol):
     async def commit(self, records: Sequence[StoreRecord]) -> None:
         """All or nothing. A second end of the same request is ignored: the first one counts."""
 
-    async def get_result(self, request_id: str) -> FinishedRecord:
-        """Raises HeadwayError REQUEST_NOT_FOUND or, while that is remembered, RESULT_EXPIRED."""
+    async def get_result(self, request_id: str, tenant: str) -> FinishedRecord:
+        """Raises HeadwayError REQUEST_NOT_FOUND or, while that is remembered, RESULT_EXPIRED.
+        Another tenant's request is not found, expired or not."""
 
     async def expire(self) -> None:
         """Forget what is past its time; called now and then."""

@@ -12,6 +12,13 @@ from headway.errors import HeadwayError
 from headway.reasons import Reason
 from scheduler_svc.store.base import AcceptedRecord, FinishedRecord, StoreRecord
 
+# What a result costs in memory besides its own bytes, rounded up: short ones are mostly this.
+_OVERHEAD_BYTES = 512
+
+
+def _num_bytes(record: FinishedRecord) -> int:
+    return _OVERHEAD_BYTES + len(record.result)
+
 
 def _monotonic_ms() -> int:
     return time.monotonic_ns() // 1_000_000
@@ -35,7 +42,8 @@ class MemoryStore:
         # oldest first, because all results live equally long
         self._results: OrderedDict[str, tuple[int, FinishedRecord]] = OrderedDict()
         self._num_bytes = 0
-        self._tombstones: OrderedDict[str, None] = OrderedDict()
+        # request_id -> tenant
+        self._tombstones: OrderedDict[str, str] = OrderedDict()
 
     async def open(self) -> int:
         """The wall clock in microseconds: above the last start's without anything on disk, as
@@ -52,13 +60,13 @@ class MemoryStore:
                     self._put(record)
         self._evict()
 
-    async def get_result(self, request_id: str) -> FinishedRecord:
+    async def get_result(self, request_id: str, tenant: str) -> FinishedRecord:
         """See Store."""
         self._evict()
         found = self._results.get(request_id)
-        if found is not None:
+        if found is not None and found[1].tenant == tenant:
             return found[1]
-        if request_id in self._tombstones:
+        if self._tombstones.get(request_id) == tenant:
             raise HeadwayError(Reason.RESULT_EXPIRED, "The result is no longer kept.")
         raise HeadwayError(Reason.REQUEST_NOT_FOUND, "No such request.")
 
@@ -76,7 +84,7 @@ class MemoryStore:
         if record.request_id in self._results or record.request_id in self._tombstones:
             return
         self._results[record.request_id] = (self._clock_ms() + self._result_ttl_ms, record)
-        self._num_bytes += len(record.result)
+        self._num_bytes += _num_bytes(record)
 
     def _evict(self) -> None:
         now_ms = self._clock_ms()
@@ -85,7 +93,7 @@ class MemoryStore:
             if expires_ms > now_ms and self._num_bytes <= self._max_result_bytes:
                 break
             del self._results[request_id]
-            self._num_bytes -= len(record.result)
-            self._tombstones[request_id] = None
+            self._num_bytes -= _num_bytes(record)
+            self._tombstones[request_id] = record.tenant
         while len(self._tombstones) > self._max_tombstones:
             self._tombstones.popitem(last=False)

@@ -115,7 +115,11 @@ def test_mints_own_keys_are_exchanged_for_a_token(stack: Stack) -> None:
 
 
 def test_keys_and_tokens_are_checked_where_there_are_keys(stack: Stack) -> None:
-    gateway = {"api_keys": "alice=tml-alice", "scheduler_addresses": stack.scheduler_address}
+    gateway = {
+        "api_keys": "alice=tml-alice",
+        "signing_key": "a signing key for tests",
+        "scheduler_addresses": stack.scheduler_address,
+    }
     with Stack() as keyed:
         keyed.start_gateway(gateway)
         wish = case(max_tokens=4, seed=1)

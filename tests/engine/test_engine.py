@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
 from executor_svc.core.engine import InvalidLeaseError, SamplingParams
-from executor_svc.torch_engine.engine import TorchEngine
+from executor_svc.torch_engine.engine import ResidentModel, TorchEngine
 from headway.reasons import Reason
 from tests.engine.checkpoints import CHAT_TEMPLATE, make_checkpoint
 from tests.engine.driving import Record, build, lease, only, run
@@ -129,6 +130,52 @@ def test_a_fault_in_one_lease_ends_that_lease_only(engine: TorchEngine) -> None:
     assert record.tokens[0] == whole.tokens[0]
     assert record.tokens[20] == whole.tokens[20]
     assert only(engine)._batcher.blocks.num_free == only(engine)._batcher.blocks.num_blocks
+
+
+def only_model(engine: TorchEngine) -> ResidentModel:
+    (model,) = engine._resident.values()
+    return model
+
+
+def test_an_engine_in_which_nothing_runs_dies(
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would go on taking leases, to fail each of them for good."""
+    engine.add(lease(0, PROMPT, PARAMS))
+    engine.add(lease(10, PROMPT, PARAMS))
+    engine.step()
+
+    def forward(*_: object) -> None:
+        raise RuntimeError("nothing works")
+
+    monkeypatch.setattr(only_model(engine)._runner._model, "forward", forward)
+    with pytest.raises(RuntimeError, match="nothing works"):
+        engine.step()
+
+
+def test_an_engine_that_lost_its_device_dies(
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.add(lease(0, PROMPT, PARAMS))
+
+    def forward(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(only_model(engine)._runner._model, "forward", forward)
+    with pytest.raises(torch.AcceleratorError):
+        engine.step()
+
+
+@pytest.mark.parametrize(("num_threads", "expected"), [(None, 1), (2, 2)])
+def test_small_models_run_on_one_thread(
+    qwen3: Path, num_threads: int | None, expected: int
+) -> None:
+    torch.set_num_threads(3)
+    try:
+        build(qwen3, num_threads=num_threads)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_fault_after_the_draw_ends_that_lease_only(

@@ -6,13 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.utils import filter_repo_objects
 
 from executor_svc.torch_engine.config import EngineConfig, load_spec
 from executor_svc.torch_engine.engine import TorchEngine
 from executor_svc.torch_engine.files import ModelError
+from executor_svc.torch_engine.loader import find_model
 from tests.engine.checkpoints import make_checkpoint
 from tests.engine.driving import build, lease, run
 
@@ -55,6 +63,7 @@ def _edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]
         ({"attention_bias": True}, "attention_bias: is not supported"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no' is not true or false"),
         ({"dtype": "int8"}, "dtype: 'int8' is not supported"),
+        ({"dtype": ["float32"]}, "dtype: .'float32'. is not supported"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map: models with their own code"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: quantised"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type: 'yarn'"),
@@ -116,6 +125,31 @@ def test_unexpected_tensor(folder: Path) -> None:
     _edit_weights(folder, lambda weights: weights.update({"extra.weight": torch.zeros(1)}))
     with pytest.raises(ModelError, match=r"unexpected tensor extra\.weight"):
         build(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]
+)
+def test_rotary_frequencies_of_old_checkpoints_are_passed_over(folder: Path, name: str) -> None:
+    plain = run(build(folder), lease(0, [5]))
+    _edit_weights(folder, lambda weights: weights.update({name: torch.ones(8)}))
+    assert run(build(folder), lease(0, [5])).tokens == plain.tokens
+
+
+def test_a_tensor_in_two_shards(folder: Path) -> None:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    safetensors.torch.save_file({K_PROJ: weights[K_PROJ]}, folder / "second.safetensors")
+    index = {"weight_map": {"a": "model.safetensors", "b": "second.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=f"{K_PROJ} is also in model.safetensors"):
+        build(folder)
+
+
+def test_a_checkpoint_in_another_dtype_is_converted(folder: Path) -> None:
+    _edit_weights(folder, lambda w: w.update({name: tensor.half() for name, tensor in w.items()}))
+    engine = build(folder)
+    assert engine.models[0].dtype == "float32"
+    assert len(run(engine, lease(0, [5])).tokens[0]) >= 1
 
 
 def _huge_header(data: bytes) -> bytes:
@@ -184,6 +218,97 @@ def test_links_out_of_the_folder_are_refused(folder: Path, name: str) -> None:
     (folder / name).symlink_to(outside)
     with pytest.raises(ModelError, match="leads out of the model folder"):
         build(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json"])
+def test_a_folder_in_a_files_place(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(ModelError, match=rf"{name}: not a file"):
+        build(folder)
+
+
+def test_a_folder_named_snapshots_opens_no_door(folder: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "snapshots").mkdir(parents=True)
+    folder = folder.rename(home / "snapshots" / "model")
+    (folder / "generation_config.json").rename(home / "secret.json")
+    (folder / "generation_config.json").symlink_to(home / "secret.json")
+    with pytest.raises(ModelError, match="leads out of the model folder"):
+        build(folder)
+
+
+# What the repositories of Llama and Mistral hold.
+REPOSITORY = [
+    ".gitattributes",
+    "LICENSE",
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "consolidated.safetensors",
+    "generation_config.json",
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "onnx/model.safetensors",
+    "original/consolidated.00.pth",
+    "original/tokenizer.model",
+    "pytorch_model.bin",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
+
+
+def test_only_the_files_of_use_are_asked_of_the_hub(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def snapshot_download(repo_id: str, *, allow_patterns: list[str]) -> str:
+        assert repo_id == "owner/name"
+        asked.extend(filter_repo_objects(REPOSITORY, allow_patterns=allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert find_model("owner/name") == folder
+    assert asked == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        LocalEntryNotFoundError("Got: ConnectError: Name or service not known\nTry again."),
+        OfflineModeIsEnabled("Cannot reach the hub:\noffline mode is enabled."),
+        HFValidationError("Repo id must not end with '-'."),
+        httpx.ReadTimeout("The read\noperation timed out"),
+        RuntimeError("Data processing error"),
+        TimeoutError(),
+    ],
+    ids=repr,
+)
+def test_a_hub_that_cannot_be_had_is_one_line(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def snapshot_download(*_: object, **__: object) -> str:
+        raise fault
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(ModelError) as caught:
+        find_model("models/my-model")
+    text = str(caught.value)
+    assert text.startswith("models/my-model: no such folder, and not to be had from the hub: ")
+    assert "\n" not in text
+    assert not text.endswith(": ")
 
 
 def test_the_hub_cache_may_link_to_its_blobs(folder: Path, tmp_path: Path) -> None:

@@ -90,6 +90,48 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
         assert abs(counts[token] - NUM_DRAWS * prob) <= 4.5 * spread, (token, prob)
 
 
+@pytest.mark.parametrize("vocab", [1, 255, 256, 257, 9000])
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 3.0])
+@pytest.mark.parametrize("top_p", [1e-30, 0.3, 0.999999])
+def test_a_nucleus_is_exact_however_wide_it_is(vocab: int, spread: float, top_p: float) -> None:
+    """Flat rows and peaked ones, whose nucleus is found without sorting all of them."""
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(9)) * spread
+    probs = torch.softmax(logits, -1)
+    ranked = probs.sort(descending=True).values
+    before = ranked.cumsum(-1, dtype=torch.float64) - ranked
+    least = ranked[int((before < top_p * ranked.sum(dtype=torch.float64)).sum()) - 1]
+    drawn = _draws(logits, SamplingParams(max_tokens=1, top_p=top_p), count=200)
+    assert (probs[drawn] >= least * (1 - 1e-6)).all()
+    if spread == 0.0 or top_p > 0.9:
+        assert len(set(drawn.tolist())) > min(vocab - 1, 2)
+
+
+EXTREME_CUTS = [{}, {"top_k": 1}, {"top_k": 1 << 31}, {"top_p": 1e-38}, {"min_p": 1.0}]
+
+
+@pytest.mark.parametrize("cut", EXTREME_CUTS, ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1e-38, 1e-5, 1.0, 1e5, 3e38])
+@pytest.mark.parametrize("seed", [0, 1 << 63, (1 << 64) - 1])
+def test_the_logprob_of_what_is_drawn_is_finite(
+    cut: dict[str, float], temperature: float, seed: int
+) -> None:
+    """Whatever the parameters, tokens that are ruled out, ties and a ban on the likeliest one."""
+    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4)) * 5
+    logits[0, 1:] = -math.inf
+    logits[1] = 0.0
+    logits[2, :3] = 100.0
+    logits[3, ::2] = -math.inf
+    params = SamplingParams(max_tokens=9, temperature=temperature, seed=seed, min_tokens=9, **cut)
+    banned = [(), (), (0, 1), (1,), tuple(range(VOCAB - 1))]
+    rows = [RowParams.of(params, i, tokens) for i, tokens in enumerate(banned)]
+    tokens, logprobs = sample(logits, SamplingBatch(rows, [0] * 5, logits.device))
+    assert logprobs.isfinite().all()
+    assert (logprobs <= 0).all()
+    assert tokens[0] == 0
+    assert tokens[4] == VOCAB - 1
+    assert all(int(token) not in ban for token, ban in zip(tokens, banned, strict=True))
+
+
 def test_a_row_does_not_depend_on_its_company() -> None:
     generator = torch.Generator().manual_seed(6)
     logits = torch.randn(9, 1000, generator=generator).bfloat16()  # many ties

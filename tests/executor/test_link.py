@@ -354,8 +354,9 @@ async def test_an_engine_that_dies_ends_it_without_a_word(
     monkeypatch.setattr(executor.engine, "step", step)
     attachment = await welcomed(scheduler)
     attachment.order(grants=[grant("a", 1)])
-    with pytest.raises(EngineDiedError, match="broken"):
+    with pytest.raises(EngineDiedError, match="broken") as caught:
         await executor.ended()
+    assert isinstance(caught.value.__cause__, ValueError), "the log is to show the engine's own"
     assert not attachment.ended
 
 

@@ -115,6 +115,9 @@ def test_eos_comes_where_it_is_asked_for() -> None:
     assert tokens == {0: [expected()[0], eos], 1: expected(), 2: expected()[:1]}
     assert ends[0] == SequenceEnd(0, 2, FinishReason.STOP, stop_token_id=eos)
     assert ends[2].reason is FinishReason.LENGTH
+    # An attempt that drew it, and was lost before it could say so, is over all the same.
+    mock.add(replace(lease(0), generated=((expected()[0], eos),)))
+    assert drain(mock) == ({}, {0: ends[0]})
 
 
 def test_aborted_leases_are_silent_whether_they_ran_or_waited() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from executor_svc.__main__ import build_engine
 from executor_svc.settings import BUILTIN_MODEL, ExecutorSettings
 from headway.errors import HeadwayError
 from headway.reasons import Reason
@@ -15,12 +16,27 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from tests.executor.scripted_scheduler import TIMEOUT_S, ScriptedScheduler
 
+# An executor whose first step never ends, in torch: a thread there dies hard.
+HANGING = """
+import torch
+from executor_svc import __main__ as executor
+from executor_svc.mock_engine import MockConfig, MockEngine
 
-async def _spawn(*arguments: str) -> asyncio.subprocess.Process:
+class HangingEngine(MockEngine):
+    def step(self):
+        x = torch.ones(300, 300)
+        while True:
+            x = torch.tanh(x @ x)
+
+executor.build_engine = lambda settings: HangingEngine(MockConfig())
+executor.main()
+"""
+
+
+async def _spawn(*arguments: str, script: str = "") -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "executor_svc",
+        *(["-c", script] if script else ["-m", "executor_svc"]),
         "--engine=mock",
         "--mock-step-ms=1",
         *arguments,
@@ -62,6 +78,34 @@ async def test_a_process_serves_and_sigterm_drains_it() -> None:
     await scheduler.stop()
 
 
+async def test_a_step_that_hangs_does_not_spoil_the_exit_status() -> None:
+    """134 would look like a crash, and whoever restarts crashed processes would restart it."""
+    scheduler = ScriptedScheduler()
+    await scheduler.start()
+    process = await _spawn(
+        f"--scheduler-addresses={scheduler.address}",
+        "--drain-timeout-ms=50",
+        "--flush-timeout-ms=200",
+        script=HANGING,
+    )
+    attachment = await scheduler.attached()
+    attachment.welcome()
+    request = generation.GenerationRequest(
+        model="mock",
+        prompt_token_ids=[1],
+        sampling=generation.SamplingParams(max_tokens=100, seed=1),
+    )
+    lease = fleet.LeaseRef(request_id="a", epoch=1, attempt=1)
+    attachment.order(grants=[fleet.Grant(lease=lease, handle=1, request=request)])
+    while list((await attachment.next("heartbeat")).handles) != [1]:
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert (await attachment.until_ended("a")).outcome == fleet.LeaseEnded.OUTCOME_RETURNED
+    status, events = await _finish(process)
+    assert (status, events[-1]) == (0, "server.stopped")
+    await scheduler.stop()
+
+
 async def test_a_refused_process_ends_with_1() -> None:
     scheduler = ScriptedScheduler()
     await scheduler.start()
@@ -94,6 +138,45 @@ def test_senseless_settings_name_the_key(arguments: list[str]) -> None:
     key = {"max_num_seqs": "max_num_batched_tokens"}.get(key, key)
     with pytest.raises(SystemExit, match=key):
         ExecutorSettings.load("headway-executor", arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=/no/where"], "model: /no/where: neither a folder nor a hub id"),
+        (["--model=../no-where"], "model: ../no-where: neither a folder nor a hub id"),
+        (["--model={folder}"], "config.json: no such file"),
+        (["--model={builtin}/config.json"], "neither a folder nor a hub id"),
+        (["--device=banana"], "device: 'banana' is not cpu or cuda"),
+        (["--device=meta"], "device: 'meta' is not cpu or cuda"),
+        (["--device=cuda:99"], "device: cuda:99 is not there"),
+        (["--num-blocks=1000000000000"], "model: .* weights and KV cache need"),
+    ],
+    ids=str,
+)
+def test_an_engine_that_cannot_be_built_says_why_in_one_line(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    names = {"folder": tmp_path, "builtin": BUILTIN_MODEL}
+    arguments = [argument.format(**names) for argument in arguments]
+    settings = ExecutorSettings.load("headway-executor", arguments)
+    with pytest.raises(SystemExit, match=message) as caught:
+        build_engine(settings)
+    text = str(caught.value.code)
+    assert text.startswith("headway-executor: ")
+    assert "\n" not in text
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_bytes(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(SystemExit, match=r"Permission denied: '.*config\.json'"):
+        build_engine(ExecutorSettings(model=str(tmp_path)))
 
 
 def test_models_and_their_names(tmp_path: Path) -> None:

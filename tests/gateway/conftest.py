@@ -53,9 +53,11 @@ async def serving(client: SchedulerClient, settings: GatewaySettings) -> AsyncIt
     with socket.create_server(("127.0.0.1", 0)) as listener:
         task = asyncio.create_task(server._serve([listener]))
         host, port = listener.getsockname()
-        yield f"http://{host}:{port}"
-        server.should_exit = True
-        await task
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            server.should_exit = True
+            await task
 
 
 @pytest.fixture

@@ -109,10 +109,15 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.models = [tiny_model.BARE_NAME, tiny_model.NAME]
         self.runs: list[Run] = []
         self.cancelled: list[str] = []
+        self.left: list[str] = []
         self.resumes: list[tuple[str, tuple[int, ...]]] = []
         self.port = 0
         self.num_opens = 0
+        self.unanswered: list[tuple[_Session, scheduler_pb2.SubmitCommand]] = []
         self.num_asset_reads = 0
+        self.num_submits = 0
+        self.num_heartbeats = 0
+        self.generation_config = b""
         self._sessions: list[_Session] = []
         self._news = asyncio.Condition()
         self._server = Server(
@@ -151,6 +156,12 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 status = generation_pb2.QueueStatus(position=position)
                 session.send(positions=[scheduler_pb2.Position(handle=handle, status=status)])
 
+    def hear(self) -> None:
+        """Answer what was not answered, late."""
+        self.is_deaf = False
+        for session, submit in self.unanswered:
+            self._submit(session, submit)
+
     def drop_connections(self) -> None:
         for session in self._sessions:
             session.outbox.put_nowait(None)
@@ -185,6 +196,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, session: _Session, requests: AsyncIterator[scheduler_pb2.OpenRequest]
     ) -> None:
         async for request in requests:
+            self.num_heartbeats += request.HasField("heartbeat")
             if request.HasField("heartbeat") and not session.is_mute:
                 beat = scheduler_pb2.Heartbeat()
                 session.outbox.put_nowait(scheduler_pb2.OpenResponse(heartbeat=beat))
@@ -193,12 +205,14 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             for resume in request.commands.resumes:
                 self._resume(session, resume)
             for cancel in request.commands.cancels:
-                self._cancel(session, cancel.handle)
+                self._cancel(session, cancel)
             async with self._news:
                 self._news.notify_all()
 
     def _submit(self, session: _Session, submit: scheduler_pb2.SubmitCommand) -> None:
+        self.num_submits += 1
         if self.is_deaf:
+            self.unanswered.append((session, submit))
             return
         if self.refusal is not None:
             rejected = scheduler_pb2.Rejected(handle=submit.handle, failure=self.refusal)
@@ -237,10 +251,15 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         session.followed[handle] = (run, cursors, [False] * num_samples)
         session.publish(handle)
 
-    def _cancel(self, session: _Session, handle: int) -> None:
+    def _cancel(self, session: _Session, cancel: scheduler_pb2.CancelCommand) -> None:
+        handle = cancel.handle
         if handle not in session.followed:
             return
         run = session.followed[handle][0]
+        if cancel.leave:
+            del session.followed[handle]
+            self.left.append(run.request_id)
+            return
         self.cancelled.append(run.request_id)
         run.finish(generation_pb2.Failure(reason="CANCELLED", message="cancelled"))
         session.publish(handle)
@@ -276,7 +295,9 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         if request.model not in self.models:
             raise HeadwayError(Reason.MODEL_NOT_FOUND, "No such model.", field="model")
         response = tiny_model.response(request.model, request.known_assets_digest)
-        self.num_asset_reads += response.HasField("assets")
+        if response.HasField("assets"):
+            self.num_asset_reads += 1
+            response.assets.generation_config_json = self.generation_config
         return response
 
 

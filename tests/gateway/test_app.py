@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+import structlog
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Message
@@ -20,10 +21,11 @@ from headway.errors import HeadwayError
 from headway.reasons import Reason
 from tests.gateway import tiny_model
 from tests.gateway.conftest import serving, settings_for
-from tests.gateway.scripted import ScriptedScheduler, leave_alone
+from tests.gateway.scripted import ScriptedScheduler, failure, leave_alone
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"
+SIGNING_KEY = "a signing key for tests"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,13 @@ PATH = "/v1/chat/completions"
         b'{"messages": ' + b"[" * 100_000,
         b'{"user": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"model": "m", "messages": ' + b'[{"content":' * 10_000 + b"}]" * 10_000 + b"}",
+        b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "\xed\xa0\x80"}]}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "\x00"}]}',
+        b'{"\\udfff": 1}',
+        b'{"model": "m", "logit_bias": ' + b"1" * 5_000 + b"}",
+        b'{"model": "m", "seed": ' + b"1" * 5_000 + b"}",
+        b"{" + b",".join(b'"%d": null' % number for number in range(300)) + b"}",
     ],
 )
 async def test_bodies_that_are_no_request(http: httpx.AsyncClient, body: bytes) -> None:
@@ -59,6 +68,9 @@ async def test_unknown_paths_and_methods_answer_in_the_style_of_their_place(
     assert tinker.json()["detail"] == tinker.json()["error"]
     plain = await http.get("/nothing")
     assert (plain.status_code, plain.json()["code"]) == (404, "REQUEST_NOT_FOUND")
+    assert plain.json()["error"] == "There is no such path here."
+    slash = await http.post(f"{PATH}/", json=CHAT, headers={"Host": "elsewhere.example"})
+    assert (slash.status_code, slash.headers.get("location")) == (404, None)
     method = await http.get(PATH)
     assert method.status_code == 405
     assert method.json()["error"]["message"] == "Method Not Allowed"
@@ -87,7 +99,7 @@ async def chunks(num_bytes: int) -> AsyncIterator[bytes]:
 
 
 async def test_body_limits(client: SchedulerClient, scheduler: ScriptedScheduler) -> None:
-    settings = settings_for(scheduler, max_body_bytes=10_000, body_timeout_s=0.05)
+    settings = settings_for(scheduler, max_openai_body_bytes=10_000, body_timeout_s=0.05)
     async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
         announced = await http.post(PATH, content=b" " * 10_001)
         chunked = await http.post(PATH, content=chunks(20_000))
@@ -101,12 +113,55 @@ async def test_body_limits(client: SchedulerClient, scheduler: ScriptedScheduler
         await writer.wait_closed()
         response = await http.post(PATH, json=CHAT, headers={"X-Long": "x" * 40_000})
         assert response.status_code == 200
+    settings = settings_for(scheduler, max_body_bytes=10_000, max_body_values=100)
+    async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
+        large = await http.post("/api/v1/asample", content=b" " * 10_001)
+        assert large.status_code == 413
+        for path in (PATH, "/api/v1/asample"):
+            body = b'{"prompt": [' + b"1," * 101
+            response = await http.post(path, content=body)
+            assert (response.status_code, response.headers["x-should-retry"]) == (413, "false")
     settings = settings_for(scheduler, max_total_body_bytes=100)
     async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
         response = await http.post(PATH, content=b" " * 101)
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
         assert response.headers["x-should-retry"] == "true"
+
+
+async def test_a_body_may_not_drip(client: SchedulerClient, scheduler: ScriptedScheduler) -> None:
+    settings = settings_for(scheduler, body_timeout_s=0.2, min_body_bytes_per_s=10**6)
+    async with serving(client, settings) as url:
+        reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+        writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n".encode())
+        status = asyncio.create_task(reader.readline())
+        while not status.done():  # always a little, never enough
+            writer.write(b" ")
+            await asyncio.wait([status], timeout=0.02)
+        assert b"400 Bad Request" in status.result()
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("path", [PATH, "/api/v1/asample", "/api/v1/telemetry"])
+async def test_a_hang_up_in_the_middle_of_a_body_is_no_crash(
+    client: SchedulerClient, settings: GatewaySettings, path: str
+) -> None:
+    app = build_app(client, settings)
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+    with structlog.testing.capture_logs() as logs:
+        await app({**scope, "state": {}}, receive, send)
+    assert "request.crashed" not in [line["event"] for line in logs]
+    assert sent == []
 
 
 async def raw(url: str, *parts: bytes) -> bytes:
@@ -168,13 +223,42 @@ async def test_a_client_that_takes_nothing_is_cut_off(
     await scheduler.until(lambda: len(scheduler.cancelled) == 1)
 
 
+async def test_an_error_for_a_client_that_takes_nothing_is_no_crash(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    app = build_app(client, settings_for(scheduler, stream_write_timeout_s=0.05))
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    inbox = [{"type": "http.request", "body": body, "more_body": False}]
+    never, is_first = asyncio.Event(), True
+
+    async def receive() -> Message:
+        if not inbox:
+            await never.wait()
+        return inbox.pop()
+
+    async def send(message: Message) -> None:
+        nonlocal is_first
+        if message["type"] == "http.response.body":
+            if not is_first:
+                await never.wait()
+            is_first = False
+            scheduler.runs[0].finish(failure(Reason.INTERNAL))
+            scheduler.publish()
+
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "query_string": b""}
+    with structlog.testing.capture_logs() as logs:
+        await asyncio.wait_for(app({**scope, "state": {}}, receive, send), 10)
+    assert "request.crashed" not in [line["event"] for line in logs]
+
+
 def connection(**headers: str) -> HTTPConnection:
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     return HTTPConnection({"type": "http", "headers": raw})
 
 
 def test_keys_find_their_tenant() -> None:
-    settings = GatewaySettings(api_keys="a=one,b=two,a=three=3")
+    settings = GatewaySettings(api_keys="a=one,b=two,a=three=3", signing_key=SIGNING_KEY)
     assert "one" not in repr(settings)
     tenants = Tenants(settings)
     assert "one" not in repr(vars(tenants))
@@ -193,6 +277,10 @@ def test_keys_find_their_tenant() -> None:
     [
         {"host": "0.0.0.0"},
         {"api_keys": "nokey"},
+        {"api_keys": "a=key,b=key", "signing_key": SIGNING_KEY},
+        {"api_keys": "a=schlüssel", "signing_key": SIGNING_KEY},
+        {"signing_key": "", "api_keys": "team=key"},
+        {"signing_key": "too short", "api_keys": "team=key"},
         {"scheduler_addresses": ""},
         {"tinker_hold_s": 41},
         {"port": 70_000},
@@ -207,7 +295,7 @@ def test_senseless_settings_are_refused(values: dict[str, object]) -> None:
 async def test_keys_are_asked_for_everywhere_but_at_health(
     client: SchedulerClient, scheduler: ScriptedScheduler
 ) -> None:
-    settings = settings_for(scheduler, api_keys="team=key")
+    settings = settings_for(scheduler, api_keys="team=key", signing_key=SIGNING_KEY)
     async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
         for method, path in (("GET", "/v1/models"), ("GET", "/v1/models/x"), ("POST", PATH)):
             response = await http.request(method, path, json=CHAT, headers={"Host": "localhost"})

@@ -106,6 +106,27 @@ async def test_a_silent_scheduler_is_replaced(
         assert await anext(generation) == Tokens(0, 0, [7], [])
 
 
+async def test_we_are_heard_of_while_we_only_listen(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    async with client.generate(work()) as generation:
+        await generation.accepted()
+        run = await scheduler.run()
+
+        async def stream() -> None:
+            while True:  # more often than heartbeats are due
+                run.emit([7])
+                scheduler.publish()
+                await asyncio.sleep(0.01)
+
+        task = asyncio.create_task(stream())
+        before = scheduler.num_heartbeats
+        await scheduler.until(lambda: scheduler.num_heartbeats >= before + 2)
+        task.cancel()
+    assert scheduler.num_opens == 1
+
+
 async def test_an_unanswered_submit_is_repeated_under_its_key(
     client: SchedulerClient, scheduler: ScriptedScheduler
 ) -> None:
@@ -117,6 +138,47 @@ async def test_an_unanswered_submit_is_repeated_under_its_key(
     await scheduler.until(lambda: scheduler.num_opens == 2)
     assert len(scheduler.runs) == 1
     generation.cancel()
+
+
+async def test_a_future_that_is_answered_too_late_is_found_again_by_its_key(
+    scheduler: ScriptedScheduler,
+) -> None:
+    scheduler.script = leave_alone
+    scheduler.is_deaf = True
+    client = SchedulerClient(settings_for(scheduler, submit_timeout_s=0.1))
+    async with client.running():
+        with pytest.raises(HeadwayError) as caught:
+            await client.submit(work(idempotency_key="k"))
+        assert caught.value.reason is Reason.NO_CAPACITY
+        assert client.num_inflight == 0
+        scheduler.hear()
+        accepted = await client.submit(work(idempotency_key="k"))
+    assert accepted.request_id == scheduler.runs[0].request_id
+    assert (len(scheduler.runs), scheduler.cancelled) == (1, [])
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_work_that_is_kept_is_not_cancelled_by_whatever_happens_here(
+    scheduler: ScriptedScheduler, is_kept: bool
+) -> None:
+    """A late answer, a reader that leaves, a gateway that shuts down."""
+    scheduler.script = leave_alone
+    client = SchedulerClient(settings_for(scheduler, submit_timeout_s=0.1))
+    async with client.running():
+        scheduler.is_deaf = True
+        late = client.generate(work(idempotency_key="late"), is_kept=is_kept)
+        with pytest.raises(HeadwayError):
+            await late.accepted()
+        scheduler.hear()
+        async with client.generate(work(idempotency_key="left"), is_kept=is_kept) as left:
+            await left.accepted()
+        last = client.generate(work(idempotency_key="last"), is_kept=is_kept)
+        await last.accepted()
+        client.fail_all()
+        # what comes after it on the same stream shows that it was all that came before it
+        await client.submit(work(idempotency_key="end"))
+        await scheduler.until(lambda: len(scheduler.cancelled) == (0 if is_kept else 3))
+    assert len(scheduler.runs) == 4
 
 
 async def test_leaving_early_cancels(client: SchedulerClient, scheduler: ScriptedScheduler) -> None:

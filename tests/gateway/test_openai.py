@@ -8,10 +8,11 @@ import httpx
 import openai
 import pytest
 
+from gateway_http.client import Generation
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
-from tests.gateway.scripted import Run, ScriptedScheduler, failure, leave_alone
+from tests.gateway.scripted import Run, ScriptedScheduler, failure, leave_alone, reply_at_once
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": tiny_model.NAME, "prompt": "Hi", "max_tokens": 200}
@@ -86,7 +87,7 @@ async def test_a_streamed_chat(http: httpx.AsyncClient, scheduler: ScriptedSched
         for entry in (event["choices"][0]["logprobs"] or {"content": []})["content"]
     ]
     assert [entry["logprob"] for entry in logprobs] == [-i - 0.5 for i in range(len(run.tokens[0]))]
-    assert f"id: {len(run.tokens[0])}\n" in text
+    assert "\nid:" not in text  # without a key nothing leads back to it
 
 
 async def test_completions_of_every_kind_of_prompt(
@@ -381,25 +382,153 @@ async def test_a_broken_scheduler_stream_is_not_seen_by_the_client(
     assert (expected.rstrip("\ufffd") + contents(chat_events(rest))) == tiny_model.REPLY
 
 
-async def test_last_event_id_continues_anywhere(
-    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_last_event_id_continues_after_any_event(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler, path: str
+) -> None:
+    scheduler.script = leave_alone
+    body = {**(COMPLETION if "chat" not in path else CHAT), "stream": True, "stop": "STOP"}
+    headers = {"Idempotency-Key": "k"}
+    async with http.stream("POST", path, json=body, headers=headers) as response:
+        run = await scheduler.run()
+        for token_id in tiny_model.encode("Grüße! a ST"):
+            run.emit([token_id])
+            scheduler.publish()
+        run.end(reason=generation_pb2.FINISH_REASON_LENGTH)
+        run.finish()
+        scheduler.publish()
+        text = (await response.aread()).decode()
+    blocks = text.split("\n\n")
+    whole = contents(chat_events(text))
+    assert whole == "Grüße! a ST"
+    numbered = [number for number, block in enumerate(blocks) if block.startswith("id: ")]
+    assert numbered
+    for number in numbered:
+        event_id = blocks[number].splitlines()[0].removeprefix("id: ")
+        seen = "\n\n".join(blocks[: number + 1])
+        resumed = await http.post(path, json=body, headers={**headers, "Last-Event-ID": event_id})
+        assert contents(chat_events(seen)) + contents(chat_events(resumed.text)) == whole
+        finishes = (seen + resumed.text).count('"finish_reason":"length"')
+        assert finishes == 1
+        assert resumed.text.endswith("data: [DONE]\n\n")
+    assert len(scheduler.runs) == 1
+
+
+@pytest.mark.parametrize("value", ["1", "run-0:", "run-0:x", ":1", "run-0:-1", "run-0:" + "1" * 10])
+async def test_a_last_event_id_that_is_none(asgi: httpx.AsyncClient, value: str) -> None:
+    headers = {"Idempotency-Key": "k", "Last-Event-ID": value}
+    body = {**COMPLETION, "stream": True}
+    response = await asgi.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "Last-Event-ID"
+
+
+@pytest.mark.parametrize(
+    ("changes", "headers"),
+    [
+        ({}, {}),
+        ({"stream": False}, {"Idempotency-Key": "k"}),
+        ({"n": 2}, {"Idempotency-Key": "k"}),
+        ({"prompt": ["a", "b"]}, {"Idempotency-Key": "k"}),
+    ],
+)
+async def test_only_streams_of_one_choice_with_a_key_continue(
+    asgi: httpx.AsyncClient, changes: dict[str, Any], headers: dict[str, str]
+) -> None:
+    body = {**COMPLETION, "stream": True, **changes}
+    headers = {**headers, "Last-Event-ID": "run-0:1"}
+    response = await asgi.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 400
+
+
+async def test_another_draw_is_never_joined_to_a_stream_that_is_gone(
+    asgi: httpx.AsyncClient, scheduler: ScriptedScheduler
 ) -> None:
     body = {**COMPLETION, "stream": True}
+    headers = {"Idempotency-Key": "k", "Last-Event-ID": "run-of-old:4"}
+    response = await asgi.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 410
+    assert response.json()["error"]["code"] == "result_expired"
+    assert response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_key_leads_back_to_work_whose_reader_hung_up(
+    base_url: str, scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    has_left = asyncio.Event()
+    cancel = Generation.cancel
+
+    def leave(self: Generation) -> None:
+        cancel(self)
+        has_left.set()
+
+    monkeypatch.setattr(Generation, "cancel", leave)
+    scheduler.script = leave_alone
+    body = {**COMPLETION, "stream": stream}
     headers = {"Idempotency-Key": "k"}
-    whole = contents(
-        chat_events((await http.post("/v1/completions", json=body, headers=headers)).text)
-    )
-    num_tokens = len(scheduler.runs[0].tokens[0])
-    pieces = tiny_model.encode(tiny_model.REPLY)
-    for num_seen in (1, 4, num_tokens - 1):
-        resumed = await http.post(
-            "/v1/completions", json=body, headers={**headers, "Last-Event-ID": str(num_seen)}
-        )
-        seen = tiny_model.tokenizer().decode(pieces[:num_seen]).rstrip("\ufffd")
-        assert seen + contents(chat_events(resumed.text)) == whole
-    assert len(scheduler.runs) == 1
-    refused = await http.post("/v1/completions", json=body, headers={"Last-Event-ID": "1"})
-    assert refused.status_code == 400
+    async with httpx.AsyncClient(base_url=base_url, timeout=20) as http:
+        call = asyncio.create_task(http.post("/v1/completions", json=body, headers=headers))
+        run = await scheduler.run()
+        encode_events(run, "so ")
+        scheduler.publish()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await asyncio.wait_for(has_left.wait(), 10)
+        again = asyncio.create_task(http.post("/v1/completions", json=body, headers=headers))
+        await scheduler.until(lambda: scheduler.num_submits == 2)
+        encode_events(run, "far")
+        run.end()
+        run.finish()
+        scheduler.publish()
+        response = await again
+    assert response.status_code == 200
+    assert "far" in response.text
+    assert (len(scheduler.runs), scheduler.cancelled) == (1, [])
+
+
+async def test_a_repeated_call_finds_the_prompts_that_were_taken_before(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    def refuse_second(run: Run) -> None:
+        scheduler.refusal = failure(Reason.QUEUE_FULL)
+
+    scheduler.script = refuse_second
+    body = {**COMPLETION, "prompt": ["a", "b"]}
+    headers = {"Idempotency-Key": "k"}
+    refused = await http.post("/v1/completions", json=body, headers=headers)
+    assert refused.status_code == 429
+    scheduler.refusal = None
+    scheduler.script = reply_at_once
+    reply_at_once(scheduler.runs[0])
+    response = await http.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert scheduler.cancelled == []
+
+
+async def test_a_completion_that_names_no_length_fits_into_the_context(
+    asgi: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    for num_tokens, expected in ((10, 16), (tiny_model.CONTEXT - 3, 3)):
+        scheduler.runs.clear()
+        body = {"model": tiny_model.NAME, "prompt": [1] * num_tokens}
+        response = await asgi.post("/v1/completions", json=body)
+        assert response.status_code == 200, response.text
+        assert scheduler.runs[0].request.sampling.max_tokens == expected
+
+
+async def test_what_the_models_makers_want_stands_in_for_what_is_left_out(
+    asgi: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.generation_config = b'{"temperature": 0.25, "top_p": 0.5, "top_k": 20, "x": 1}'
+    for path, body in (("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)):
+        scheduler.runs.clear()
+        assert (await asgi.post(path, json=body)).status_code == 200
+        own = {**body, "temperature": 1, "top_p": 1, "top_k": -1}
+        assert (await asgi.post(path, json=own)).status_code == 200
+        wanted, asked = (run.request.sampling for run in scheduler.runs)
+        assert (wanted.temperature, wanted.top_p, wanted.top_k) == (0.25, 0.5, 20)
+        assert (asked.temperature, asked.top_p, asked.top_k) == (1, 1, 0)
 
 
 async def test_the_real_sdk(base_url: str, scheduler: ScriptedScheduler) -> None:

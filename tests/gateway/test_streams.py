@@ -308,3 +308,24 @@ def test_nothing_piles_up_while_no_scheduler_is_there() -> None:
     for _ in range(3):
         streams.cancel(opened(streams))
     assert len(streams) == 0
+
+
+def test_what_is_kept_is_left_and_not_cancelled() -> None:
+    streams = connected()
+    unsent = opened(streams, is_kept=True)
+    streams.cancel(unsent)
+    sent = opened(streams, is_kept=True)
+    streams.take(PLENTY)
+    late = sent.handle
+    streams.cancel(sent)
+    assert streams.take(PLENTY).cancels == [Cancel(late, is_leaving=True)]
+    known = accepted(streams, is_kept=True)
+    handle = known.handle
+    frame(streams, handle, 0, [1])
+    streams.cancel(known)
+    assert [type(event) for event in known.read()] == [Tokens, Ended]
+    assert streams.take(PLENTY).cancels == [Cancel(handle, is_leaving=True)]
+    assert not streams.take(PLENTY)
+    assert len(streams) == 0
+    streams.on_accepted(late, "id", "status")  # means nothing any more
+    frame(streams, late, 0, [1])

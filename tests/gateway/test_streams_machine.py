@@ -58,11 +58,15 @@ class Machine(RuleBasedStateMachine):
     def start(self) -> None:
         self.connect()
 
-    @rule(target=live, num_samples=st.integers(1, 3))
-    def open(self, num_samples: int) -> Stream:
-        key = f"key-{len(self.opened)}"
+    @rule(target=live, num_samples=st.integers(1, 3), is_kept=st.booleans())
+    def open(self, num_samples: int, is_kept: bool) -> Stream:
+        key = f"{'kept' if is_kept else 'key'}-{len(self.opened)}"
         stream = self.streams.open(
-            (key, num_samples), num_samples=num_samples, num_bytes=1, on_change=lambda: None
+            (key, num_samples),
+            num_samples=num_samples,
+            num_bytes=1,
+            is_kept=is_kept,
+            on_change=lambda: None,
         )
         self.opened.append((stream, key))
         self.read[stream.key] = [[] for _ in range(num_samples)]
@@ -107,7 +111,12 @@ class Machine(RuleBasedStateMachine):
             self.accept(command.handle, key)
         for cancel in commands.cancels:
             if cancel.handle in self.followed:
-                self.followed[cancel.handle][0].is_cancelled = True
+                run = self.followed[cancel.handle][0]
+                assert cancel.is_leaving == run.key.startswith("kept")
+                if cancel.is_leaving:
+                    del self.followed[cancel.handle]
+                else:
+                    run.is_cancelled = True
 
     def accept(self, handle: int, key: str) -> None:
         self.wire.append(lambda: self.streams.on_accepted(handle, key, None))

@@ -67,6 +67,31 @@ def test_a_decoder_that_strips_the_first_space_keeps_the_others() -> None:
     assert [one.push(token_id) for token_id in (0, 1, 2)] == ["one", " two", " three"]
 
 
+def test_the_first_space_of_an_answer_is_its_own() -> None:
+    words = ["▁one", "▁two", "▁three", "<s>"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, words[0]))
+    tokenizer.decoder = decoders.Metaspace()
+    for prompt, expected in (([0], " two"), ([0, 3], " two"), ([], "two"), ([3], "two")):
+        assert Detokenizer(tokenizer.decode, {3}, prompt).push(1) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(), st.text())
+def test_a_prompt_changes_no_answer_of_a_byte_level_model(prompt: str, text: str) -> None:
+    one = Detokenizer(
+        tiny_model.tokenizer().decode, {tiny_model.eos_id()}, tiny_model.encode(prompt)
+    )
+    pieces = [one.push(token_id) for token_id in tiny_model.encode(text)]
+    assert "".join(pieces) + one.flush() == text
+
+
+def test_a_prompt_may_end_within_a_character() -> None:
+    token_ids = tiny_model.encode("ab🙂")
+    one = Detokenizer(tiny_model.tokenizer().decode, (), token_ids[:-1])
+    pieces = [one.push(token_id) for token_id in [*token_ids[-1:], *tiny_model.encode(" ok")]]
+    assert "".join(pieces).endswith(" ok")
+
+
 def test_an_unfinished_character_is_told_at_the_end() -> None:
     assert stream(tiny_model.encode("ab🙂")[:-1]).startswith("ab")
     assert stream(tiny_model.encode("ab🙂")[:-1]).endswith("\ufffd")

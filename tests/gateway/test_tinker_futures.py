@@ -7,15 +7,20 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.routing import Router
+from starlette.types import Message
 from tinker.proto import tinker_public_pb2
 from tinker.proto.response_conv import deserialize_sample_response
 from tinker.types.request_failed_response import RequestFailedResponse
 
+from gateway_http import tinker
 from gateway_http.tinker_futures import hold_s
 from headway.errors import TABLE, HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
 from tests.gateway.tinker_fakes import (
+    SETTINGS,
+    KeyIsTenant,
     ScriptedScheduler,
     client_of,
     failure,
@@ -279,7 +284,7 @@ async def test_the_sdk_hears_its_own_words(
     reason: str | None,
 ) -> None:
     scheduler.outcomes = [status]
-    response = await poll(http, SDK_38)
+    response = await poll(http, {**SDK_38, "x-stainless-read-timeout": "0.1"})
     assert response.status_code == 408
     assert response.json() == {
         "type": "try_again",
@@ -317,6 +322,54 @@ async def test_the_scheduler_holds_the_sdks_poll(
     scheduler.outcomes = [TWO_SAMPLES]
     await poll(http, {**SDK_38, "x-stainless-read-timeout": "20"})
     assert math.isclose(scheduler.waits_s[0], 10, abs_tol=0.5)
+
+
+async def test_a_scheduler_with_too_many_waiters_makes_no_storm(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tinker, "_EARLY_PAUSE_S", 0.01)
+    scheduler.outcomes = [waiting(3, 4, 1), waiting(2, 4, 1), TWO_SAMPLES]
+    assert (await poll(http, SDK_38)).status_code == 200
+    assert len(scheduler.waits_s) == 3
+    assert scheduler.waits_s[2] <= scheduler.waits_s[0] - 0.02
+
+
+async def test_nobody_is_held_by_a_gateway_that_shuts_down(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.holds = True
+    scheduler.outcomes = [waiting(3, 4, 1)]
+    held = asyncio.create_task(poll(http, SDK_38))
+    await scheduler.is_holding.wait()
+    scheduler.draining.set()
+    response = await asyncio.wait_for(held, 5)
+    assert response.status_code == 408
+    assert response.json()["queue_state_reason"] == "position 4 of 4, about 1 s"
+
+
+async def test_nobody_is_held_who_has_hung_up(scheduler: ScriptedScheduler) -> None:
+    scheduler.holds = True
+    scheduler.outcomes = [waiting(3, 4, 1)]
+    inbox = [b'{"request_id": "r"}']
+    is_gone = asyncio.Event()
+
+    async def receive() -> Message:
+        if inbox:
+            return {"type": "http.request", "body": inbox.pop(), "more_body": False}
+        await is_gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        """Nobody reads it."""
+
+    headers = [(b"x-tinker-request-type", b"Sample"), (b"x-api-key", b"tml-alice")]
+    path = "/api/v1/retrieve_future"
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+    app = Router(tinker.routes(scheduler, SETTINGS, KeyIsTenant()))  # type: ignore[arg-type]
+    held = asyncio.create_task(app({**scope, "query_string": b""}, receive, send))
+    await scheduler.is_holding.wait()
+    is_gone.set()
+    await asyncio.wait_for(held, 5)
 
 
 # --- a scheduler that cannot be asked -------------------------------------------------------

@@ -1,5 +1,6 @@
 """The Tinker endpoints alone, over a scheduler that plays a script."""
 
+import asyncio
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,9 @@ class ScriptedScheduler:
         self.retrieved: list[tuple[str, str]] = []
         self.waits_s: list[float] = []
         self.cancelled: list[tuple[str, str]] = []
+        self.draining = asyncio.Event()
+        self.holds = False  # keeps whoever would wait waiting
+        self.is_holding = asyncio.Event()
 
     async def submit(self, request: generation_pb2.GenerationRequest) -> Any:
         if self.refusal is not None:
@@ -47,6 +51,9 @@ class ScriptedScheduler:
     ) -> generation_pb2.QueueStatus | generation_pb2.GenerationResult:
         self.retrieved.append((request_id, tenant))
         self.waits_s.append(wait_s)
+        if self.holds and wait_s > 0:
+            self.is_holding.set()
+            await asyncio.Event().wait()
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, HeadwayError):
             raise outcome

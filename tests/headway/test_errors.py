@@ -6,7 +6,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from headway.errors import INTERNAL_MESSAGE, TABLE, HeadwayError, from_rpc_error
+from headway.errors import INTERNAL_MESSAGE, TABLE, HeadwayError, from_rpc_error, to_status
 from headway.reasons import Reason
 from headway.server import Server, connect
 from headway.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -103,3 +103,13 @@ async def test_garbage_bytes_are_an_invalid_request(service: Any, method: str) -
         await (call if method == "Cancel" else call.read())
     assert from_rpc_error(caught.value).reason is Reason.INVALID_REQUEST
     assert "Error" not in str(caught.value.details())
+
+
+def test_details_that_contradict_their_status_are_not_believed() -> None:
+    status = to_status(HeadwayError(Reason.MODEL_NOT_FOUND, "no"))
+    for details in (status.SerializeToString(), b"\xff" * 10):
+        metadata = grpc.aio.Metadata(("grpc-status-details-bin", details))
+        error = grpc.aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), metadata, details="a proxy's words"
+        )
+        assert from_rpc_error(error).reason is Reason.NO_CAPACITY

@@ -68,12 +68,24 @@ def test_assets_are_asked_for_once_and_bounded() -> None:
     catalog.put_assets("a", 1, "m", assets(60))
     assert catalog.wanted_assets("a", 1) == ["n"]
     assert len(catalog.assets("m").tokenizer_json) == 60
-    with pytest.raises(HeadwayError, match="larger"):
-        catalog.put_assets("a", 1, "n", assets(200))
-    catalog.put_assets("a", 1, "n", assets(60))
+    for num_bytes in (60, 200):  # there is no room besides what is served
+        catalog.put_assets("a", 1, "n", assets(num_bytes))
+    assert len(catalog.assets("m").tokenizer_json) == 60
     with pytest.raises(HeadwayError) as caught:
-        catalog.assets("m")
+        catalog.assets("n")
     assert caught.value.reason is Reason.NO_CAPACITY
+    catalog.detach("a", 1)
+    catalog.attach("a", 2, [offer("n", assets_digest="2")])
+    catalog.put_assets("a", 2, "n", assets(60))
+    assert len(catalog.assets("n").tokenizer_json) == 60
+    with pytest.raises(HeadwayError):
+        catalog.assets("m")
+
+
+def test_cards_are_small() -> None:
+    catalog = Catalog(SchedulerSettings())
+    with pytest.raises(HeadwayError, match="larger"):
+        catalog.attach("a", 1, [offer("m", eos_token_ids=[9] * 5_000)])
 
 
 def test_a_model_without_files_has_empty_assets() -> None:

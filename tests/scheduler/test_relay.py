@@ -60,7 +60,8 @@ class Reader:
         self.num_wakes += 1
 
     def take(self, max_tokens: int = 1_000) -> scheduler.Updates:
-        updates = self.feed.take(max_tokens)
+        updates = scheduler.Updates()
+        self.feed.take(updates, max_tokens)
         got = updates.frame
         for handle, index, token in zip(got.handle, got.index, got.token_id, strict=True):
             assert index not in self.tokens.setdefault(handle, {}), "each index comes once"
@@ -162,7 +163,7 @@ def test_finished_comes_with_or_after_the_last_token() -> None:
     subscription = reader.feed.subscribe(output, 3, ())
     routes.accept_frame(frame(*((lease.handle, n, n) for n in range(5))))
     routes.accept_frame(end(lease, 5))
-    output.finish(scheduler.Finished())
+    output.finish(generation.GenerationResult())
     first = reader.take(max_tokens=3)
     assert not first.finished
     assert not first.frame.ends

@@ -168,3 +168,19 @@ async def test_a_request_times_out_in_the_queue_without_any_event() -> None:
             assert updates.finished[0].failure.reason == "QUEUE_TIMEOUT"
         else:
             assert updates.rejected[0].failure.reason == "DEADLINE_UNREACHABLE"
+
+
+async def test_a_start_that_fails_closes_its_store() -> None:
+    class Closable(GatedStore):
+        is_closed = False
+
+        async def close(self) -> None:
+            self.is_closed = True
+
+    store = Closable()
+    async with world() as own:
+        taken = SchedulerSettings(port=own.process.port)
+        with pytest.raises(ExceptionGroup) as caught:
+            await started(taken, store).__aenter__()
+    assert caught.value.subgroup(OSError) is not None
+    assert store.is_closed

@@ -247,6 +247,9 @@ async def test_positions_come_while_a_request_waits() -> None:
         for handle in (0, 1, 2):
             await client.submit(handle=handle, wants_positions=True)
         grant = await executor.grant()
+        num_accepted = 0
+        while num_accepted < 3:  # before it runs: the last one starts with one ahead of it
+            num_accepted += len((await client.updates()).accepted)
         await executor.run(grant, [1])
         while not client.positions:
             await client.updates()
@@ -377,3 +380,32 @@ async def test_call_limits() -> None:
             submits=[scheduler.SubmitCommand(handle=n, request=body()) for n in (0, 1)]
         )
         assert (await client.rejected()).failure.reason == "QUOTA_EXCEEDED"
+
+
+async def test_a_request_that_everybody_left_is_cancelled_after_the_grace() -> None:
+    async with world(resume_grace_ms=0) as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        await client.open()
+        await client.submit()
+        grant = await executor.grant()
+        await client.accepted()
+        await client.command(cancels=[scheduler.CancelCommand(handle=0, leave=True)])
+        assert list((await executor.read()).orders.revokes) == [grant.lease]
+
+
+async def test_a_request_that_was_left_can_be_followed_again() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach()
+        await client.open()
+        await client.submit()
+        grant = await executor.grant()
+        request_id = (await client.accepted()).request_id
+        await client.command(cancels=[scheduler.CancelCommand(handle=0, leave=True)])
+        await client.resume(1, request_id)
+        await client.accepted()
+        await executor.run(grant, [4, 5])
+        finished = await client.finished()
+        assert finished.handle == 1
+        assert client.tokens == {1: [4, 5]}

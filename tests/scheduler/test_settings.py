@@ -37,3 +37,12 @@ def test_an_open_address_needs_the_flag() -> None:
 def test_senseless_values_fail(values: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match=next(iter(values)).split("_")[0]):
         SchedulerSettings(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"max_frame_tokens": 1 << 20, "max_message_bytes": 1 << 20}, {"max_orders_bytes": 1 << 29}],
+)
+def test_what_is_sent_fits_into_a_message(values: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match="max_message_bytes"):
+        SchedulerSettings(**values)  # type: ignore[arg-type]

@@ -22,7 +22,9 @@ Maker = Callable[[Clock], Store]
 
 
 def make_memory(clock: Clock) -> Store:
-    return MemoryStore(result_ttl_ms=1_000, max_result_bytes=100, max_tombstones=3, clock_ms=clock)
+    return MemoryStore(
+        result_ttl_ms=1_000, max_result_bytes=1_200, max_tombstones=3, clock_ms=clock
+    )
 
 
 MAKERS: dict[str, Maker] = {"memory": make_memory}
@@ -41,9 +43,9 @@ def finished(request_id: str, num_bytes: int = 10) -> FinishedRecord:
     return FinishedRecord(request_id, "t", b"r" * num_bytes)
 
 
-async def reason_of(store: Store, request_id: str) -> Reason:
+async def reason_of(store: Store, request_id: str, tenant: str = "t") -> Reason:
     with pytest.raises(HeadwayError) as caught:
-        await store.get_result(request_id)
+        await store.get_result(request_id, tenant)
     return caught.value.reason
 
 
@@ -58,8 +60,8 @@ async def test_a_result_is_read_any_number_of_times(maker: Maker) -> None:
     store = maker(Clock())
     await store.open()
     await store.commit([accepted("a"), accepted("b"), finished("a")])
-    assert await store.get_result("a") == finished("a")
-    assert await store.get_result("a") == finished("a")
+    assert await store.get_result("a", "t") == finished("a")
+    assert await store.get_result("a", "t") == finished("a")
     assert await reason_of(store, "b") is Reason.REQUEST_NOT_FOUND
     assert await reason_of(store, "never") is Reason.REQUEST_NOT_FOUND
 
@@ -69,7 +71,7 @@ async def test_the_first_end_counts(maker: Maker) -> None:
     await store.open()
     await store.commit([accepted("a"), finished("a", 10)])
     await store.commit([finished("a", 20)])
-    assert await store.get_result("a") == finished("a", 10)
+    assert await store.get_result("a", "t") == finished("a", 10)
 
 
 async def test_results_expire_and_say_so(maker: Maker) -> None:
@@ -78,7 +80,7 @@ async def test_results_expire_and_say_so(maker: Maker) -> None:
     await store.open()
     await store.commit([accepted("a"), finished("a")])
     clock.now_ms = 999
-    assert await store.get_result("a")
+    assert await store.get_result("a", "t")
     clock.now_ms = 1_000
     await store.expire()
     assert await reason_of(store, "a") is Reason.RESULT_EXPIRED
@@ -92,8 +94,28 @@ async def test_bytes_are_bounded_and_the_oldest_goes_first(maker: Maker) -> None
     for request_id in ("a", "b", "c"):
         await store.commit([accepted(request_id), finished(request_id, 40)])
     assert await reason_of(store, "a") is Reason.RESULT_EXPIRED
-    assert await store.get_result("b")
-    assert await store.get_result("c")
+    assert await store.get_result("b", "t")
+    assert await store.get_result("c", "t")
+
+
+async def test_short_results_count_with_what_they_really_cost(maker: Maker) -> None:
+    store = maker(Clock())
+    await store.open()
+    for number in range(5):
+        await store.commit([finished(str(number), 0)])
+    assert await reason_of(store, "0") is Reason.RESULT_EXPIRED
+
+
+async def test_another_tenants_request_is_not_found_expired_or_not(maker: Maker) -> None:
+    clock = Clock()
+    store = maker(clock)
+    await store.open()
+    await store.commit([accepted("a"), finished("a")])
+    assert await reason_of(store, "a", "x") is Reason.REQUEST_NOT_FOUND
+    clock.now_ms = 1_000
+    await store.expire()
+    assert await reason_of(store, "a", "x") is Reason.REQUEST_NOT_FOUND
+    assert await reason_of(store, "a") is Reason.RESULT_EXPIRED
 
 
 async def test_tombstones_are_bounded(maker: Maker) -> None:

@@ -46,6 +46,14 @@ async def read(call: Any) -> Any:
     raise EOFError
 
 
+async def write(call: Any, message: Any) -> None:
+    """A call that is over already fails here instead of at the next read. Raises HeadwayError."""
+    try:
+        await call.write(message)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+
+
 async def until_error(call: Any) -> HeadwayError:
     """Read on until the stream ends with an error."""
     try:
@@ -91,7 +99,7 @@ class Executor:
         return welcome
 
     async def send(self, **fields: Any) -> None:
-        await self.call.write(fleet.AttachRequest(**fields))
+        await write(self.call, fleet.AttachRequest(**fields))
 
     async def read(self) -> Any:
         return await read(self.call)
@@ -149,7 +157,7 @@ class Client:
         return welcome
 
     async def send(self, **fields: Any) -> None:
-        await self.call.write(scheduler.OpenRequest(**fields))
+        await write(self.call, scheduler.OpenRequest(**fields))
 
     async def command(self, **fields: Any) -> None:
         await self.send(commands=scheduler.ClientCommands(**fields))

@@ -26,7 +26,7 @@ async def gateway(models: list[str]) -> AsyncIterator[httpx.AsyncClient]:
     scheduler = scripted.ScriptedScheduler()
     scheduler.models = models
     scheduler.port = await scheduler.start()
-    settings = settings_for(scheduler, api_keys="team=key")
+    settings = settings_for(scheduler, api_keys="team=key", signing_key="0123456789abcdef")
     client = SchedulerClient(settings)
     async with (
         client.running(),
@@ -125,6 +125,7 @@ async def test_scenario_76_without_the_header_the_poll_is_held() -> None:
     scheduler.outcomes = [tinker_fakes.waiting(1, 2, 2.0)]
     assert (await poll(scheduler, **sdk)).status_code == 408
     assert scheduler.waits_s[0] > 29
+    scheduler.waits_s.clear()
     outage = HeadwayError(Reason.NOT_LEADER, "Not me.", retry_after_ms=20)
     scheduler.outcomes = [outage]
     sdk["x-stainless-read-timeout"] = "0.1"

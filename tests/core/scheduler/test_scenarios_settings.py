@@ -61,7 +61,11 @@ def test_scenario_03_every_key_of_a_file_is_read(files: Path) -> None:
         model_limits = {big = 1}
     """
     write(files, SchedulerSettings, text)
-    write(files, GatewaySettings, 'api_keys = "team=key"\nscheduler_addresses = "a:1,b:2"')
+    write(
+        files,
+        GatewaySettings,
+        'api_keys = "team=key"\nsigning_key = "0123456789abcdef"\nscheduler_addresses = "a:1,b:2"',
+    )
     write(files, ExecutorSettings, 'executor_id = "e"\nmax_models = 2')
     settings = SchedulerSettings.load("scheduler", [])
     assert settings.heartbeat_interval_ms == 2_000

@@ -1,0 +1,128 @@
+"""Proto -> domain for what executors say, and every check of it that needs no state.
+
+What a request carries is checked in translate.py, what a frame carries in relay.py.
+"""
+
+from collections.abc import Sized
+
+from headway.errors import HeadwayError
+from headway.reasons import Reason
+from headway.v1 import fleet_pb2 as fleet
+from scheduler_svc import translate
+from scheduler_svc.core import messages
+from scheduler_svc.settings import SchedulerSettings
+
+_MAX_MESSAGE_CHARS = 500
+_MAX_LEASES = 100_000  # in one message
+_MAX_LOAD_MS = 86_400_000
+
+_OUTCOMES = {
+    fleet.LeaseEnded.OUTCOME_COMPLETED: messages.LeaseOutcome.COMPLETED,
+    fleet.LeaseEnded.OUTCOME_FAILED: messages.LeaseOutcome.FAILED,
+    fleet.LeaseEnded.OUTCOME_REVOKED: messages.LeaseOutcome.REVOKED,
+    fleet.LeaseEnded.OUTCOME_RETURNED: messages.LeaseOutcome.RETURNED,
+    fleet.LeaseEnded.OUTCOME_UNKNOWN: messages.LeaseOutcome.UNKNOWN,
+}
+_MODEL_STATES = {
+    fleet.ModelChange.STATE_RESIDENT: messages.ModelState.RESIDENT,
+    fleet.ModelChange.STATE_ABSENT: messages.ModelState.ABSENT,
+    fleet.ModelChange.STATE_FAILED: messages.ModelState.FAILED,
+}
+# What an executor may blame on a request; anything else is its own fault.
+_FAILURE_REASONS = {Reason.INVALID_REQUEST, Reason.PROMPT_TOO_LONG, Reason.NO_CAPACITY}
+
+
+def attached(
+    hello: fleet.ExecutorHello, session: int, settings: SchedulerSettings
+) -> messages.ExecutorAttached:
+    """A registration; the models' cards are the catalog's business. Raises HeadwayError."""
+    translate.check_name(hello.executor_id, "executor_id", settings.max_name_chars)
+    translate.check_name(hello.incarnation, "incarnation", settings.max_name_chars)
+    check_capacity(hello.capacity, settings)
+    if len(hello.models) > settings.max_models_per_executor:
+        raise out_of_turn("too many models are offered")
+    if sum(offer.resident for offer in hello.models) > hello.capacity.max_models:
+        raise out_of_turn("more models are resident than capacity.max_models")
+    check_leases(hello.leases)
+    for held in hello.leases:
+        _check_ref(held.lease, settings)
+    return messages.ExecutorAttached(
+        executor_id=hello.executor_id,
+        session=session,
+        incarnation=hello.incarnation,
+        num_slots=hello.capacity.num_slots,
+        max_models=hello.capacity.max_models,
+        models=tuple(
+            messages.ModelOffer(offer.card.name, offer.resident, _load_ms(offer))
+            for offer in hello.models
+        ),
+        held=tuple(
+            messages.HeldLease(
+                held.lease.request_id, held.lease.epoch, held.lease.attempt, held.ended
+            )
+            for held in hello.leases
+        ),
+    )
+
+
+def check_capacity(capacity: fleet.Capacity, settings: SchedulerSettings) -> None:
+    """Raises HeadwayError."""
+    if capacity.num_slots > settings.max_slots_per_executor:
+        raise out_of_turn("capacity.num_slots is too large")
+    if not 0 < capacity.max_models <= settings.max_models_per_executor:
+        raise out_of_turn("capacity.max_models is out of range")
+
+
+def model_changed(
+    change: fleet.ModelChange, executor_id: str, session: int
+) -> messages.ModelChanged:
+    """What became of a model. Raises HeadwayError."""
+    state = _MODEL_STATES.get(change.state)
+    if state is None:
+        raise out_of_turn("a model changes without a state")
+    message = change.failure.message[:_MAX_MESSAGE_CHARS]
+    return messages.ModelChanged(
+        executor_id, session, change.model, state, _load_ms(change), message
+    )
+
+
+def check_leases(leases: Sized) -> None:
+    """Whatever there is one of for each lease. Raises HeadwayError."""
+    if len(leases) > _MAX_LEASES:
+        raise out_of_turn("too many leases in one message")
+
+
+def outcome(ended: fleet.LeaseEnded, settings: SchedulerSettings) -> messages.LeaseOutcome:
+    """How a lease ended, by the executor's words. Raises HeadwayError."""
+    _check_ref(ended.lease, settings)
+    found = _OUTCOMES.get(ended.outcome)
+    if found is None:
+        raise out_of_turn("a lease ends without an outcome")
+    return found
+
+
+def failure(ended: fleet.LeaseEnded) -> tuple[Reason, str]:
+    """What the client is told: the executor's words only where they are about the request."""
+    if ended.failure.reason in _FAILURE_REASONS:
+        return Reason(ended.failure.reason), words(ended) or "The executor refused it."
+    return Reason.INTERNAL, "The executor failed."
+
+
+def words(ended: fleet.LeaseEnded) -> str:
+    """What the executor says about a failure, cut to a bearable length."""
+    return ended.failure.message[:_MAX_MESSAGE_CHARS]
+
+
+def out_of_turn(message: str) -> HeadwayError:
+    """The executor broke the protocol."""
+    return HeadwayError(Reason.INVALID_REQUEST, message)
+
+
+def _check_ref(ref: fleet.LeaseRef, settings: SchedulerSettings) -> None:
+    translate.check_name(ref.request_id, "lease.request_id", settings.max_name_chars)
+
+
+def _load_ms(message: fleet.ModelOffer | fleet.ModelChange) -> int | None:
+    if not message.HasField("load_time"):
+        return None
+    return translate.duration_ms(message.load_time, "load_time", least=0, most=_MAX_LOAD_MS)

@@ -1,0 +1,208 @@
+"""The config files of real models, field for field as published on the hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from executor_svc.torch_engine.config import Llama3Scaling, ModelSpec, load_spec
+from executor_svc.torch_engine.files import ModelError
+from executor_svc.torch_engine.models.decoder import tensor_shapes
+
+_QWEN3: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 40960,
+    "model_type": "qwen3",
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QWEN3_0_6B = _QWEN3 | {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "max_window_layers": 28,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "tie_word_embeddings": True,
+}
+QWEN3_8B = _QWEN3 | {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "max_window_layers": 36,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "tie_word_embeddings": False,
+}
+QWEN3_GENERATION = {
+    "bos_token_id": 151643,
+    "do_sample": True,
+    "eos_token_id": [151645, 151643],
+    "pad_token_id": 151643,
+    "temperature": 0.6,
+    "top_k": 20,
+    "top_p": 0.95,
+    "transformers_version": "4.51.0",
+}
+_LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+_LLAMA_SCALING = {
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+LLAMA_3_2_1B = _LLAMA | {
+    "eos_token_id": 128001,
+    "head_dim": 64,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "rope_scaling": {"factor": 32.0} | _LLAMA_SCALING,
+    "tie_word_embeddings": True,
+    "transformers_version": "4.45.0.dev0",
+}
+LLAMA_3_1_8B_INSTRUCT = _LLAMA | {
+    "eos_token_id": [128001, 128008, 128009],
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "rope_scaling": {"factor": 8.0} | _LLAMA_SCALING,
+    "tie_word_embeddings": False,
+    "transformers_version": "4.42.3",
+}
+LLAMA_GENERATION = {
+    "bos_token_id": 128000,
+    "do_sample": True,
+    "eos_token_id": [128001, 128008, 128009],
+    "temperature": 0.6,
+    "top_p": 0.9,
+    "transformers_version": "4.42.3",
+}
+
+
+def _spec(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None) -> ModelSpec:
+    (folder / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return load_spec(folder)
+
+
+def _as_transformers_5_writes_it(config: dict[str, Any]) -> dict[str, Any]:
+    """One object for the rope, ``dtype`` without its prefix, a list of layer types."""
+    moved = ("rope_theta", "rope_scaling", "torch_dtype")
+    rope = config.get("rope_scaling") or {"rope_type": "default"}
+    return {key: value for key, value in config.items() if key not in moved} | {
+        "rope_parameters": rope | {"rope_theta": config["rope_theta"]},
+        "dtype": config["torch_dtype"],
+        "layer_types": ["full_attention"] * config["num_hidden_layers"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected", "num_parameters"),
+    [
+        (
+            QWEN3_0_6B,
+            QWEN3_GENERATION,
+            {
+                "head_dim": 128,
+                "rope_theta": 1e6,
+                "rope_scaling": None,
+                "max_context_tokens": 40960,
+                "has_qk_norm": True,
+                "has_tied_head": True,
+                "eos_token_ids": (151643, 151645),
+                "kv_bytes_per_token": 114_688,
+            },
+            596_049_920,
+        ),
+        (
+            QWEN3_8B,
+            QWEN3_GENERATION,
+            {"has_tied_head": False, "num_heads": 32, "kv_bytes_per_token": 147_456},
+            8_190_735_360,
+        ),
+        (
+            LLAMA_3_2_1B,
+            None,
+            {
+                "head_dim": 64,
+                "rope_theta": 5e5,
+                "rope_scaling": Llama3Scaling(32.0, 1.0, 4.0, 8192),
+                "max_context_tokens": 131_072,
+                "has_qk_norm": False,
+                "has_tied_head": True,
+                "eos_token_ids": (128001,),
+            },
+            1_235_814_400,
+        ),
+        (
+            LLAMA_3_1_8B_INSTRUCT,
+            LLAMA_GENERATION,
+            {
+                "head_dim": 128,  # not in the file
+                "rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 8192),
+                "has_tied_head": False,
+                "eos_token_ids": (128001, 128008, 128009),
+                "kv_bytes_per_token": 131_072,
+            },
+            8_030_261_248,
+        ),
+    ],
+    ids=["Qwen3-0.6B", "Qwen3-8B", "Llama-3.2-1B", "Llama-3.1-8B-Instruct"],
+)
+def test_published_configs_are_read_in_full(
+    tmp_path: Path,
+    config: dict[str, Any],
+    generation: dict[str, Any] | None,
+    expected: dict[str, Any],
+    num_parameters: int,
+) -> None:
+    spec = _spec(tmp_path, config, generation)
+    assert spec.dtype is torch.bfloat16
+    assert {name: getattr(spec, name) for name in expected} == expected
+    # The parameter counts on the models' own cards.
+    assert sum(torch.Size(shape).numel() for shape in tensor_shapes(spec).values()) == (
+        num_parameters
+    )
+    assert _spec(tmp_path, _as_transformers_5_writes_it(config), generation) == spec
+
+
+def test_a_rope_for_each_type_of_layer_is_refused(tmp_path: Path) -> None:
+    rope = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    config = QWEN3_0_6B | {"rope_parameters": rope}
+    with pytest.raises(ModelError, match="rope_parameters: a rope for each type of layer"):
+        _spec(tmp_path, config, None)
