@@ -62,9 +62,10 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(tuple(pair.split("=", 1)) for pair in text.split(",") if pair)
-    core_settings(dict(pairs))
-    return pairs
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    changes = {name: value for name, _, value in pairs}
+    core_settings(changes)  # says what is wrong before anything runs
+    return tuple(changes.items())
 
 
 def _plans(arguments: argparse.Namespace) -> list[Plan]:
@@ -113,28 +114,28 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     results = run_all(plans, arguments.processes, done)
     runs: dict[int, dict[str, list[Figures]]] = {}
-    bounds: dict[int, float] = {}
     for plan, figures in zip(plans, results, strict=True):
-        load = round(plan.load * 100)
-        runs.setdefault(load, {}).setdefault(plan.policy, []).append(figures)
-        bounds[load] = max(bounds.get(load, 0.0), figures["bound_s"])
+        by_policy = runs.setdefault(round(plan.load * 100), {})
+        by_policy.setdefault(plan.policy, []).append(figures)
     rows = {
-        load: {policy: together(figures) for policy, figures in by_policy.items()}
-        for load, by_policy in runs.items()
+        load: {policy: together(figures) for policy, figures in of_load.items()}
+        for load, of_load in runs.items()
     }
-    for load, by_policy in rows.items():
-        print(f"\n{table(load, by_policy, bounds[load])}")
+    for load, row in rows.items():
+        print(f"\n{table(load, row)}")
     about = _about(arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(page(rows, bounds, about), encoding="utf-8")
+    arguments.out.write_text(page(rows, about), encoding="utf-8")
     print(f"\npicture: {arguments.out}")
     print(last_line(rows, about))
     return 1 if any(figures["num_unfinished"] for figures in results) else 0
 
 
 def _about(arguments: argparse.Namespace) -> dict[str, str | int | float]:
-    names = ("trace", "executors", "slots", "models", "max_models", "load_time_s", "engine")
-    names += ("costs", "seeds", "seconds", "slo_s", "faults", "impatient", "core")
+    names = [
+        *("trace", "executors", "slots", "models", "max_models", "load_time_s", "engine"),
+        *("costs", "seeds", "seconds", "slo_s", "faults", "impatient", "core"),
+    ]
     return {name: getattr(arguments, name) for name in names}
 
 

@@ -14,10 +14,9 @@ from time import process_time
 from bench.sim.costs import PROFILES
 from bench.sim.faults import draw_faults
 from bench.sim.metrics import RARE, Figures, measure
-from bench.sim.policy import core_settings, make_policy
+from bench.sim.policy import make_policy, settings_of
 from bench.sim.workload import Fleet, Job, draw, model_names, with_impatience
 from bench.sim.world import World
-from scheduler_svc.core.domain import CoreSettings
 
 SAMPLE_MS = 5_000
 
@@ -128,8 +127,10 @@ def _spread(plans: list[Plan], num_processes: int) -> Iterable[Figures]:
         yield from pool.map(run_plan, plans)
 
 
-def starvation_bound_s(plan: Plan) -> float:
+def starvation_bound_s(plan: Plan) -> float | None:
     """Latest start of a request of the rare model under Headway (scheduling.md, section 21).
+
+    None where nothing is promised: the references, and FIFO (warm_bonus 0).
 
     E + k x (D + R + L) + Q, where
     - E = aging_equalization_ms;
@@ -142,7 +143,9 @@ def starvation_bound_s(plan: Plan) -> float:
       its executor's slots, each as long as the longest.
     """
     fleet, jobs = plan.fleet, jobs_of(plan)
-    settings: CoreSettings = core_settings(dict(plan.core))
+    settings = settings_of(plan.policy, dict(plan.core))
+    if settings is None or settings.is_fifo or not settings.switch_time_share:
+        return None
     costs = PROFILES[fleet.costs_name]
     longest_s = (
         max(

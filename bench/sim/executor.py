@@ -11,10 +11,10 @@ the device than max_models.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from bench.sim.costs import Costs
 from bench.sim.engines import ENGINES, Engine, whole_ms
+from bench.sim.work import HeldWork, Work
 from bench.sim.workload import Fleet
 from scheduler_svc.core.messages import (
     Action,
@@ -34,29 +34,6 @@ from scheduler_svc.core.messages import (
     ModelOffer,
     ModelState,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a lease is to do."""
-
-    model: str
-    num_prompt_tokens: int
-    # without those that earlier attempts generated
-    num_output_tokens: int
-
-
-@dataclass(slots=True)
-class HeldWork:
-    """A lease here; ``epoch`` and ``attempt`` change when it is adopted."""
-
-    request_id: str
-    epoch: int
-    attempt: int
-    work: Work
-    has_started: bool = False
-    has_first_token: bool = False
-    has_ended: bool = False
 
 
 class Executor:

@@ -1,7 +1,7 @@
 """The figures of one run, and of several seeds together.
 
 - wait: arrival until work on it starts; of a request that never started, until it ended or the
-  run did. Clients that hung up count in no wait.
+  run did. Clients that hung up and requests refused at the door count in no wait.
 - goodput: requests a second of the arrival window whose first token came within the SLO, counted
   from arrival; everything offered and not good is a miss.
 - fairness (shared/spec/bench.md, 4.2): service = prompt + 2 x output tokens. Of the requests that
@@ -62,7 +62,7 @@ def measure(journal: Journal, jobs: list[Job], seconds: int, slo_s: float) -> Fi
 
 
 def _wait_s(record: Record) -> float | None:
-    if record.outcome == "CANCELLED":
+    if record.outcome == "CANCELLED" or record.outcome.startswith("rejected."):
         return None
     until_ms = record.started_ms if record.started_ms is not None else record.ended_ms
     return None if until_ms is None else (until_ms - record.job.due_ms) / 1000
@@ -86,8 +86,8 @@ def fairness(records: Iterable[Record], seconds: int) -> tuple[float, float, dic
         work = job.num_prompt_tokens + 2 * job.num_output_tokens
         num_requests[job.tenant] += 1
         demand[job.tenant] += work
-        is_done = record.outcome == "OK" and record.ended_ms is not None
-        if is_done and record.ended_ms <= 1000 * seconds:
+        ended_ms = record.ended_ms if record.outcome == "OK" else None
+        if ended_ms is not None and ended_ms <= 1000 * seconds:
             served[job.tenant] += work
     fair = deal_out(demand, sum(served.values()))
     shares = {
@@ -155,6 +155,8 @@ def together(runs: list[Figures]) -> Figures:
         else None
     )
     row["wait_quantiles_s"] = np.mean([run["wait_quantiles_s"] for run in runs], axis=0).tolist()
+    bounds = [run["bound_s"] for run in runs if run["bound_s"] is not None]
+    row["bound_s"] = max(bounds, default=None)
     row["cpu_s"] = sum(run["cpu_s"] for run in runs)
     row["policy_us"] = float(np.mean([run["policy_us"] for run in runs]))
     row["log_hashes"] = [run["log_hash"] for run in runs]

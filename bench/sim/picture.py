@@ -1,5 +1,6 @@
 """The comparison as one HTML page: tables and SVG drawn by hand, nothing fetched, no script."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
@@ -8,6 +9,7 @@ from bench.sim.report import COLUMNS, Rows
 
 _COLOURS = ("#1f6feb", "#8a8f98", "#d1495b", "#2a9d8f", "#b07aa1", "#e08e0b")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 400, 230, 52, 14, 34
+_TOPS = (1, 1.2, 1.6, 2, 2.4, 2.8, 3.2, 4, 5, 6, 8, 10)
 # title, key, unit, is less better
 _CHARTS = (
     ("Mean wait", "mean_wait_s", "s", True),
@@ -39,11 +41,11 @@ th:first-child, td:first-child { text-align: left; } .wide { overflow-x: auto; }
 Line = tuple[str, str, list[tuple[float, float]]]  # (name, colour, points)
 
 
-def page(rows: Rows, bounds: Mapping[int, float], about: Mapping[str, object]) -> str:
+def page(rows: Rows, about: Mapping[str, object]) -> str:
     """The whole page."""
     policies = list(next(iter(rows.values())))
     colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(policies)}
-    charts = [_load_chart(chart, rows, bounds, colours) for chart in _CHARTS]
+    charts = [_load_chart(chart, rows, colours) for chart in _CHARTS]
     charts += [_wait_chart(load, by_policy, colours) for load, by_policy in rows.items()]
     tables = [_table(load, by_policy) for load, by_policy in rows.items()]
     settings = ", ".join(f"{key} {value}" for key, value in about.items() if value != "")
@@ -69,7 +71,6 @@ def _key(colours: Mapping[str, str]) -> str:
 def _load_chart(
     chart: tuple[str, str, str, bool],
     rows: Rows,
-    bounds: Mapping[int, float],
     colours: Mapping[str, str],
 ) -> str:
     """One figure over the loads."""
@@ -79,9 +80,23 @@ def _load_chart(
         for name, colour in colours.items()
     ]
     if key == "rare_max_wait_s":
-        lines.append(("bound for headway", "", [(load, at) for load, at in bounds.items()]))
+        lines += _bounds(rows)
     better = "less is better" if is_less_better else "more is better"
     return _figure(title, f"over load in %; {better}", lines, f"{{:g}} {unit}".strip(), list(rows))
+
+
+def _bounds(rows: Rows) -> list[Line]:
+    """What is promised, of each policy that promises something."""
+    names = list(next(iter(rows.values())))
+    return [
+        (
+            f"bound of {name}",
+            "",
+            [(load, of_load[name]["bound_s"]) for load, of_load in rows.items()],
+        )
+        for name in names
+        if all(of_load[name]["bound_s"] is not None for of_load in rows.values())
+    ]
 
 
 def _wait_chart(load: int, by_policy: Mapping[str, Figures], colours: Mapping[str, str]) -> str:
@@ -96,7 +111,7 @@ def _wait_chart(load: int, by_policy: Mapping[str, Figures], colours: Mapping[st
 
 def _figure(title: str, note: str, lines: Sequence[Line], unit: str, ticks: Sequence[float]) -> str:
     xs = [x for _, _, points in lines for x, _ in points]
-    top = max((y for _, _, points in lines for _, y in points), default=0) or 1
+    top = _round_up(max((y for _, _, points in lines for _, y in points), default=0))
     first, last = min(xs), max(xs)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -114,6 +129,14 @@ def _figure(title: str, note: str, lines: Sequence[Line], unit: str, ticks: Sequ
     )
 
 
+def _round_up(largest: float) -> float:
+    """A top of the axis whose quarters are short numbers."""
+    if largest <= 0:
+        return 1.0
+    unit = 10.0 ** math.floor(math.log10(largest))
+    return next(step * unit for step in _TOPS if step * unit >= largest)
+
+
 def _axes(
     place: Callable[[float, float], tuple[float, float]],
     top: float,
@@ -123,7 +146,7 @@ def _axes(
     parts = []
     for part in (0, 0.25, 0.5, 0.75, 1):
         _, y = place(ticks[0], top * part)
-        label = unit.format(float(f"{top * part:.2g}"))
+        label = unit.format(round(top * part, 6))
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 12}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{label}</text>')
     for tick in ticks:

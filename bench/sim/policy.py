@@ -5,7 +5,7 @@ stands, without an adapter; the reference policies are others, in the simulator 
 """
 
 from dataclasses import fields, replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from bench.sim.llamacpp_ha import LlamaCppHa
 from bench.sim.resident_first import ResidentFirst
@@ -45,22 +45,28 @@ def core_settings(overrides: dict[str, str]) -> CoreSettings:
     unknown = sorted(overrides.keys() - kinds.keys())
     if unknown:
         raise ValueError(f"no such core setting: {', '.join(unknown)}")
-    values = {
+    values: dict[str, Any] = {
         name: text == "true" if kinds[name] is bool else kinds[name](text)
         for name, text in overrides.items()
     }
     return replace(settings, **values)
 
 
-def make_policy(name: str, overrides: dict[str, str] | None = None) -> Policy:
-    """A fresh policy: "headway", "headway:key=value;...", or one of REFERENCES."""
+def settings_of(name: str, overrides: dict[str, str]) -> CoreSettings | None:
+    """The settings of a policy by name; None of a reference."""
     base, _, text = name.partition(":")
     changes = dict(pair.split("=", 1) for pair in text.split(";") if pair)
     if base == "headway":
-        return Scheduler(core_settings((overrides or {}) | changes), EPOCH)
+        return core_settings(overrides | changes)
     if base not in REFERENCES or changes:
         raise ValueError(f"no such policy: {name}")
-    return cast("Policy", REFERENCES[base]())
+    return None
+
+
+def make_policy(name: str, overrides: dict[str, str] | None = None) -> Policy:
+    """A fresh policy: "headway", "headway:key=value;...", or one of REFERENCES."""
+    settings = settings_of(name, overrides or {})
+    return Scheduler(settings, EPOCH) if settings else cast("Policy", REFERENCES[name]())
 
 
 REFERENCES = {

@@ -84,8 +84,6 @@ class Backend:
 class ReferencePolicy:
     """Base of the reference policies; not for production."""
 
-    may_grant_while_loading = True
-
     def __init__(self) -> None:
         self._now_ms = 0
         self._requests: dict[str, Waiting] = {}

@@ -118,7 +118,8 @@ def _rescale(rows: list[Row], fleet: Fleet, costs: Costs, load: float, seconds: 
     # so that a trace that starts again does so after its mean gap
     span_s = rows[-1].at_s - rows[0].at_s + (rows[-1].at_s - rows[0].at_s) / max(1, len(rows) - 1)
     stretch = work_ms / 1000 / (load * fleet.num_fleet_slots) / span_s
-    start_s, scaled = rows[0].at_s, []
+    start_s = rows[0].at_s
+    scaled: list[Row] = []
     for lap in range(1 + int(seconds / (span_s * stretch))):
         for row in rows:
             at_s = (row.at_s - start_s + lap * span_s) * stretch

@@ -14,10 +14,11 @@ from time import thread_time_ns
 from typing import Any
 
 from bench.sim.costs import Costs
-from bench.sim.executor import Executor, Work
+from bench.sim.executor import Executor
 from bench.sim.faults import SLOW_MS, Fault
 from bench.sim.journal import Journal
 from bench.sim.policy import EPOCH, Policy
+from bench.sim.work import Work
 from bench.sim.workload import Fleet, Job
 from scheduler_svc.core.messages import (
     Action,

@@ -88,6 +88,8 @@ class Drain:
         why = Why.TIME_SLICE if best_key[0] else Why.DRAIN
         deadline_ms = latest_end_ms(state, best)
         state.reserve(best, self._head, why, deadline_ms, best.num_slots, best_key[1])
+        if why is Why.TIME_SLICE:
+            review(state)
 
     def _is_candidate(self, executor: ExecutorRecord) -> bool:
         """Blocked by max_models alone, and not otherwise spoken for."""
@@ -134,7 +136,7 @@ class Drain:
 def is_last_home(state: State, executor: ExecutorRecord) -> bool:
     """Whether some model at work there has no other usable home."""
     return any(
-        model and not state.fleet.num_other_homes(model, executor) for model in executor.active
+        model and not state.fleet.has_other_home(model, executor) for model in executor.active
     )
 
 
@@ -148,10 +150,16 @@ def latest_end_ms(state: State, executor: ExecutorRecord) -> int:
     return latest_ms
 
 
-def review(state: State, executor: ExecutorRecord) -> None:
-    """An executor ceased to serve: a drain elsewhere may hold somebody's last home now."""
+def review(state: State) -> None:
+    """An executor ceased to serve, or drains now: a drain elsewhere may hold somebody's last home.
+    It ends, unless its owner has aged: then it is a time slice."""
     for reservation in list(state.fleet.reservations.values()):
         if reservation.why is Why.DRAIN:
-            drained = state.fleet.executors[reservation.executor_id]
-            if drained is not executor and is_last_home(state, drained):
+            executor = state.fleet.executors[reservation.executor_id]
+            head = state.queue.head(reservation.model)
+            if head is None or not is_last_home(state, executor):
+                continue
+            if state.now_ms >= head.accepted_ms + state.settings.aging_equalization_ms:
+                reservation.why = Why.TIME_SLICE
+            else:
                 state.end_reservation(reservation.model, "last home")

@@ -17,7 +17,7 @@ offers. Pools and offers are computed when asked for and forgotten when they may
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from scheduler_svc.core.domain import ExecutorRecord, Reservation
+from scheduler_svc.core.domain import ExecutorRecord, Reservation, Why
 from scheduler_svc.core.lazy_heap import LazyHeap
 
 # (used slots, turn, executor number)
@@ -273,20 +273,19 @@ class Fleet:
         shelf = self._shelves.get(model)
         return shelf is not None and bool(shelf.rows)
 
-    def num_other_homes(self, model: str, executor: ExecutorRecord) -> int:
-        """Executors but this one that serve, offer the model and are not reserved for another:
-        counted up to 1, which is all that anybody asks."""
+    def has_other_home(self, model: str, executor: ExecutorRecord) -> bool:
+        """Whether an executor but this one serves, offers the model, and drains for no other."""
         for group in self.offer(model).groups:
             for other in group.members.values():
                 reservation = other.reservation
-                is_reserved = (
+                is_drained = (
                     reservation is not None
                     and reservation.model != model
-                    and reservation.num_kept > 0
+                    and reservation.why in (Why.DRAIN, Why.TIME_SLICE)
                 )
-                if other is not executor and other.is_serving and not is_reserved:
-                    return 1
-        return 0
+                if other is not executor and other.is_serving and not is_drained:
+                    return True
+        return False
 
 
 def _discard(index: dict[str, dict[str, ExecutorRecord]], model: str, executor_id: str) -> None:

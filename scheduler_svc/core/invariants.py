@@ -30,7 +30,7 @@ def check(state: State) -> None:
     _check_reservations(state)
     _check_work_conservation(state)
     _check_deadlines(state)
-    assert not state.awake
+    assert not state.waking.awake
 
 
 def _waiting(state: State) -> list[RequestRecord]:

@@ -51,7 +51,7 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
     request, model = record.request, record.request.model
     waiting = [bool(flows) for flows in state.queue.bands]
     if sum(waiting) > 1:
-        state.shares.granted(request.band, waiting)
+        state.waking.shares.granted(request.band, waiting)
     state.queue.remove(record)
     state.queue.charge(record)
     _open(state, record, executor, num_slots, state.now_ms)
@@ -70,7 +70,7 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
     )
     state.head_changed(model)
     if not executor.num_free:
-        state.sleep_hopeless(executor)
+        state.waking.sleep_hopeless(executor)
 
 
 def revoke(state: State, executor: ExecutorRecord, lease: Lease) -> None:
@@ -164,7 +164,7 @@ def close(state: State, executor: ExecutorRecord, lease: Lease) -> None:
     state.deadlines.discard(RevokeDue(executor.executor_id, lease.key))
     state.executor_changed(executor)
     if lease.model in state.settings.model_limits:
-        state.wake(lease.model)
+        state.waking.wake(lease.model)
 
 
 def _count(state: State, lease: Lease, change: int) -> None:

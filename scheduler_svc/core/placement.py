@@ -6,6 +6,9 @@ one that has most of its prompt's prefix cached; both are hints, worth nothing w
 room. Then the least loaded by used share, equal shares in turn. Last, if all homes are taken or
 reserved, an executor that drains for another model, if the request surely ends before the drain
 does (backfill, after EASY: Lifka, "The ANL/IBM SP scheduling system", 1995).
+
+Locality (``jump``): of the next few tenants in a flow, one whose session or prefix is cached on the
+executor that was found may pass the head by at most locality_quantum_tokens (fairness.py).
 """
 
 from collections.abc import Iterator
@@ -13,6 +16,9 @@ from collections.abc import Iterator
 from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
 from scheduler_svc.core.fleet import RowKey
 from scheduler_svc.core.state import State
+
+# tenants that are looked at for one whose cache is there, the head's included
+_NUM_RIVALS = 4
 
 
 def pick(state: State, record: RequestRecord, rank: Rank) -> ExecutorRecord | None:
@@ -122,9 +128,38 @@ def _backfill(state: State, record: RequestRecord) -> ExecutorRecord | None:
     return None
 
 
+def jump(state: State, head: RequestRecord, executor: ExecutorRecord) -> RequestRecord:
+    """Who of the head's flow is granted on an executor: the head, unless it saves nothing there
+    and one of the next few tenants', within the locality quantum of it, does."""
+    request = head.request
+    if not state.settings.locality_quantum_tokens or _saves(state, head, executor):
+        return head
+    flow, name = state.queue.flows[request.model][request.band], (request.band, request.model)
+    for arrival in flow.rivals(_NUM_RIVALS)[1:]:
+        other = state.queue.at(arrival)
+        if not state.queue.fairness.may_jump(name, other.request.tenant, request.tenant):
+            break
+        if num_missing(other, executor) <= 0 and _saves(state, other, executor):
+            state.decisions["position_rose.locality"] += 1
+            return other
+    return head
+
+
+def _saves(state: State, record: RequestRecord, executor: ExecutorRecord) -> bool:
+    """Whether the executor may hold the cache of a request's session or prefix."""
+    request, executor_id = record.request, executor.executor_id
+    return (
+        bool(request.session_id)
+        and executor_id
+        == state.sessions.preferred(request.tenant, request.session_id, request.model, state.now_ms)
+    ) or (
+        bool(request.prefix_hashes) and executor_id in state.prefixes.longest(request.prefix_hashes)
+    )
+
+
 def explain(state: State, record: RequestRecord, executor: ExecutorRecord) -> str:
     """Why this one, with the first of each row of candidates; for the decision log."""
-    rank = state.rank(record)
+    rank = state.waking.rank(record)
     scores = ", ".join(
         f"{other.executor_id} {other.num_used}/{other.num_slots}"
         for _, other in fronts(state, record, rank)

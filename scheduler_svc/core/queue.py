@@ -92,6 +92,13 @@ class Flow:
         if lane is not None:
             self._rank(tenant, lane)
 
+    def rivals(self, num: int) -> list[int]:
+        """Arrivals of the oldest requests of so many tenants, the next tenant first; nobody while
+        somebody who came back is first, or if there is one tenant only."""
+        if len(self._returned) or len(self._lanes) < 2:
+            return []
+        return [self._lanes[tenant].first for tenant in self._tenants.first(num)]
+
     def place(self, record: RequestRecord) -> Place:
         """Where a request stands."""
         arrival = record.arrival

@@ -226,7 +226,7 @@ def stop_loading(state: State, executor: ExecutorRecord) -> None:
     state.fleet.leave(executor)
     executor.loading = None
     state.fleet.enter(executor)
-    state.wake(load.model)
+    state.waking.wake(load.model)
 
 
 def _came(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:

@@ -62,7 +62,7 @@ class Scheduler:
         """Apply an event; ``now_ms`` must never be smaller than before."""
         state = self._state
         assert now_ms >= state.now_ms
-        state.now_ms = now_ms
+        state.now_ms = state.waking.now_ms = now_ms
         match event:
             case Submit():
                 admission.submit(state, event.request)
@@ -144,16 +144,16 @@ class Scheduler:
                 case ReservationDue():
                     state.end_reservation(due.model, "deadline")
                 case ModelDue():
-                    state.wake(due.model)
+                    state.waking.wake(due.model)
 
     def _place(self) -> None:
         """Grant what can be granted; looks at models that are awake only, best rank first."""
         state = self._state
-        while (head := state.next_awake()) is not None:
+        while (head := state.waking.next_awake()) is not None:
             if state.now_ms > head.deadline_ms:
                 state.overdue(head)
                 continue
-            rank = state.rank(head)
+            rank = state.waking.rank(head)
             executor, model = None, head.request.model
             if (
                 state.fleet.has_usable(model) or state.fleet.reservations
@@ -162,6 +162,7 @@ class Scheduler:
             if executor is None:
                 waiting.wait(state, head, rank)
                 continue
+            head = placement.jump(state, head, executor)
             if state.settings.has_decision_log:
                 state.decide("grant", head, placement.explain(state, head, executor))
             leases.grant(state, head, executor)

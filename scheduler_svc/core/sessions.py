@@ -73,7 +73,7 @@ def change_capacity(state: State, executor: ExecutorRecord, event: ExecutorCapac
     executor.max_models = event.max_models
     state.fleet.enter(executor)
     state.executor_changed(executor)
-    drain.review(state, executor)
+    drain.review(state)
 
 
 def set_draining(state: State, executor_id: str, is_draining: bool) -> None:
@@ -87,7 +87,7 @@ def set_draining(state: State, executor_id: str, is_draining: bool) -> None:
     state.fleet.enter(executor)
     state.fleet.offers_changed()
     state.executor_changed(executor)
-    drain.review(state, executor)
+    drain.review(state)
     tell_drained(state, executor)
 
 
@@ -118,7 +118,7 @@ def lose(state: State, executor: ExecutorRecord) -> None:
         executor.move(lease, LeaseState.IN_DOUBT)
     state.fleet.enter(executor)
     state.executor_changed(executor)
-    drain.review(state, executor)
+    drain.review(state)
     due = GraceDue(executor.executor_id)
     state.deadlines.set(due, state.now_ms + state.settings.executor_grace_ms)
 

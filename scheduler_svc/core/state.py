@@ -3,11 +3,6 @@
 Rule: every request is in ``requests`` from acceptance to its one end, and there either in the
 queue or leased. ``finish`` is the compare-and-set of the end: it takes the record out of
 ``requests``, so a second end finds nothing to end.
-
-Waking: placement does not look through the queue. Whatever may let a model's head go (a new head,
-free slots, room for a load, a reservation that ended, time) wakes that model; placement tries the
-heads of woken models by rank and no others. A model that is not awake has no head, or has one that
-is known to have no place.
 """
 
 from collections import Counter
@@ -15,14 +10,12 @@ from collections import Counter
 from headway.reasons import Reason
 from scheduler_svc.core import priority
 from scheduler_svc.core.affinity import PrefixIndex, Sessions
-from scheduler_svc.core.bands import Shares
 from scheduler_svc.core.deadlines import Deadlines, ModelDue, RequestDue, ReservationDue
 from scheduler_svc.core.domain import (
     RETRYABLE,
     CoreSettings,
     ExecutorRecord,
     Lease,
-    Rank,
     RequestRecord,
     Reservation,
     Why,
@@ -40,6 +33,7 @@ from scheduler_svc.core.messages import (
 )
 from scheduler_svc.core.queue import Queue
 from scheduler_svc.core.stats import Waits
+from scheduler_svc.core.waking import Waking
 
 
 class State:
@@ -66,15 +60,10 @@ class State:
         self.estimator = Estimator(settings, self.queue, self.fleet)
         # what was decided how often; a fixed set of names
         self.decisions: Counter[str] = Counter()
-        # waiting models whose heads placement must try: what their warmth is worth, and the first
-        # band that was tried already
-        self.awake: dict[str, tuple[int, int]] = {}
-        self.shares = Shares(settings)
+        self.waking = Waking(settings, self.queue, self.fleet, self.estimator)
         self.sessions = Sessions(settings.session_ttl_ms, settings.max_sessions)
         self.prefixes = PrefixIndex(settings.max_prefix_blocks)
         self.waits = Waits(settings.max_wait_samples)
-        self._full_bonus = priority.shift(settings, 1.0)
-        self._band_limits_ms = priority.band_limits_ms(settings)
         self._num_arrivals = 0
         self._num_executors = 0
         self._persist: list[Record] = []
@@ -140,7 +129,7 @@ class State:
                 self.decisions["position_rose.less_served"] += 1
             self.head_changed(request.model)
         elif self.fleet.has_open(request.model):
-            self.wake(request.model)
+            self.waking.wake(request.model)
 
     def finish(self, record: RequestRecord, reason: Reason | None, message: str = "") -> None:
         """End a live request; a lease that it has stays in its executor's books."""
@@ -239,99 +228,18 @@ class State:
             self.end_reservation(executor.reservation.model, "executor away")
         self.slots_changed(executor)
         for model in executor.residences:
-            self.wake(model)
+            self.waking.wake(model)
+        if executor.loading is not None and not executor.is_serving:
+            self.waking.wake(executor.loading.model)
         if executor.is_roomy:
-            self.wake_waiting(executor)
+            self.waking.wake_waiting(executor)
 
-    # --- order --------------------------------------------------------------------------
-
-    def rank(self, head: RequestRecord) -> Rank:
-        """Its place in the grant order, as things are now."""
-        band = head.request.band
-        arrived_ms = head.arrival >> priority.ARRIVAL_BITS
-        if self.now_ms - arrived_ms >= self._band_limits_ms[band]:
-            band = priority.OVERDUE_BAND
-        warmth = self.fleet.warmth(head.request.model)
-        return band, head.arrival - priority.shift(self.settings, warmth)
+    # --- queue and limits ---------------------------------------------------------------
 
     def is_at_limit(self, model: str) -> bool:
         """As many leases of the model run as may in the whole fleet."""
         limit = self.settings.model_limits.get(model)
         return limit is not None and self.num_leased_by_model[model] >= limit
-
-    def wake(self, model: str) -> None:
-        """Have placement try the model's heads."""
-        flows = self.queue.flows.get(model)
-        if flows is None:
-            return
-        if self.is_hopeless(model):
-            self.estimator.backlog_began(model, self.now_ms)
-            return
-        warmth = self.fleet.warmth(model)
-        bonus = self._full_bonus if warmth == 1.0 else priority.shift(self.settings, warmth)
-        if not warmth and not self.settings.is_fifo:
-            bonus = priority.FIRST_PLACE
-        self.awake[model] = bonus, self.settings.num_bands
-
-    def is_hopeless(self, model: str) -> bool:
-        """Whether trying the heads of a waiting model would change nothing: it has homes, all are
-        full, and nothing can be loaded or kept for it. Spares placement most of its work."""
-        fleet = self.fleet
-        if model not in fleet.homes or fleet.has_usable(model) or fleet.reservations:
-            return False
-        head = self.queue.head(model)
-        return head is not None and head.request.num_samples == 1 and not fleet.has_open(model)
-
-    def sleep_hopeless(self, executor: ExecutorRecord) -> None:
-        """An executor is full: whoever was woken for its slots has nothing to look for."""
-        for model in executor.residences:
-            if model in self.awake and self.is_hopeless(model):
-                self.estimator.backlog_began(model, self.now_ms)
-                del self.awake[model]
-
-    def wake_waiting(self, executor: ExecutorRecord) -> None:
-        """Have placement try the models that wait and could be loaded on a roomy executor: those
-        that have no place, and if it is open those that have one too."""
-        waiting, offered = self.queue.num_by_model, executor.offered_models
-        is_open = self.fleet.is_open(executor)
-        for model in waiting if len(waiting) < len(offered) else offered:
-            if (
-                model in waiting
-                and model in offered
-                and model not in executor.residences
-                and (is_open or not self.fleet.warmth(model))
-            ):
-                self.wake(model)
-
-    def sleep(self, head: RequestRecord) -> None:
-        """A head found no place, so nothing behind it in its model is tried either."""
-        model, band = head.request.model, head.request.band
-        awake = self.awake.get(model)
-        if awake is not None:
-            if band > min(self.queue.flows[model]):
-                self.awake[model] = awake[0], band
-            else:
-                del self.awake[model]
-
-    def next_awake(self) -> RequestRecord | None:
-        """The head to try next: the one longest overdue, then of a band that is owed a grant, then
-        of the first band. Few models are awake at a time, so they are looked through."""
-        if not self.awake:
-            return None
-        owed, now_ms = self.shares.owed(), self.now_ms
-        best: tuple[int, int, int] | None = None
-        for model, (bonus, below) in self.awake.items():
-            for band, flow in self.queue.flows[model].items():
-                if band < below:
-                    due_ms = (flow.head >> priority.ARRIVAL_BITS) + self._band_limits_ms[band]
-                    if due_ms <= now_ms:
-                        key = (-2, due_ms, flow.head)
-                    else:
-                        key = (-1 if band == owed else band, flow.head - bonus, flow.head)
-                    if best is None or key < best:
-                        best = key
-        assert best is not None
-        return self.queue.at(best[2])
 
     def head_changed(self, model: str) -> None:
         """Somebody joined or left the queue of a model."""
@@ -342,16 +250,16 @@ class State:
                 claimant = self.requests.get(reservation.request_id)
                 if claimant is None or not self.queue.is_head(claimant):
                     self.end_reservation(model, "head changed")
-            self.awake.pop(model, None)
-            self.wake(model)
+            self.waking.forget(model)
+            self.waking.wake(model)
             return
-        self.awake.pop(model, None)
+        self.waking.forget(model)
         if reservation is not None:
             self.end_reservation(model, "nobody waits")
         self.estimator.backlog_ended(model)
         self.deadlines.discard(ModelDue(model))
         for executor in self.fleet.unwanted(model):
-            self.wake_waiting(executor)
+            self.waking.wake_waiting(executor)
 
     # --- reservations -------------------------------------------------------------------
 
@@ -373,7 +281,7 @@ class State:
             model,
             why,
             head.request.request_id,
-            self.rank(head),
+            self.waking.rank(head),
             self.now_ms,
             deadline_ms,
             num_kept,
@@ -394,11 +302,11 @@ class State:
         if self.settings.has_decision_log:
             text = f"{reservation.why} on {executor.executor_id}: {why}"
             self._decided.append(Decision("release", reservation.request_id, model, text))
-        self.wake(model)
+        self.waking.wake(model)
         for other in executor.residences:
-            self.wake(other)
+            self.waking.wake(other)
         if reservation.num_kept:
-            self.wake_waiting(executor)
+            self.waking.wake_waiting(executor)
 
     def _put_reservation(
         self, executor: ExecutorRecord, reservation: Reservation, now: Reservation | None

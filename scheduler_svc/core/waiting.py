@@ -22,11 +22,11 @@ def wait(state: State, head: RequestRecord, rank: Rank) -> None:
     """A head goes to sleep; what was done for it wakes it."""
     model, fleet = head.request.model, state.fleet
     state.estimator.backlog_began(model, state.now_ms)
-    state.sleep(head)
+    state.waking.sleep(head)
     if state.is_at_limit(model):
         if model in fleet.reservations:
             state.end_reservation(model, "model limit")
-            state.sleep(head)
+            state.waking.sleep(head)
         return
     retry_ms = _load(state, head)
     warmth = fleet.warmth(model)

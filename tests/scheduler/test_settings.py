@@ -46,3 +46,24 @@ def test_senseless_values_fail(values: dict[str, int]) -> None:
 def test_what_is_sent_fits_into_a_message(values: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match="max_message_bytes"):
         SchedulerSettings(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("warm_bonus", -1),
+        ("aging_equalization_ms", 0),
+        ("band_min_shares", (0.5, 0.5)),
+        ("band_max_wait_ms", (0,)),
+        ("tenant_weights", {"a": 0}),
+        ("model_hold_ms", -1),
+        ("switch_time_share", 0),
+        ("switch_time_share", 1.5),
+        ("model_limits", {"m": 0}),
+        ("load_backoff_max_ms", 10),
+        ("session_ttl_ms", 0),
+    ],
+)
+def test_senseless_policies_fail_naming_the_key(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        SchedulerSettings(**{name: value})  # type: ignore[arg-type]

@@ -194,3 +194,24 @@ def test_the_decision_log_tells_the_story_and_costs_nothing_when_off() -> None:
             assert kinds[-1] == ("reject", "X")
         else:
             assert kinds == []
+
+
+def test_a_time_slice_ends_a_drain_that_would_leave_nobody_a_home() -> None:
+    """C aged past the bonus and slices b1; B, younger, must not drain b2 at the same time."""
+    world = two_homes(equalization_ms=5_000)
+    world.backend("b3", 1, "A", max_models=1, resident="A")
+    world.run("A", "b3")
+    world.drain("b3")
+    [b] = world.ask("B")
+    assert world.reservation("b1") == "B"
+    world.cancel(b)
+    world.ask("C")
+    assert world.reservation("b1") == "C"
+    world.advance(4_000)
+    world.ask("B")
+    world.drain("b2")
+    assert world.reservation("b1") is None
+    world.advance(1_001)
+    row = world.row("b1").reservation
+    assert row is not None
+    assert (row.model, row.reason) == ("C", "time_slice")

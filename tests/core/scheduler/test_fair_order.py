@@ -85,3 +85,41 @@ def test_positions_count_down_to_the_grant_without_rising() -> None:
                 position = driver.status(name).position
                 assert position <= before[name]
                 before[name] = position
+
+
+def two_tenants(quantum: int) -> Driver:
+    """b's session was served on e1; now a0 is first and b0 of that session second."""
+    driver = Driver(locality_quantum_tokens=quantum)
+    driver.attach()
+    driver.submit("before", tenant="b", session_id="s")
+    driver.submit("a0", tenant="a")
+    driver.submit("b0", tenant="b", session_id="s")
+    return driver
+
+
+def test_a_cached_session_may_jump_within_the_quantum() -> None:
+    driver = two_tenants(1_000)
+    assert driver.status("a0").position == 0
+    assert granted(driver.end("before")) == [("b0", "e1")]
+    assert driver.core.decisions["position_rose.locality"] == 1
+    assert granted(driver.end("b0")) == [("a0", "e1")]
+
+
+def test_no_quantum_no_jump() -> None:
+    assert granted(two_tenants(0).end("before")) == [("a0", "e1")]
+
+
+def test_jumps_end_when_the_quantum_is_used_up() -> None:
+    """50 tokens a request: with a quantum of 120 b may lead a by no more than that."""
+    driver = Driver(locality_quantum_tokens=120)
+    driver.attach()
+    driver.submit("running", tenant="b", session_id="s")
+    for number in range(10):
+        driver.submit(f"a{number}", tenant="a")
+        driver.submit(f"b{number}", tenant="b", session_id="s")
+    order = drain_all(driver)
+    lead = most = 1
+    for name in order:
+        lead += 1 if name.startswith("b") else -1
+        most = max(most, lead)
+    assert 1 < most <= 1 + 120 // 50 + 1

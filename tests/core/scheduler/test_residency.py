@@ -178,3 +178,11 @@ def test_a_model_that_nobody_holds_or_wants_costs_no_budget() -> None:
         world.loaded("b1", model, 5_000)
         world.end(name, "b1")
     assert world.core.decisions["load"] == 3
+
+
+def test_a_load_on_an_executor_that_ceases_to_serve_is_no_place() -> None:
+    world = Loading()
+    world.backend("b1", 1, "A")
+    assert orders(world.submit("a", "A")) == [("b1", "A", ())]
+    world.backend("b2", 1, "A")
+    assert orders(world.drain("b1")) == [("b2", "A", ())]

@@ -1,0 +1,120 @@
+"""Whose turn it is to be tried: ranks, and the models that are awake.
+
+Rule: placement does not look through the queue. Whatever may let a model's head go (a new head,
+free slots, room for a load, a reservation that ended, time) wakes that model; placement tries the
+heads of models that are awake, best first, and no others. A model that is not awake has no head,
+or has one that is known to have no place.
+"""
+
+from scheduler_svc.core import priority
+from scheduler_svc.core.bands import Shares
+from scheduler_svc.core.domain import CoreSettings, ExecutorRecord, Rank, RequestRecord
+from scheduler_svc.core.estimate import Estimator
+from scheduler_svc.core.fleet import Fleet
+from scheduler_svc.core.queue import Queue
+
+
+class Waking:
+    """The models that are awake, and the order in which their heads are tried."""
+
+    def __init__(
+        self, settings: CoreSettings, queue: Queue, fleet: Fleet, estimator: Estimator
+    ) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._fleet = fleet
+        self._estimator = estimator
+        self.shares = Shares(settings)
+        # when the event in hand happened
+        self.now_ms = 0
+        # waiting models: what their warmth is worth, and the first band that was tried already
+        self.awake: dict[str, tuple[int, int]] = {}
+        self._full_bonus = priority.shift(settings, 1.0)
+        self._band_limits_ms = priority.band_limits_ms(settings)
+
+    def rank(self, head: RequestRecord) -> Rank:
+        """Its place in the grant order, as things are now."""
+        band = head.request.band
+        arrived_ms = head.arrival >> priority.ARRIVAL_BITS
+        if self.now_ms - arrived_ms >= self._band_limits_ms[band]:
+            band = priority.OVERDUE_BAND
+        warmth = self._fleet.warmth(head.request.model)
+        return band, head.arrival - priority.shift(self._settings, warmth)
+
+    def wake(self, model: str) -> None:
+        """Have placement try the model's heads."""
+        flows = self._queue.flows.get(model)
+        if flows is None:
+            return
+        if self.is_hopeless(model):
+            self._estimator.backlog_began(model, self.now_ms)
+            return
+        warmth = self._fleet.warmth(model)
+        bonus = self._full_bonus if warmth == 1.0 else priority.shift(self._settings, warmth)
+        if not warmth and not self._settings.is_fifo:
+            bonus = priority.FIRST_PLACE
+        self.awake[model] = bonus, self._settings.num_bands
+
+    def is_hopeless(self, model: str) -> bool:
+        """Whether trying the heads of a waiting model would change nothing: it has homes, all are
+        full, and nothing can be loaded or kept for it. Spares placement most of its work."""
+        fleet = self._fleet
+        if model not in fleet.homes or fleet.has_usable(model) or fleet.reservations:
+            return False
+        head = self._queue.head(model)
+        return head is not None and head.request.num_samples == 1 and not fleet.has_open(model)
+
+    def sleep_hopeless(self, executor: ExecutorRecord) -> None:
+        """An executor is full: whoever was woken for its slots has nothing to look for."""
+        for model in executor.residences:
+            if model in self.awake and self.is_hopeless(model):
+                self._estimator.backlog_began(model, self.now_ms)
+                del self.awake[model]
+
+    def wake_waiting(self, executor: ExecutorRecord) -> None:
+        """Have placement try the models that wait and could be loaded on a roomy executor: those
+        that have no place, and if it is open those that have one too."""
+        waiting, offered = self._queue.num_by_model, executor.offered_models
+        is_open = self._fleet.is_open(executor)
+        for model in waiting if len(waiting) < len(offered) else offered:
+            if (
+                model in waiting
+                and model in offered
+                and model not in executor.residences
+                and (is_open or not self._fleet.warmth(model))
+            ):
+                self.wake(model)
+
+    def sleep(self, head: RequestRecord) -> None:
+        """A head found no place, so nothing behind it in its model is tried either."""
+        model, band = head.request.model, head.request.band
+        awake = self.awake.get(model)
+        if awake is not None:
+            if band > min(self._queue.flows[model]):
+                self.awake[model] = awake[0], band
+            else:
+                del self.awake[model]
+
+    def next_awake(self) -> RequestRecord | None:
+        """The head to try next: the one longest overdue, then of a band that is owed a grant, then
+        of the first band. Few models are awake at a time, so they are looked through."""
+        if not self.awake:
+            return None
+        owed, now_ms = self.shares.owed(), self.now_ms
+        best: tuple[int, int, int] | None = None
+        for model, (bonus, below) in self.awake.items():
+            for band, flow in self._queue.flows[model].items():
+                if band < below:
+                    due_ms = (flow.head >> priority.ARRIVAL_BITS) + self._band_limits_ms[band]
+                    if due_ms <= now_ms:
+                        key = (-2, due_ms, flow.head)
+                    else:
+                        key = (-1 if band == owed else band, flow.head - bonus, flow.head)
+                    if best is None or key < best:
+                        best = key
+        assert best is not None
+        return self._queue.at(best[2])
+
+    def forget(self, model: str) -> None:
+        """Nothing is to be tried for it any more, or everything anew."""
+        self.awake.pop(model, None)
