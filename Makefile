@@ -9,6 +9,8 @@ BIN            := $(VENV)/bin
 MINT_VENV      := .venv-mint
 
 MODEL          ?=
+TRACE          ?=
+SEED           ?=
 EXECUTORS      ?= 2
 GATEWAY_PORT   ?= 8080
 SCHEDULER_PORT ?= 50051
@@ -16,7 +18,7 @@ SCHEDULER_PORT ?= 50051
 PROTOS := $(shell find protos -name '*.proto')
 PIP    := install --quiet --disable-pip-version-check
 
-.PHONY: help run test demo lint types proto bench-relay clean
+.PHONY: help run test demo lint types proto bench-relay bench-core sim clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +60,13 @@ proto: $(VENV)/.ready ## generate Python from protos/
 
 bench-relay: $(VENV)/.ready ## tokens/s and CPU per token through scheduler and gateway client
 	@$(BIN)/python -m bench.relay
+
+bench-core: $(VENV)/.ready ## decisions/s of the scheduler's core at 1,000 to 1,000,000 waiting requests
+	@$(BIN)/python -m bench.core
+
+sim: $(VENV)/.ready ## policies side by side on a virtual clock; TRACE=<name>, EXECUTORS=4, SEED=<one>, 1 to 5 else
+	@$(BIN)/python -m bench.sim $(if $(TRACE),--trace $(TRACE)) $(if $(SEED),--seed $(SEED)) \
+	 $(if $(filter command,$(firstword $(origin EXECUTORS))),--executors $(EXECUTORS))
 
 clean: ## remove the environments and everything generated
 	@rm -rf $(VENV) $(MINT_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
