@@ -134,10 +134,15 @@ class Drain:
 
 
 def is_last_home(state: State, executor: ExecutorRecord) -> bool:
-    """Whether some model at work there has no other usable home."""
-    return any(
-        model and not state.fleet.has_other_home(model, executor) for model in executor.active
-    )
+    """Whether some model at work there, or on another executor that drains, has no other usable
+    home."""
+    fleet = state.fleet
+    at_work = set(executor.active)
+    for reservation in fleet.reservations.values():
+        if reservation.why in (Why.DRAIN, Why.TIME_SLICE):
+            drained = fleet.executors[reservation.executor_id]
+            at_work.update(executor.offered_models.intersection(drained.active))
+    return any(model and not fleet.has_other_home(model, executor) for model in at_work)
 
 
 def latest_end_ms(state: State, executor: ExecutorRecord) -> int:

@@ -18,7 +18,7 @@ from scheduler_svc.core.fleet import RowKey
 from scheduler_svc.core.state import State
 
 # tenants that are looked at for one whose cache is there, the head's included
-_NUM_RIVALS = 4
+_NUM_RIVALS = 3
 
 
 def pick(state: State, record: RequestRecord, rank: Rank) -> ExecutorRecord | None:

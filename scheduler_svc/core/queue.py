@@ -291,7 +291,9 @@ class Queue:
                 if other in flows:
                     count += len(flows[other].everybody)
             if other != model and other in self.bands[band]:
-                count += self.bands[band][other].everybody.count_before(key + shift)
+                # of equal keys the earlier arrival goes first: that of the colder model
+                ties = 1 if shift < shifts[model] else 0
+                count += self.bands[band][other].everybody.count_before(key + shift + ties)
         return count
 
     def in_order(self, shifts: dict[str, int]) -> Iterator[RequestRecord]:

@@ -193,6 +193,9 @@ def changed(state: State, executor: ExecutorRecord, event: ModelChanged) -> None
         failed(state, executor)
         return
     else:
+        claim = executor.reservation
+        if claim is not None and claim.why is Why.WIDE and claim.model == event.model:
+            state.end_reservation(event.model, "model left")
         state.fleet.leave(executor)
         executor.residences.pop(event.model, None)
         state.fleet.enter(executor)

@@ -289,6 +289,9 @@ class State:
         )
         self._put_reservation(executor, reservation, reservation)
         self.deadlines.set(ReservationDue(model), deadline_ms)
+        for other in executor.residences:
+            if not self.fleet.warmth(other):  # it lost its home, and may find another place
+                self.waking.wake(other)
         self.decisions[f"reserved.{why}"] += 1
         if self.settings.has_decision_log:
             self.decide("reserve", head, f"{why} on {executor.executor_id}")
@@ -305,8 +308,7 @@ class State:
         self.waking.wake(model)
         for other in executor.residences:
             self.waking.wake(other)
-        if reservation.num_kept:
-            self.waking.wake_waiting(executor)
+        self.waking.wake_waiting(executor)
 
     def _put_reservation(
         self, executor: ExecutorRecord, reservation: Reservation, now: Reservation | None

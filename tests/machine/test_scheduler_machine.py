@@ -648,7 +648,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             pool = self.pool(request.model)
             place = self.order_in_flow(request.band, request.model)
             index = [record.request for record in place].index(request)
-            turn = max(record.arrival for record in place[: index + 1]) - self.bonus(request.model)
+            last = max(record.arrival for record in place[: index + 1])
+            turn = (last - self.bonus(request.model), last)
             before = index
             for record in self.core._state.requests.values():
                 other = record.request
@@ -657,7 +658,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                     before += other.band < request.band or (
                         other.band == request.band
                         and not is_of_flow
-                        and record.arrival - self.bonus(other.model) < turn
+                        and (record.arrival - self.bonus(other.model), record.arrival) < turn
                     )
             status = self.core.status(request.request_id, self.now_ms)
             assert status is not None
@@ -723,8 +724,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for band in range(SETTINGS.num_bands):
             flows = {model: self.order_in_flow(band, model) for model in MODELS}
             while any(flows.values()):
-                heads = [(f[0].arrival - self.bonus(m), m) for m, f in flows.items() if f]
-                expected.append(flows[min(heads)[1]].pop(0).request.request_id)
+                heads = [
+                    (f[0].arrival - self.bonus(m), f[0].arrival, m) for m, f in flows.items() if f
+                ]
+                expected.append(flows[min(heads)[2]].pop(0).request.request_id)
         rows = self.core.snapshot(self.now_ms, 4).queue
         assert [row.request_id for row in rows] == expected[:4]
 
