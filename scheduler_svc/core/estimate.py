@@ -163,14 +163,21 @@ class Estimator:
         return queued_ms + self._cold_ms(model, now_ms, since_ms)
 
     def measured_wait_ms(self, model: str, position: int, now_ms: int) -> int | None:
-        """The same without what a cold model adds, from a measured rate only. For the door, where
-        every request asks: the rate is measured anew after a while only."""
+        """The same without what a cold model adds, from a measured rate only, and the better one
+        of two, since a lull must not close the door: grants as they came, and slots over the mean
+        lease. For the door, where every request asks: measured anew after a while only."""
         known = self._door_rates.get(model)
         if known is None or now_ms - known[0] >= _DOOR_RATE_MS:
             if len(self._door_rates) >= self._settings.max_known_models:
                 self._door_rates.clear()
-            known = self._door_rates[model] = (now_ms, self._rate(model)[0])
+            known = self._door_rates[model] = (now_ms, self._door_rate(model))
         return round((position + 1) / known[1]) if known[1] else None
+
+    def _door_rate(self, model: str) -> float:
+        rate, mean_slot_ms = self._rate(model)
+        if not rate or not mean_slot_ms:
+            return rate
+        return max(rate, self._fleet.pool(model).num_slots / mean_slot_ms)
 
     def _queued_ms(self, model: str, position: int) -> int | None:
         num_slots = self._fleet.pool(model).num_slots
