@@ -107,6 +107,9 @@ class Drain:
         if is_claimed(executor, model, self._rank):
             self._again(now_ms + _CLAIM_RETRY_MS)
             return False
+        if now_ms < self._aged_ms and any(map(self._is_senior, executor.active)):
+            self._again(self._aged_ms)
+            return False
         failures = executor.failures.get(model)
         ready_ms = max(executor.next_switch_ms, failures.retry_ms if failures is not None else 0)
         if ready_ms > now_ms:
@@ -116,6 +119,11 @@ class Drain:
             self._again(self._aged_ms)
             return False
         return True
+
+    def _is_senior(self, model: str) -> bool:
+        """Whether somebody waits longer for a model at work there: it keeps its home for now."""
+        other = self._state.queue.head(model)
+        return other is not None and other.accepted_ms < self._head.accepted_ms
 
     def _key(self, executor: ExecutorRecord) -> _Key:
         state = self._state

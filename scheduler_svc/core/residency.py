@@ -96,6 +96,8 @@ class Search:
 
     def _may_force(self, executor: ExecutorRecord, names: tuple[str, ...]) -> bool:
         state = self._state
+        if not state.settings.is_fifo and all(map(self._is_junior, names)):
+            return True  # nothing runs there, and nobody who waits longer loses by it
         if not self._is_first or state.settings.is_fifo:
             if any(map(self._is_wanted, names)):
                 state.fleet.close(executor)
@@ -108,6 +110,11 @@ class Search:
                 self._again(executor.residences[name].held_until_ms)
             return False
         return True
+
+    def _is_junior(self, model: str) -> bool:
+        """Whether nobody waits for that model, or only since this head does."""
+        other = self._state.queue.head(model)
+        return other is None or other.accepted_ms > self._head.accepted_ms
 
     def _key(self, target: Target) -> tuple[int, int, float, int, int]:
         executor = target.executor
