@@ -9,6 +9,8 @@ it did its work, has no purpose left, or its deadline comes. Why (domain.Why):
   of its models is idle and makes room for the load. Reservations count together: no model at work
   there may lose its last usable home, that is an executor that serves, offers it, and is reserved
   for nobody else.
+  Until the cold head has aged past the bonus, no drain takes an executor where a model at work has
+  an older head waiting.
 - TIME_SLICE: the same on somebody's last usable home, for a head that has aged past the bonus.
 - LOAD: from the order to load a model's first place until its first grant there, as many seats
   are kept as its head needs.

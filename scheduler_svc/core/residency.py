@@ -11,9 +11,10 @@ before a forced switch; then the shortest load, the least used, and of models to
 longest unused. A switch is forced if it drops a model that is held or wanted:
 - held: idle for less than model_hold_ms, kept for follow-ups;
 - wanted: requests for it wait.
-Only the first place of a model may force one (so the hold is waived on that one executor, by a
-load that really begins), and only within the switch budget: after a forced switch that took
-load_ms none is begun there for load_ms / switch_time_share.
+A head may force one (so the hold is waived on that one executor, by a load that really begins) if
+nobody has waited longer for what it drops. Else only the first place of a model may, and only
+within the switch budget: after a forced switch that took load_ms none is begun there for
+load_ms / switch_time_share, by these or by drains.
 
 A second place is worth a load only if those who wait for the model would wait longer for the
 places that it has or gets than the load takes; what was never measured is given the benefit.
