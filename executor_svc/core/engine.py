@@ -25,12 +25,62 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
+class GrammarKind(StrEnum):
+    """How ``Grammar.source`` is to be read."""
+
+    JSON_SCHEMA = "json_schema"
+    JSON_OBJECT = "json_object"
+    REGEX = "regex"
+    CHOICE = "choice"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the text of a sample may be: one source, or for CHOICE the texts (generation.proto)."""
+
+    kind: GrammarKind
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScoring:
+    """What to say about a prompt, at temperature 1 and before any cut.
+
+    ``last_n`` 0 is the whole prompt. ``target_offsets`` is empty, or has one entry for each prompt
+    token: entries [target_offsets[i], target_offsets[i + 1]) of ``target_token_ids`` are scored at
+    position i + 1. ``num_alternatives`` tokens are drawn at each position after the first, with the
+    request's own sampling parameters.
+    """
+
+    wants_logprobs: bool = False
+    top_logprobs: int = 0
+    last_n: int = 0
+    target_offsets: Sequence[int] = ()
+    target_token_ids: Sequence[int] = ()
+    num_alternatives: int = 0
+
+
+@dataclass(slots=True)
+class PromptScores:
+    """The answer, in the layout of generation.proto; ``key`` is the lease key."""
+
+    key: int
+    logprob: Sequence[float] = ()
+    top_token_id: Sequence[int] = ()
+    top_logprob: Sequence[float] = ()
+    target_logprob: Sequence[float] = ()
+    alternative_token_id: Sequence[int] = ()
+    alternative_logprob: Sequence[float] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn. Defaults leave the model's distribution as it is.
 
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. The draw for
     a token depends on (seed, sample, index) only, so a sequence continues unchanged elsewhere.
+    Penalties and bias are as in generation.proto; ``top_logprobs`` alternatives are reported with
+    each token.
     """
 
     max_tokens: int
@@ -43,6 +93,12 @@ class SamplingParams:
     stop_strings: tuple[str, ...] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    top_logprobs: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +117,10 @@ class LeaseRequest:
     num_samples: int = 1
     generated: tuple[Sequence[int], ...] = ()
     ended: frozenset[int] = frozenset()
+    # What to say about the prompt, before the first token; None is nothing.
+    scoring: PromptScoring | None = None
+    # Prefix caches are shared inside one salt only; the tenant's name.
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +153,13 @@ class StepOutput:
 
     ``key`` is the sequence key, ``index`` the token's number in its sequence, from 0.
     ``logprob`` is the natural log of the probability under the temperature-scaled distribution
-    before any top-k/top-p/min-p cut (temperature 0 counts as 1).
+    before any penalty, bias, grammar or cut (temperature 0 counts as 1).
+
+    ``num_top`` is parallel to ``key``, or empty if no entry has alternatives; entry i has
+    ``num_top[i]`` of them (its ``top_logprobs``, at most the vocabulary), likeliest first, in
+    ``top_token_id`` and ``top_logprob``, one entry's after the other's. ``prompt_scores`` come once
+    for each lease that asked, at the latest with the first token of its samples. ``num_cached``
+    has, once for each lease, how many prompt tokens a cache had when it began.
     """
 
     key: list[int] = field(default_factory=list)
@@ -102,6 +168,11 @@ class StepOutput:
     logprob: list[float] = field(default_factory=list)
     ends: list[SequenceEnd] = field(default_factory=list)
     failures: list[LeaseFailure] = field(default_factory=list)
+    num_top: list[int] = field(default_factory=list)
+    top_token_id: list[int] = field(default_factory=list)
+    top_logprob: list[float] = field(default_factory=list)
+    prompt_scores: list[PromptScores] = field(default_factory=list)
+    num_cached: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +204,8 @@ class ModelInfo:
     # On the device now, and how long bringing it there takes (None: not known).
     is_resident: bool = True
     load_ms: int | None = None
+    # See ModelOffer in fleet.proto; empty promises nothing.
+    exactness_class: str = ""
 
 
 class InvalidLeaseError(Exception):
