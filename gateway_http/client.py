@@ -25,6 +25,7 @@ from gateway_http.core.messages import (
     Failure,
     Positioned,
     SampleEnded,
+    Scored,
     Stream,
     Tokens,
 )
@@ -36,7 +37,7 @@ from headway.reasons import Reason
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 __all__ = ["Accepted", "Event", "Finish", "Generation", "LoadedModel", "Positioned"]
-__all__ += ["SampleEnded", "SchedulerClient", "Tokens"]
+__all__ += ["SampleEnded", "SchedulerClient", "Scored", "Tokens"]
 
 T = TypeVar("T")
 
@@ -50,14 +51,15 @@ class Finish:
     error: HeadwayError | None
 
 
-Event = Positioned | Tokens | SampleEnded | Finish
+Event = Positioned | Scored | Tokens | SampleEnded | Finish
 
 
 class Generation:
     """One request that is followed to its end.
 
-    ``SampleEnded.detail`` is the SequenceEnd, ``Positioned.status`` the QueueStatus. Leaving the
-    context early cancels the request, unless it is kept (see ``SchedulerClient.generate``).
+    ``SampleEnded.detail`` is the SequenceEnd, ``Positioned.status`` the QueueStatus and
+    ``Scored.scores`` the PromptScores. Leaving the context early cancels the request, unless it is
+    kept (see ``SchedulerClient.generate``).
     """
 
     def __init__(
@@ -223,21 +225,13 @@ class SchedulerClient:
         ``changed`` lets one task wait for several generations at once: it polls all of them.
         Raises at once when this gateway is full or shutting down, or the request is too large.
         """
-        if self.is_draining:
-            raise HeadwayError(Reason.DRAINING, "This gateway is shutting down.")
-        if len(self._streams) >= self._settings.max_inflight:
-            raise HeadwayError(Reason.NO_CAPACITY, "This gateway follows too many requests.")
+        self._check_room()
         if not request.idempotency_key:
             request.idempotency_key = f"gateway-{uuid.uuid4().hex}"
         num_bytes = request.ByteSize()
         if num_bytes > self._settings.max_request_bytes:
             raise HeadwayError(Reason.BODY_TOO_LARGE, "The request is too large.")
-        generation = Generation(
-            self._streams,
-            self._connection.wake,
-            self._settings.submit_timeout_s,
-            changed or asyncio.Event(),
-        )
+        generation = self._generation(changed)
         stream = self._streams.open(
             request,
             num_samples=request.num_samples or 1,
@@ -251,6 +245,49 @@ class SchedulerClient:
         generation._start(stream)
         self._connection.wake()
         return generation
+
+    def follow(
+        self,
+        request_id: str,
+        tenant: str,
+        *,
+        num_samples: int,
+        wants_logprobs: bool = False,
+        changed: asyncio.Event | None = None,
+    ) -> Generation:
+        """Follow an accepted request from its first token on, whoever submitted it.
+
+        It is kept: leaving does not end it before the scheduler's resume grace. Its events end with
+        REQUEST_NOT_FOUND if the tenant has no such request, RESULT_EXPIRED if it is gone.
+        """
+        self._check_room()
+        generation = self._generation(changed)
+        stream = self._streams.open(
+            generation_pb2.GenerationRequest(tenant=tenant),
+            request_id=request_id,
+            num_samples=num_samples,
+            num_bytes=len(request_id) + len(tenant),
+            on_change=generation.changed.set,
+            is_kept=True,
+            wants_logprobs=wants_logprobs,
+        )
+        generation._start(stream)
+        self._connection.wake()
+        return generation
+
+    def _check_room(self) -> None:
+        if self.is_draining:
+            raise HeadwayError(Reason.DRAINING, "This gateway is shutting down.")
+        if len(self._streams) >= self._settings.max_inflight:
+            raise HeadwayError(Reason.NO_CAPACITY, "This gateway follows too many requests.")
+
+    def _generation(self, changed: asyncio.Event | None) -> Generation:
+        return Generation(
+            self._streams,
+            self._connection.wake,
+            self._settings.submit_timeout_s,
+            changed or asyncio.Event(),
+        )
 
     async def submit(self, request: generation_pb2.GenerationRequest) -> Accepted:
         """Hand over a future; ``retrieve`` reads it. Raises what the scheduler refuses.
@@ -271,6 +308,15 @@ class SchedulerClient:
         if response.HasField("result"):
             return response.result
         return response.pending
+
+    async def wait_finished(
+        self, tenant: str, group: str, cursor: int, wait_s: float = 0.0
+    ) -> scheduler_pb2.WaitFinishedResponse:
+        """Which of a group's requests have ended since ``cursor``; waits for one if none has."""
+        request = scheduler_pb2.WaitFinishedRequest(tenant=tenant, group=group, cursor=cursor)
+        if wait_s > 0:
+            request.wait.CopyFrom(_duration(wait_s))
+        return await self._call(lambda stub, t: stub.WaitFinished(request, timeout=t), wait_s)
 
     async def cancel(self, request_id: str, tenant: str) -> None:
         """End a future wherever it is; finished and unknown ones are left as they are."""

@@ -15,7 +15,7 @@ import structlog
 from google.protobuf import duration_pb2
 
 from gateway_http.core.messages import Commands, Failure
-from gateway_http.core.streams import Streams
+from gateway_http.core.streams import Alternatives, Streams
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError, from_rpc_error
 from headway.reasons import Reason
@@ -280,8 +280,15 @@ def apply_updates(streams: Streams, updates: scheduler_pb2.Updates) -> bool:
         streams.on_position(position.handle, position.status)
     if updates.HasField("frame"):
         frame = updates.frame
+        for scores in frame.prompt_scores:
+            streams.on_scores(scores.handle, scores)
         ends = [(end.handle, end.num_tokens, end) for end in frame.ends]
-        streams.on_frame(frame.handle, frame.index, frame.token_id, frame.logprob, ends)
+        alternatives = None
+        if frame.num_top:
+            alternatives = Alternatives(frame.num_top, frame.top_token_id[:], frame.top_logprob[:])
+        streams.on_frame(
+            frame.handle, frame.index, frame.token_id, frame.logprob, ends, alternatives
+        )
     for finished in updates.finished:
         failure = decode_failure(finished.failure) if finished.HasField("failure") else None
         streams.on_finished(finished.handle, failure, finished)

@@ -111,6 +111,18 @@ class GatewaySettings(Settings):
     """Longest wait of a Tinker sample in the queue; the SDK gives up after two hours itself."""
     tinker_hold_s: Annotated[float, Field(gt=0, le=40)] = 30.0
     """How long a Tinker SDK's poll is held before it is told to ask again."""
+    tinker_abandon_after_s: Annotated[float, Field(ge=60)] = 300.0
+    """A Tinker sample that nobody has polled for this long is cancelled."""
+    tinker_max_outstanding: PositiveInt = 2_000
+    """Samples that one Tinker sampling client may wait for at once; each holds a connection."""
+    tinker_use_poller: bool = False
+    """Have Tinker SDKs wait with one connection a sampling client; they see no queue then."""
+    tinker_announce_bytes: PositiveInt = 1 * MIB
+    """Larger Tinker results are announced by their size first, so that clients can make room."""
+    tinker_info_message: str = ""
+    """Shown by Tinker SDKs, as information, to everybody who opens a session."""
+    tinker_warning_message: str = ""
+    """Shown by Tinker SDKs, as a warning, to everybody who opens a session."""
     retry_after_min_s: PositiveInt = 1
     """Least Retry-After ever sent."""
     retry_after_max_s: PositiveInt = 60

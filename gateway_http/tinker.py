@@ -7,9 +7,12 @@ the real ones; the tests say which rule is for whom.
 """
 
 import asyncio
+import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,6 +31,8 @@ from gateway_http.tinker_futures import (
 from gateway_http.tinker_schema import (
     CreateSamplingSession,
     Future,
+    Futures,
+    JoinSamplingSession,
     Sample,
     parse,
     to_generation,
@@ -45,7 +50,10 @@ _JWT_PREFIX = "eyJ"
 _EARLY_PAUSE_S = 1.0
 _DYNAMIC_CONFIG = {"refresh_interval_sec": 300, "sample_cancel_enabled": True}
 
+SEQ_IDS_PER_CLONE = 10**9  # how the SDK's clones of one sampling client share its numbers
+
 Handler = Callable[[Request, str], Awaitable[Response]]
+T = TypeVar("T")
 
 
 def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants) -> list[Route]:
@@ -61,9 +69,11 @@ def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants)
         door.post("session_heartbeat", door.heartbeat),
         door.post("sessions/{session_id}/finish", door.finish_session),
         door.post("create_sampling_session", door.create_sampling_session),
+        door.post("join_sampling_session", door.join_sampling_session),
         door.get("samplers/{sampling_session_id}", door.sampler),
         door.post("asample", door.asample),
         door.post("retrieve_future", door.retrieve_future),
+        door.post("retrieve_futures", door.retrieve_futures),
         door.post("cancel_future", door.cancel_future),
         door.post("telemetry", door.telemetry),
     ]
@@ -110,7 +120,15 @@ class _Door:
     async def client_config(self, request: Request, tenant: str) -> Response:
         """Client-side switches; what is absent has the SDK's default."""
         is_mint = request.headers.get(_API_KEY, "").startswith(_MINT_KEY_PREFIX)
-        return json_response({"pjwt_auth_enabled": is_mint})
+        settings = self._settings
+        return json_response(
+            {
+                "pjwt_auth_enabled": is_mint,
+                "sample_max_concurrent_requests": settings.tinker_max_outstanding,
+                "sample_use_retrieve_futures": settings.tinker_use_poller,
+                "sample_join_sampling_session": True,
+            }
+        )
 
     async def dynamic_config(self, request: Request, tenant: str) -> Response:
         return json_response(_DYNAMIC_CONFIG)
@@ -131,8 +149,12 @@ class _Door:
         return json_response({"supported_models": models})
 
     async def create_session(self, request: Request, tenant: str) -> Response:
-        session_id = str(uuid.uuid4())
-        return json_response({"type": "create_session", "session_id": session_id})
+        body = {"type": "create_session", "session_id": str(uuid.uuid4())}
+        if self._settings.tinker_info_message:
+            body["info_message"] = self._settings.tinker_info_message
+        if self._settings.tinker_warning_message:
+            body["warning_message"] = self._settings.tinker_warning_message
+        return json_response(body)
 
     async def heartbeat(self, request: Request, tenant: str) -> Response:
         """Sessions are not kept, so none is ever unknown, also after a restart."""
@@ -167,15 +189,26 @@ class _Door:
         session = self._signer.session(sampler_id)
         return json_response({"sampler_id": sampler_id, "base_model": session.model})
 
+    async def join_sampling_session(self, request: Request, tenant: str) -> Response:
+        """A number for a clone of a sampling client: its seq_ids begin at that many times 10**9.
+
+        Drawn, as nobody counts here: two clones of one session meet by a chance of one in 10**9.
+        """
+        body = parse(await request.body(), JoinSamplingSession)
+        self._signer.session(body.sampling_session_id)
+        clone = 1 + secrets.randbelow(SEQ_IDS_PER_CLONE - 1)
+        return json_response({"type": "join_sampling_session", "client_counter": clone})
+
     async def asample(self, request: Request, tenant: str) -> Response:
         body = parse(await request.body(), Sample)
-        model, key = self._model_and_key(body, request)
+        model, key, group = self._names(body, request)
         accepted = await self._client.submit(
             to_generation(
                 body,
                 model=model,
                 tenant=tenant,
                 idempotency_key=key,
+                group=group,
                 settings=self._settings,
             )
         )
@@ -184,22 +217,24 @@ class _Door:
         sequence_ids = [f"{request_id}:{number}" for number in range(body.num_samples)]
         return json_response({"request_id": request_id, "sample_sequence_ids": sequence_ids})
 
-    def _model_and_key(self, body: Sample, request: Request) -> tuple[str, str]:
-        """Resends repeat the number in the sampling session; the header's key changes with each.
+    def _names(self, body: Sample, request: Request) -> tuple[str, str, str]:
+        """Model, idempotency key and group of a sample.
 
+        Resends repeat the number in the sampling session; the header's key changes with each.
         Without a sampling session that key, which stays over quick retries, is all there is.
         """
         if body.sampling_session_id is not None:
             session = self._signer.session(body.sampling_session_id)
             if body.seq_id is None:
                 raise invalid("sampling_session_id needs a seq_id.", "seq_id")
-            signature = body.sampling_session_id.rpartition(".")[2]  # short, and as unique
-            return session.model, f"tinker:{signature}:{body.seq_id}"
+            clone = body.seq_id // SEQ_IDS_PER_CLONE
+            key = f"tinker:{_signature(body.sampling_session_id)}:{body.seq_id}"
+            return session.model, key, _group(body.sampling_session_id, clone)
         model = body.model_path or body.base_model
         if model is None:
             raise invalid("sampling_session_id or base_model is needed.", "sampling_session_id")
-        key = request.headers.get("x-idempotency-key")
-        return model, f"tinker:{key}" if key else ""
+        header = request.headers.get("x-idempotency-key")
+        return model, f"tinker:{header}" if header else "", ""
 
     async def retrieve_future(self, request: Request, tenant: str) -> Response:
         body = parse(await request.body(), Future)
@@ -207,27 +242,34 @@ class _Door:
         hold = hold_s(headers, self._settings.tinker_hold_s) if is_sdk_poller(headers) else 0.0
         outcome = await self._hold(request, body.request_id, tenant, hold)
         if isinstance(outcome, generation_pb2.GenerationResult):
-            return finished(body.request_id, outcome, headers)
+            max_bytes = self._settings.tinker_announce_bytes if body.allow_metadata_only else None
+            return finished(body.request_id, outcome, headers, max_bytes)
         return pending(body.request_id, outcome, headers, self._settings)
 
     async def _hold(
         self, request: Request, request_id: str, tenant: str, hold: float
     ) -> generation_pb2.GenerationResult | generation_pb2.QueueStatus | None:
         """Nobody is held who has hung up, or while this gateway shuts down."""
+        return await self._unless_gone(request, partial(self._retrieve, request_id, tenant), hold)
+
+    async def _unless_gone(
+        self, request: Request, ask: Callable[[float], Coroutine[Any, Any, T]], hold: float
+    ) -> T:
+        """``ask(hold)``, cut short to ``ask(0)`` by a hang-up or a shutdown."""
         if not hold:
-            return await self._retrieve(request_id, tenant, hold)
+            return await ask(0.0)
 
         async def hang_up() -> None:
             await request.receive()
 
-        held = asyncio.create_task(self._retrieve(request_id, tenant, hold))
+        held = asyncio.create_task(ask(hold))
         hung_up = asyncio.create_task(hang_up())
         draining = asyncio.create_task(self._client.draining.wait())
         tasks = (held, hung_up, draining)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not held.done():
-                return await self._retrieve(request_id, tenant, 0.0)
+                return await ask(0.0)
             return held.result()
         finally:
             for task in tasks:
@@ -260,6 +302,30 @@ class _Door:
                 return None
             await asyncio.sleep(pause)
 
+    async def retrieve_futures(self, request: Request, tenant: str) -> Response:
+        """Which futures of a clone have ended; held like any poll, or the SDK would never pause."""
+        body = parse(await request.body(), Futures)
+        target = body.target
+        self._signer.session(target.sampling_session_id)
+        hold = hold_s(request.headers, self._settings.tinker_hold_s)
+        if body.timeout is not None:
+            hold = min(hold, body.timeout)
+        group = _group(target.sampling_session_id, target.cloned_sampler_id)
+        answer = await self._unless_gone(
+            request, partial(self._client.wait_finished, tenant, group, body.prev_cursor), hold
+        )
+        completions = [
+            {"state": "failed", "request_id": one.request_id}
+            if one.failed
+            else {
+                "state": "finished",
+                "request_id": one.request_id,
+                "response_payload_uncompressed_size": one.num_bytes,
+            }
+            for one in answer.finished
+        ]
+        return json_response({"completions": completions, "cursor": answer.cursor})
+
     async def cancel_future(self, request: Request, tenant: str) -> Response:
         body = parse(await request.body(), Future)
         await self._client.cancel(body.request_id, tenant)
@@ -270,3 +336,13 @@ class _Door:
         async for _ in request.stream():
             pass
         return json_response({"status": "accepted"})
+
+
+def _signature(sampling_session_id: str) -> str:
+    """Short, and as unique as the whole id."""
+    return sampling_session_id.rpartition(".")[2]
+
+
+def _group(sampling_session_id: str, clone: int) -> str:
+    """What the scheduler calls the futures of one clone of a sampling client."""
+    return f"tinker:{_signature(sampling_session_id)}:{clone}"

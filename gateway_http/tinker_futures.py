@@ -6,7 +6,6 @@ poller is answered at once with everything there is to know, and sleeps by itsel
 """
 
 import math
-import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,16 @@ from starlette.responses import Response
 
 from gateway_http.http_errors import json_response
 from gateway_http.settings import GatewaySettings
+from gateway_http.tinker_scoring import (
+    alternatives,
+    float32,
+    int32,
+    prompt_logprobs,
+    prompt_rows,
+    prompt_table,
+    sampled_table,
+    target_logprobs,
+)
 from headway.errors import TABLE
 from headway.reasons import Reason
 from headway.tinker.v1 import sample_pb2
@@ -55,14 +64,25 @@ def pending(
 
 
 def finished(
-    request_id: str, result: generation_pb2.GenerationResult, headers: Mapping[str, str]
+    request_id: str,
+    result: generation_pb2.GenerationResult,
+    headers: Mapping[str, str],
+    max_bytes: int | None,
 ) -> Response:
-    """200 also for a failure: anything else would be retried, or end as a bare ValueError."""
+    """200 also for a failure: anything else would be retried, or end as a bare ValueError.
+
+    A result above ``max_bytes`` is only announced; the client asks again when it has room for it.
+    """
     if result.HasField("failure"):
         return json_response(_failure(result.failure))
     if PROTOBUF in headers.get("accept", ""):
-        return Response(_to_protobuf(result), media_type=PROTOBUF)
-    return json_response(_to_json(request_id, result))
+        response = Response(_to_protobuf(result), media_type=PROTOBUF)
+    else:
+        response = json_response(_to_json(request_id, result))
+    if max_bytes is not None and len(response.body) > max_bytes:
+        size = len(response.body)
+        return json_response({"status": "complete_metadata", "response_payload_size": size})
+    return response
 
 
 def _pending_sdk(request_id: str, status: generation_pb2.QueueStatus | None) -> Response:
@@ -152,6 +172,7 @@ def _failure(failure: generation_pb2.Failure) -> dict[str, str]:
 
 
 def _to_json(request_id: str, result: generation_pb2.GenerationResult) -> dict[str, Any]:
+    """Only tinker 0.22 reads it, which knows no alternatives of sampled or of named tokens."""
     sequences = [
         {
             "tokens": list(sample.token_ids),
@@ -160,21 +181,49 @@ def _to_json(request_id: str, result: generation_pb2.GenerationResult) -> dict[s
         }
         for sample in result.samples
     ]
-    return {"sequences": sequences, "request_id": request_id, "type": "sample"}
+    body: dict[str, Any] = {"sequences": sequences, "request_id": request_id, "type": "sample"}
+    if result.HasField("prompt_scores"):
+        scores, num_prompt_tokens = result.prompt_scores, result.usage.num_prompt_tokens
+        if scores.logprob:
+            body["prompt_logprobs"] = prompt_logprobs(scores)
+        if scores.top_token_id:
+            body["topk_prompt_logprobs"] = prompt_rows(scores, num_prompt_tokens)
+    body["prompt_cache_hit_tokens"] = result.usage.num_cached_prompt_tokens
+    return body
 
 
 def _to_protobuf(result: generation_pb2.GenerationResult) -> bytes:
     """The SDK's own message; its arrays are little-endian whatever this machine is."""
-    response = sample_pb2.SampleResponse()
+    response = sample_pb2.SampleResponse(
+        prompt_cache_hit_tokens=result.usage.num_cached_prompt_tokens
+    )
     for sample in result.samples:
         response.sequences.add(
             stop_reason=sample_pb2.STOP_REASON_LENGTH
             if _is_length(sample)
             else sample_pb2.STOP_REASON_STOP,
-            tokens=struct.pack(f"<{len(sample.token_ids)}i", *sample.token_ids),
-            logprobs=struct.pack(f"<{len(sample.logprobs)}f", *sample.logprobs),
+            tokens=int32(sample.token_ids),
+            logprobs=float32(sample.logprobs),
+            topk_sampled_logprobs=sampled_table(sample) if sample.top_token_ids else None,
         )
+    if result.HasField("prompt_scores"):
+        _add_scores(response, result)
     return response.SerializeToString()
+
+
+def _add_scores(
+    response: sample_pb2.SampleResponse, result: generation_pb2.GenerationResult
+) -> None:
+    """What is there was asked for: the SDK takes an absent field for a server that is too old."""
+    scores, num_prompt_tokens = result.prompt_scores, result.usage.num_prompt_tokens
+    if scores.logprob:
+        response.prompt_logprobs = float32(scores.logprob)
+    if scores.top_token_id:
+        response.topk_prompt_logprobs.CopyFrom(prompt_table(scores, num_prompt_tokens))
+    if scores.alternative_token_id:
+        response.prompt_alt_tokens.CopyFrom(alternatives(scores, num_prompt_tokens))
+    if result.note:
+        response.target_prompt_logprobs.CopyFrom(target_logprobs(result.note, scores))
 
 
 def _is_length(sample: generation_pb2.SampleResult) -> bool:

@@ -1,19 +1,18 @@
 """What Tinker clients send: their JSON bodies, checked, and as the scheduler's request.
 
 Unknown fields are ignored, because SDKs grow; a known field of a wrong type is refused by name.
-So is a field that asks for something this gateway does not do: nothing asked is left out in
-silence.
 """
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from gateway_http.http_errors import UnsupportedParameterError, invalid
+from gateway_http.http_errors import invalid
 from gateway_http.settings import GatewaySettings
+from gateway_http.tinker_scoring import TargetTensor, set_targets
 from headway.v1 import generation_pb2
 
 _MAX_INT32 = 2**31 - 1
@@ -74,27 +73,44 @@ class Sample(msgspec.Struct, frozen=True):
     prompt_logprobs: bool | None = None
     topk_prompt_logprobs: Count | None = None
     topk_sample_logprobs: Count | None = None
-    target_prompt_logprobs: dict[str, Any] | None = None
+    target_prompt_logprobs: TargetTensor | None = None
     prompt_alt_tokens_k: Count | None = None
     prompt_logprobs_last_n: AtLeastOne | None = None
 
 
 class Future(msgspec.Struct, frozen=True):
-    """Body of retrieve_future and cancel_future."""
+    """Body of retrieve_future and cancel_future.
+
+    ``allow_metadata_only``: a large result may be announced by its size, to be asked for again.
+    """
 
     request_id: Name
+    allow_metadata_only: bool = False
 
 
-_NOT_YET = (
-    "prompt_logprobs",
-    "topk_prompt_logprobs",
-    "topk_sample_logprobs",
-    "target_prompt_logprobs",
-    "prompt_alt_tokens_k",
-    "prompt_logprobs_last_n",
-)
+class FutureGroup(msgspec.Struct, frozen=True):
+    """Whose ends retrieve_futures tells: one clone of a sampling session."""
 
-Body = TypeVar("Body", CreateSamplingSession, Sample, Future)
+    sampling_session_id: str
+    cloned_sampler_id: SeqId = 0
+    type: Literal["sampling_session"] = "sampling_session"
+
+
+class Futures(msgspec.Struct, frozen=True):
+    """Body of retrieve_futures; ``timeout`` 0 asks for an answer at once."""
+
+    target: FutureGroup
+    prev_cursor: SeqId = 0
+    timeout: Annotated[float, Meta(ge=0)] | None = None
+
+
+class JoinSamplingSession(msgspec.Struct, frozen=True):
+    """Body of join_sampling_session."""
+
+    sampling_session_id: str
+
+
+Body = TypeVar("Body", CreateSamplingSession, JoinSamplingSession, Sample, Future, Futures)
 
 
 def parse(body: bytes, kind: type[Body]) -> Body:
@@ -111,16 +127,19 @@ def parse(body: bytes, kind: type[Body]) -> Body:
 
 
 def to_generation(
-    body: Sample, *, model: str, tenant: str, idempotency_key: str, settings: GatewaySettings
+    body: Sample,
+    *,
+    model: str,
+    tenant: str,
+    idempotency_key: str,
+    group: str,
+    settings: GatewaySettings,
 ) -> generation_pb2.GenerationRequest:
     """The same wish in the scheduler's words.
 
     A sampling session is no conversation (one may hold thousands of unrelated prompts), so it
     does not become the scheduler's session_id; common prefixes are found without it.
     """
-    for name in _NOT_YET:
-        if getattr(body, name) not in (None, False, 0):
-            raise UnsupportedParameterError(name)
     if body.num_samples > settings.max_samples:
         raise invalid(f"num_samples is at most {settings.max_samples}.", "num_samples")
     request = generation_pb2.GenerationRequest(
@@ -130,9 +149,32 @@ def to_generation(
         num_samples=body.num_samples,
         tenant=tenant,
         idempotency_key=idempotency_key,
+        group=group,
     )
+    request.sampling.top_logprobs = body.topk_sample_logprobs or 0
     request.queue_timeout.FromMilliseconds(round(settings.tinker_queue_timeout_s * 1000))
+    request.abandon_after.FromMilliseconds(round(settings.tinker_abandon_after_s * 1000))
+    _set_scoring(request, body)
     return request
+
+
+def _set_scoring(request: generation_pb2.GenerationRequest, body: Sample) -> None:
+    """What is asked about the prompt; a prompt of one token has nothing to score."""
+    num_tokens = len(request.prompt_token_ids)
+    last_n = body.prompt_logprobs_last_n
+    if last_n is not None and not (body.prompt_logprobs and last_n < num_tokens):
+        message = "prompt_logprobs_last_n needs prompt_logprobs, and is at most the prompt less 1."
+        raise invalid(message, "prompt_logprobs_last_n")
+    if body.prompt_alt_tokens_k and num_tokens < 2:
+        raise invalid("A prompt of one token has no alternatives.", "prompt_alt_tokens_k")
+    asks = (body.prompt_logprobs, body.topk_prompt_logprobs, body.prompt_alt_tokens_k)
+    if any(asks):
+        request.prompt_scoring.logprobs = bool(body.prompt_logprobs)
+        request.prompt_scoring.top_logprobs = body.topk_prompt_logprobs or 0
+        request.prompt_scoring.num_alternatives = body.prompt_alt_tokens_k or 0
+        request.prompt_scoring.last_n = last_n or 0
+    if body.target_prompt_logprobs is not None:
+        set_targets(request, body.target_prompt_logprobs, num_tokens)
 
 
 def _prompt_tokens(prompt: Prompt) -> list[int]:

@@ -84,12 +84,25 @@ class Positioned:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens ``first_index``.. of one sample; ``logprobs`` is empty unless they were asked for."""
+    """Tokens ``first_index``.. of one sample; ``logprobs`` is empty unless they were asked for.
+
+    ``top_token_ids`` and ``top_logprobs`` have the same number of alternatives for each token, one
+    token's after the other's, likeliest first; none unless they were asked for.
+    """
 
     sample: int
     first_index: int
     token_ids: list[int]
     logprobs: list[float]
+    top_token_ids: list[int] = field(default_factory=list)
+    top_logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the model thinks of the prompt; once, before the first tokens, if it was asked for."""
+
+    scores: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,7 @@ class Ended:
     detail: Any = None
 
 
-Event = Accepted | Positioned | Tokens | SampleEnded | Ended
+Event = Accepted | Positioned | Scored | Tokens | SampleEnded | Ended
 
 
 @dataclass(slots=True)
@@ -117,9 +130,27 @@ class Sample:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    # num_top of each for each token
+    top_token_ids: list[int] = field(default_factory=list)
+    top_logprobs: list[float] = field(default_factory=list)
+    num_top: int = 0
     end: SampleEnded | None = None
     num_read: int = 0
     is_end_read: bool = False
+
+    def read_tokens(self, number: int) -> Tokens:
+        """The tokens that the consumer has not seen."""
+        start, end = self.num_read, len(self.token_ids)
+        top = slice(start * self.num_top, end * self.num_top)
+        self.num_read = end
+        return Tokens(
+            number,
+            start,
+            self.token_ids[start:],
+            self.logprobs[start:],
+            self.top_token_ids[top],
+            self.top_logprobs[top],
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -127,6 +158,7 @@ class Stream:
     """One request. ``handle`` is 0 while this connection does not know it.
 
     ``is_kept``: it can be asked for again, by its key, so nobody's leaving ends it.
+    ``is_followed``: it was submitted elsewhere, and cannot be submitted again from here.
     """
 
     key: int
@@ -141,10 +173,14 @@ class Stream:
     samples: list[Sample]
     handle: int = 0
     request_id: str = ""
+    is_followed: bool = False
+    is_accepted: bool = False
     is_cancelled: bool = False
     num_resumes: int = 0
     num_tokens_at_resume: int = 0
     unread: Accepted | Positioned | None = None
+    scored: Scored | None = None
+    is_scored_read: bool = False
     ended: Ended | None = None
     is_ended_read: bool = False
 
@@ -159,12 +195,12 @@ class Stream:
         if self.unread is not None:
             events.append(self.unread)
             self.unread = None
+        if self.scored is not None and not self.is_scored_read:
+            self.is_scored_read = True
+            events.append(self.scored)
         for number, sample in enumerate(self.samples):
-            start = sample.num_read
-            if len(sample.token_ids) > start:
-                sample.num_read = len(sample.token_ids)
-                tokens, logprobs = sample.token_ids[start:], sample.logprobs[start:]
-                events.append(Tokens(number, start, tokens, logprobs))
+            if len(sample.token_ids) > sample.num_read:
+                events.append(sample.read_tokens(number))
             if sample.end is not None and not sample.is_end_read:
                 sample.is_end_read = True
                 events.append(sample.end)

@@ -13,7 +13,7 @@ is submitted again, which its idempotency key makes safe.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway_http.core.messages import (
     Accepted,
@@ -25,6 +25,7 @@ from gateway_http.core.messages import (
     Resume,
     Sample,
     SampleEnded,
+    Scored,
     Stream,
     Submit,
 )
@@ -32,6 +33,14 @@ from headway.reasons import Reason
 
 MAX_HANDLE = 2**32 - 1
 MAX_RESUMES_WITHOUT_PROGRESS = 3
+
+
+class Alternatives(NamedTuple):
+    """The likeliest tokens beside each entry of a frame: ``num_top`` for each, else flat."""
+
+    num_top: Sequence[int]
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
 
 
 class Streams:
@@ -63,6 +72,7 @@ class Streams:
         num_samples: int,
         num_bytes: int,
         on_change: Callable[[], None],
+        request_id: str = "",
         is_detached: bool = False,
         is_kept: bool = False,
         wants_positions: bool = False,
@@ -70,7 +80,8 @@ class Streams:
     ) -> Stream:
         """Ask for a request; ``on_change`` is called whenever ``Stream.read`` has news.
 
-        ``is_kept`` says that it has a key by which its client may come back for it.
+        ``request_id``: it was accepted before, follow it. ``is_kept`` says that it has a name by
+        which its client may come back for it.
         """
         stream = Stream(
             key=self._next_key,
@@ -83,6 +94,8 @@ class Streams:
             wants_logprobs=wants_logprobs,
             on_change=on_change,
             samples=[Sample() for _ in range(num_samples)],
+            request_id=request_id,
+            is_followed=bool(request_id),
         )
         self._next_key += 1
         self._live[stream.key] = stream
@@ -158,7 +171,8 @@ class Streams:
         stream = self._of(handle)
         if stream is None:
             return
-        is_first = not stream.request_id
+        is_first = not stream.is_accepted
+        stream.is_accepted = True
         stream.request_id = request_id
         if stream.is_detached:
             self._forget(stream)
@@ -182,10 +196,12 @@ class Streams:
             self._release(stream)
             return True
         lost = is_resume and failure.reason is Reason.REQUEST_NOT_FOUND
-        if lost and not stream.num_tokens and not stream.is_cancelled and self._may_retry(stream):
+        can_begin_anew = not (stream.is_followed or stream.num_tokens or stream.is_cancelled)
+        if lost and can_begin_anew and self._may_retry(stream):
             # Accepted in memory only, and forgotten: nothing was delivered, so begin anew.
             self._release(stream)
             stream.request_id = ""
+            stream.is_accepted = False
             self._outbox[stream.key] = stream
             return False
         self._finish(stream, Ended(failure))
@@ -202,6 +218,13 @@ class Streams:
             stream.unread = Positioned(status)
         stream.on_change()
 
+    def on_scores(self, handle: int, scores: Any) -> None:
+        """What the model thinks of a prompt; said again after every resume."""
+        stream = self._of(handle)
+        if stream is not None and stream.scored is None and stream.ended is None:
+            stream.scored = Scored(scores)
+            stream.on_change()
+
     def on_frame(
         self,
         handles: Sequence[int],
@@ -209,10 +232,16 @@ class Streams:
         token_ids: Sequence[int],
         logprobs: Sequence[float],
         ends: Iterable[tuple[int, int, Any]],
+        alternatives: Alternatives | None = None,
     ) -> None:
-        """Tokens of many requests; ``ends`` holds (handle, num_tokens, detail)."""
+        """Tokens of many requests; ``ends`` holds (handle, num_tokens, detail).
+
+        ``alternatives`` is there if any token has some.
+        """
         by_handle = self._by_handle
         touched: dict[int, Stream] = {}
+        if alternatives is not None:
+            self._take_alternatives(handles, indexes, alternatives)
         values: Iterable[float] = logprobs or repeat(math.nan)
         for handle, index, token_id, logprob in zip(
             handles, indexes, token_ids, values, strict=False
@@ -248,6 +277,25 @@ class Streams:
             self._finish(stream, Ended(failure, detail))
 
     # --- inside ---
+
+    def _take_alternatives(
+        self, handles: Sequence[int], indexes: Sequence[int], alternatives: Alternatives
+    ) -> None:
+        """File the alternatives of those entries that are about to be taken as tokens."""
+        at = 0
+        num_new: dict[int, int] = {}
+        for handle, index, num_top in zip(handles, indexes, alternatives.num_top, strict=True):
+            start, at = at, at + num_top
+            entry = self._by_handle.get(handle)
+            if entry is None or not num_top:
+                continue
+            sample = entry[0].samples[entry[1]]
+            new = num_new.get(handle, 0)
+            if index == len(sample.token_ids) + new and sample.end is None:
+                num_new[handle] = new + 1
+                sample.num_top = num_top
+                sample.top_token_ids += alternatives.token_ids[start:at]
+                sample.top_logprobs += alternatives.logprobs[start:at]
 
     def _of(self, handle: int) -> Stream | None:
         entry = self._by_handle.get(handle)

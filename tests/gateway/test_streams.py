@@ -1,5 +1,7 @@
 """The pure stream state machine, rule by rule."""
 
+import math
+
 from gateway_http.core.messages import (
     Accepted,
     Cancel,
@@ -7,10 +9,16 @@ from gateway_http.core.messages import (
     Failure,
     Positioned,
     SampleEnded,
+    Scored,
     Stream,
     Tokens,
 )
-from gateway_http.core.streams import MAX_HANDLE, MAX_RESUMES_WITHOUT_PROGRESS, Streams
+from gateway_http.core.streams import (
+    MAX_HANDLE,
+    MAX_RESUMES_WITHOUT_PROGRESS,
+    Alternatives,
+    Streams,
+)
 from headway.reasons import Reason
 
 PLENTY = 1 << 30
@@ -329,3 +337,78 @@ def test_what_is_kept_is_left_and_not_cancelled() -> None:
     assert len(streams) == 0
     streams.on_accepted(late, "id", "status")  # means nothing any more
     frame(streams, late, 0, [1])
+
+
+def test_alternatives_belong_to_the_tokens_that_are_taken() -> None:
+    streams = connected()
+    stream = accepted(streams, num_samples=2, wants_logprobs=True)
+    plain = accepted(streams)
+    mine, other = stream.handle, plain.handle
+    streams.on_frame(
+        [mine, other, mine + 1],
+        [0, 0, 0],
+        [5, 9, 6],
+        [-1.0, math.nan, -2.0],
+        [],
+        Alternatives([2, 0, 2], [5, 7, 6, 8], [-1.0, -1.5, -2.0, -2.5]),
+    )
+    # the first entry was seen before
+    streams.on_frame(
+        [mine, mine],
+        [0, 1],
+        [5, 4],
+        [-1.0, -3.0],
+        [],
+        Alternatives([2, 2], [5, 7, 4, 3], [-1.0, -1.5, -3.0, -3.5]),
+    )
+    assert stream.read() == [
+        Tokens(0, 0, [5, 4], [-1.0, -3.0], [5, 7, 4, 3], [-1.0, -1.5, -3.0, -3.5]),
+        Tokens(1, 0, [6], [-2.0], [6, 8], [-2.0, -2.5]),
+    ]
+    assert plain.read() == [Tokens(0, 0, [9], [])]
+
+
+def test_alternatives_are_cut_where_the_consumer_stands() -> None:
+    streams = connected()
+    stream = accepted(streams, wants_logprobs=True)
+    for index in range(2):
+        tops = Alternatives([1], [index + 20], [-index - 0.5])
+        streams.on_frame([stream.handle], [index], [index + 10], [-1.0], [], tops)
+        assert stream.read() == [
+            Tokens(0, index, [index + 10], [-1.0], [index + 20], [-index - 0.5])
+        ]
+
+
+def test_scores_come_once_and_before_the_tokens() -> None:
+    streams = connected()
+    stream = accepted(streams)
+    frame(streams, stream.handle, 0, [1])
+    streams.on_scores(stream.handle, "scores")
+    assert stream.read() == [Scored("scores"), Tokens(0, 0, [1], [])]
+    streams.disconnected()
+    streams.connected()
+    streams.take(PLENTY)
+    streams.on_scores(stream.handle, "scores")
+    assert stream.read() == []
+
+
+def test_following_resumes_from_the_first_token_and_never_submits() -> None:
+    streams = connected()
+    stream = opened(streams, request_id="id", num_samples=2, is_kept=True)
+    commands = streams.take(PLENTY)
+    assert not commands.submits
+    assert [(one.request_id, one.next_index) for one in commands.resumes] == [("id", (0, 0))]
+    streams.on_accepted(stream.handle, "id", "running")
+    assert stream.read() == [Accepted("id", "running")]
+    streams.cancel(stream)
+    assert streams.take(PLENTY).cancels == [Cancel(1, is_leaving=True)]
+
+
+def test_a_followed_request_that_is_not_there_ends() -> None:
+    streams = connected()
+    stream = opened(streams, request_id="id", is_kept=True)
+    streams.take(PLENTY)
+    failure = Failure(Reason.REQUEST_NOT_FOUND, "gone")
+    assert not streams.on_rejected(stream.handle, failure)
+    assert stream.read() == [Ended(failure)]
+    assert len(streams) == 0

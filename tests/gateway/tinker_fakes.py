@@ -15,7 +15,7 @@ from gateway_http.settings import GatewaySettings
 from gateway_http.tinker import routes
 from headway.errors import HeadwayError
 from headway.reasons import Reason
-from headway.v1 import generation_pb2
+from headway.v1 import generation_pb2, scheduler_pb2
 
 MODEL = "tiny/model"
 SETTINGS = GatewaySettings()
@@ -37,6 +37,9 @@ class ScriptedScheduler:
         self.draining = asyncio.Event()
         self.holds = False  # keeps whoever would wait waiting
         self.is_holding = asyncio.Event()
+        # by group: request id, whether it failed, bytes
+        self.ends: dict[str, list[tuple[str, bool, int]]] = {}
+        self.group_waits_s: list[float] = []
 
     async def submit(self, request: generation_pb2.GenerationRequest) -> Any:
         if self.refusal is not None:
@@ -61,6 +64,16 @@ class ScriptedScheduler:
 
     async def cancel(self, request_id: str, tenant: str) -> None:
         self.cancelled.append((request_id, tenant))
+
+    async def wait_finished(
+        self, tenant: str, group: str, cursor: int, wait_s: float
+    ) -> scheduler_pb2.WaitFinishedResponse:
+        self.group_waits_s.append(wait_s)
+        ends = self.ends.get(group, [])
+        response = scheduler_pb2.WaitFinishedResponse(cursor=len(ends))
+        for request_id, failed, num_bytes in ends[cursor:]:
+            response.finished.add(request_id=request_id, failed=failed, num_bytes=num_bytes)
+        return response
 
     async def list_models(self) -> Sequence[generation_pb2.ModelCard]:
         return self.models
