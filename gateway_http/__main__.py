@@ -69,7 +69,7 @@ async def serve(settings: GatewaySettings) -> None:
     client = SchedulerClient(settings)
     async with client.running():
         host, port = listener.getsockname()[:2]
-        if not (settings.api_keys or is_loopback(settings.host)):
+        if not (settings.has_keys or is_loopback(settings.host)):
             _log.warning("server.unprotected", host=host, port=port)
         _log.info("server.started", host=host, port=port)
         await Server(client, settings).serve(sockets=[listener])

@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -12,7 +13,7 @@ from headway.settings import Settings
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MIB = 1 << 20
-MIN_SIGNING_KEY_CHARS = 16
+MIN_SECRET_CHARS = 16
 
 
 class GatewaySettings(Settings):
@@ -31,6 +32,12 @@ class GatewaySettings(Settings):
     """What the scheduler calls this process in its logs and on the monitor."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Comma separated tenant=key pairs; several keys of one tenant are fine. None: open."""
+    api_keys_file: Path | None = None
+    """TOML file of hashed API keys with their limits; see python -m gateway_http.keys --help."""
+    api_keys_reload_s: PositiveFloat = 5.0
+    """How often, at most, the file of API keys is looked at for changes."""
+    key_pepper: SecretStr = SecretStr("")
+    """Secret under which the file's keys are hashed; the same at all gateways."""
     allow_insecure: bool = False
     """Serve without API keys on an address that is not loopback."""
 
@@ -96,14 +103,37 @@ class GatewaySettings(Settings):
     """Longest stop string."""
     max_messages: PositiveInt = 4_096
     """Most messages of one chat."""
+    max_tools: PositiveInt = 128
+    """Most tools of one chat."""
+    max_top_logprobs: PositiveInt = 20
+    """Most alternatives of one token, in top_logprobs or a completion's logprobs."""
+    max_logit_bias: PositiveInt = 1_024
+    """Most tokens in one logit_bias."""
+    max_grammar_bytes: PositiveInt = 64 * 1024
+    """Longest JSON Schema or list of choices that an output has to fit."""
+    max_regex_chars: PositiveInt = 2_048
+    """Longest regular expression that an output has to match."""
+    chat_template_kwargs: Annotated[tuple[str, ...], NoDecode] = ("enable_thinking:bool",)
+    """Comma separated name:type of what chat_template_kwargs may set; bool, int, float or str."""
+    reasoning_formats: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma separated model=format, think or none, for models whose template does not show it."""
+    tool_formats: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma separated model=format, hermes, llama3 or none, likewise for tool calls."""
     max_rendered_chars: PositiveInt = 64 * MIB
     """Longest text that a chat template may produce."""
-    num_text_threads: PositiveInt = 2
-    """Threads for templates and for tokenising long texts."""
+    num_text_workers: Annotated[int, Field(ge=0)] = 2
+    """Processes for templates and for tokenising long texts, some 40 MB and a copy of the
+    tokenizers each. 0: a thread of the gateway, where neither time nor memory can be limited."""
     max_text_jobs: PositiveInt = 1_024
-    """Texts waiting for a thread; then 503."""
+    """Texts waiting for a worker; then 503."""
     inline_text_chars: PositiveInt = 1_024
-    """Texts and chats up to this length are made into tokens without a thread."""
+    """Texts and chats up to this length are made into tokens without a worker."""
+    text_timeout_s: PositiveFloat = 2.0
+    """A worker that takes longer for one text is killed; then 400."""
+    text_load_timeout_s: PositiveFloat = 30.0
+    """A worker that takes longer to read a tokenizer is killed; then 400."""
+    max_text_worker_bytes: PositiveInt = 2048 * MIB
+    """Address space of one text worker; a text that needs more ends it, and is answered by 400."""
 
     signing_key: SecretStr = SecretStr("")
     """Signs Tinker sampling sessions; the same at all gateways. Needed where there are keys."""
@@ -128,7 +158,14 @@ class GatewaySettings(Settings):
     retry_after_max_s: PositiveInt = 60
     """Largest Retry-After ever sent; SDKs ignore larger ones."""
 
-    @field_validator("scheduler_addresses", "api_keys", mode="before")
+    @field_validator(
+        "scheduler_addresses",
+        "api_keys",
+        "chat_template_kwargs",
+        "reasoning_formats",
+        "tool_formats",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -148,16 +185,39 @@ class GatewaySettings(Settings):
             raise ValueError("a key stands for one tenant, and is named once")
         return keys
 
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _check_kwargs(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            name, _, kind = entry.partition(":")
+            if not (name.isidentifier() and kind in ("bool", "int", "float", "str")):
+                raise ValueError("every entry must read name:type, with bool, int, float or str")
+        return entries
+
+    @field_validator("reasoning_formats")
+    @classmethod
+    def _check_reasoning(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        return _check_formats(entries, ("none", "think"))
+
+    @field_validator("tool_formats")
+    @classmethod
+    def _check_tools(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        return _check_formats(entries, ("none", "hermes", "llama3"))
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if not self.scheduler_addresses:
             raise ValueError("scheduler_addresses: at least one is needed")
-        if not (self.api_keys or self.allow_insecure or is_loopback(self.host)):
+        if not (self.has_keys or self.allow_insecure or is_loopback(self.host)):
             raise ValueError(f"host {self.host} is not loopback: set api_keys, or allow_insecure")
-        if self.api_keys and len(self.signing_key.get_secret_value()) < MIN_SIGNING_KEY_CHARS:
+        if self.api_keys_file and len(self.key_pepper.get_secret_value()) < MIN_SECRET_CHARS:
+            raise ValueError(
+                f"key_pepper: api_keys_file needs at least {MIN_SECRET_CHARS} characters"
+            )
+        if self.has_keys and len(self.signing_key.get_secret_value()) < MIN_SECRET_CHARS:
             # Made from the keys it would be known to whoever knows them, and could name any tenant.
             raise ValueError(
-                f"signing_key: at least {MIN_SIGNING_KEY_CHARS} characters are needed with api_keys"
+                f"signing_key: at least {MIN_SECRET_CHARS} characters are needed with API keys"
             )
         if self.retry_after_min_s > self.retry_after_max_s:
             raise ValueError("retry_after_min_s must not exceed retry_after_max_s")
@@ -167,9 +227,22 @@ class GatewaySettings(Settings):
             raise ValueError("max_request_bytes must be at most half of max_message_bytes")
         return self
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether callers need an API key."""
+        return bool(self.api_keys) or self.api_keys_file is not None
+
     def signing_secret(self) -> bytes:
         """The secret behind everything that the gateways sign instead of remembering."""
         return hashlib.sha256(self.signing_key.get_secret_value().encode()).digest()
+
+
+def _check_formats(entries: tuple[str, ...], formats: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in entries:
+        model, _, form = entry.rpartition("=")
+        if not model or form not in formats:
+            raise ValueError(f"every entry must read model=format, with {', '.join(formats)}")
+    return entries
 
 
 def is_loopback(host: str) -> bool:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway_http.auth import Tenants
+from gateway_http.auth import Caller, Tenants
 from gateway_http.client import SchedulerClient
 from gateway_http.http_errors import invalid, json_response
 from gateway_http.settings import GatewaySettings
@@ -52,7 +52,7 @@ _DYNAMIC_CONFIG = {"refresh_interval_sec": 300, "sample_cancel_enabled": True}
 
 SEQ_IDS_PER_CLONE = 10**9  # how the SDK's clones of one sampling client share its numbers
 
-Handler = Callable[[Request, str], Awaitable[Response]]
+Handler = Callable[[Request, Caller], Awaitable[Response]]
 T = TypeVar("T")
 
 
@@ -80,7 +80,7 @@ def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants)
 
 
 class _Door:
-    """Handlers take a request and the tenant that its key stands for."""
+    """Handlers take a request and its caller."""
 
     def __init__(
         self, client: SchedulerClient, settings: GatewaySettings, tenants: Tenants
@@ -98,26 +98,27 @@ class _Door:
 
     def _authenticated(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            return await handler(request, self._tenant(request))
+            return await handler(request, self._caller(request))
 
         return endpoint
 
-    def _tenant(self, request: Request) -> str:
-        """The key's, or that of the key for which we gave this JWT.
+    def _caller(self, request: Request) -> Caller:
+        """The key's, or that of the key for which we gave this JWT, if that is still good.
 
         An open installation has one tenant, and its signing key may be known to everybody.
         """
         key = request.headers.get(_API_KEY, "")
         if key.startswith(_JWT_PREFIX) and not self._tenants.is_open:
-            tenant = self._signer.tenant(key, time.time())
-            if tenant is not None:
-                return tenant
-        return self._tenants.of(request)
+            key_id = self._signer.key_id(key, time.time())
+            caller = self._tenants.by_id(key_id) if key_id is not None else None
+            if caller is not None:
+                return caller
+        return self._tenants.caller(request)
 
     async def healthz(self, request: Request) -> Response:
         return json_response({"status": "ok"})
 
-    async def client_config(self, request: Request, tenant: str) -> Response:
+    async def client_config(self, request: Request, caller: Caller) -> Response:
         """Client-side switches; what is absent has the SDK's default."""
         is_mint = request.headers.get(_API_KEY, "").startswith(_MINT_KEY_PREFIX)
         settings = self._settings
@@ -130,13 +131,13 @@ class _Door:
             }
         )
 
-    async def dynamic_config(self, request: Request, tenant: str) -> Response:
+    async def dynamic_config(self, request: Request, caller: Caller) -> Response:
         return json_response(_DYNAMIC_CONFIG)
 
-    async def auth_token(self, request: Request, tenant: str) -> Response:
-        return json_response({"jwt": self._signer.jwt(tenant, time.time())})
+    async def auth_token(self, request: Request, caller: Caller) -> Response:
+        return json_response({"jwt": self._signer.jwt(caller.key_id, time.time())})
 
-    async def capabilities(self, request: Request, tenant: str) -> Response:
+    async def capabilities(self, request: Request, caller: Caller) -> Response:
         models = [
             {
                 "model_name": card.name,
@@ -148,7 +149,7 @@ class _Door:
         ]
         return json_response({"supported_models": models})
 
-    async def create_session(self, request: Request, tenant: str) -> Response:
+    async def create_session(self, request: Request, caller: Caller) -> Response:
         body = {"type": "create_session", "session_id": str(uuid.uuid4())}
         if self._settings.tinker_info_message:
             body["info_message"] = self._settings.tinker_info_message
@@ -156,14 +157,14 @@ class _Door:
             body["warning_message"] = self._settings.tinker_warning_message
         return json_response(body)
 
-    async def heartbeat(self, request: Request, tenant: str) -> Response:
+    async def heartbeat(self, request: Request, caller: Caller) -> Response:
         """Sessions are not kept, so none is ever unknown, also after a restart."""
         return json_response({"type": "session_heartbeat"})
 
-    async def finish_session(self, request: Request, tenant: str) -> Response:
+    async def finish_session(self, request: Request, caller: Caller) -> Response:
         return json_response({"type": "finish_session"})
 
-    async def create_sampling_session(self, request: Request, tenant: str) -> Response:
+    async def create_sampling_session(self, request: Request, caller: Caller) -> Response:
         body = parse(await request.body(), CreateSamplingSession)
         model = body.model_path or body.base_model
         if model is None:
@@ -184,12 +185,12 @@ class _Door:
             message = "No such model; get_server_capabilities lists those that are served."
             raise HeadwayError(Reason.MODEL_NOT_FOUND, message, field="base_model")
 
-    async def sampler(self, request: Request, tenant: str) -> Response:
+    async def sampler(self, request: Request, caller: Caller) -> Response:
         sampler_id = request.path_params["sampling_session_id"]
         session = self._signer.session(sampler_id)
         return json_response({"sampler_id": sampler_id, "base_model": session.model})
 
-    async def join_sampling_session(self, request: Request, tenant: str) -> Response:
+    async def join_sampling_session(self, request: Request, caller: Caller) -> Response:
         """A number for a clone of a sampling client: its seq_ids begin at that many times 10**9.
 
         Drawn, as nobody counts here: two clones of one session meet by a chance of one in 10**9.
@@ -199,19 +200,14 @@ class _Door:
         clone = 1 + secrets.randbelow(SEQ_IDS_PER_CLONE - 1)
         return json_response({"type": "join_sampling_session", "client_counter": clone})
 
-    async def asample(self, request: Request, tenant: str) -> Response:
+    async def asample(self, request: Request, caller: Caller) -> Response:
         body = parse(await request.body(), Sample)
         model, key, group = self._names(body, request)
-        accepted = await self._client.submit(
-            to_generation(
-                body,
-                model=model,
-                tenant=tenant,
-                idempotency_key=key,
-                group=group,
-                settings=self._settings,
-            )
+        wish = to_generation(
+            body, model=model, idempotency_key=key, group=group, settings=self._settings
         )
+        caller.sign(wish)
+        accepted = await self._client.submit(wish)
         request_id = accepted.request_id
         # distinct, and the same again for a resent request
         sequence_ids = [f"{request_id}:{number}" for number in range(body.num_samples)]
@@ -236,11 +232,11 @@ class _Door:
         header = request.headers.get("x-idempotency-key")
         return model, f"tinker:{header}" if header else "", ""
 
-    async def retrieve_future(self, request: Request, tenant: str) -> Response:
+    async def retrieve_future(self, request: Request, caller: Caller) -> Response:
         body = parse(await request.body(), Future)
         headers = request.headers
         hold = hold_s(headers, self._settings.tinker_hold_s) if is_sdk_poller(headers) else 0.0
-        outcome = await self._hold(request, body.request_id, tenant, hold)
+        outcome = await self._hold(request, body.request_id, caller.tenant, hold)
         if isinstance(outcome, generation_pb2.GenerationResult):
             max_bytes = self._settings.tinker_announce_bytes if body.allow_metadata_only else None
             return finished(body.request_id, outcome, headers, max_bytes)
@@ -302,7 +298,7 @@ class _Door:
                 return None
             await asyncio.sleep(pause)
 
-    async def retrieve_futures(self, request: Request, tenant: str) -> Response:
+    async def retrieve_futures(self, request: Request, caller: Caller) -> Response:
         """Which futures of a clone have ended; held like any poll, or the SDK would never pause."""
         body = parse(await request.body(), Futures)
         target = body.target
@@ -312,7 +308,9 @@ class _Door:
             hold = min(hold, body.timeout)
         group = _group(target.sampling_session_id, target.cloned_sampler_id)
         answer = await self._unless_gone(
-            request, partial(self._client.wait_finished, tenant, group, body.prev_cursor), hold
+            request,
+            partial(self._client.wait_finished, caller.tenant, group, body.prev_cursor),
+            hold,
         )
         completions = [
             {"state": "failed", "request_id": one.request_id}
@@ -326,12 +324,12 @@ class _Door:
         ]
         return json_response({"completions": completions, "cursor": answer.cursor})
 
-    async def cancel_future(self, request: Request, tenant: str) -> Response:
+    async def cancel_future(self, request: Request, caller: Caller) -> Response:
         body = parse(await request.body(), Future)
-        await self._client.cancel(body.request_id, tenant)
+        await self._client.cancel(body.request_id, caller.tenant)
         return json_response({"type": "cancel_future"})
 
-    async def telemetry(self, request: Request, tenant: str) -> Response:
+    async def telemetry(self, request: Request, caller: Caller) -> Response:
         """Read and dropped: it may hold API keys, and nobody here needs it."""
         async for _ in request.stream():
             pass

@@ -130,12 +130,11 @@ def to_generation(
     body: Sample,
     *,
     model: str,
-    tenant: str,
     idempotency_key: str,
     group: str,
     settings: GatewaySettings,
 ) -> generation_pb2.GenerationRequest:
-    """The same wish in the scheduler's words.
+    """The same wish in the scheduler's words, not yet anybody's.
 
     A sampling session is no conversation (one may hold thousands of unrelated prompts), so it
     does not become the scheduler's session_id; common prefixes are found without it.
@@ -147,7 +146,6 @@ def to_generation(
         prompt_token_ids=_prompt_tokens(body.prompt),
         sampling=_sampling(body.sampling_params, settings),
         num_samples=body.num_samples,
-        tenant=tenant,
         idempotency_key=idempotency_key,
         group=group,
     )

@@ -54,15 +54,15 @@ class Signer:
             raise HeadwayError(Reason.REQUEST_NOT_FOUND, message, field="sampling_session_id")
         return msgspec.json.decode(payload, type=SamplingSession)
 
-    def jwt(self, tenant: str, now_s: float) -> str:
-        """A token for this tenant (RFC 7519, HS256)."""
+    def jwt(self, key_id: str, now_s: float) -> str:
+        """A token that stands for this key (RFC 7519, HS256)."""
         issued = int(now_s)
-        claims = _Claims(tenant, issued, issued + JWT_LIFETIME_S)
+        claims = _Claims(key_id, issued, issued + JWT_LIFETIME_S)
         signed = f"{_JWT_HEADER}.{_encode(msgspec.json.encode(claims))}"
         return f"{signed}.{_encode(_mac(self._jwt_key, signed.encode()))}"
 
-    def tenant(self, jwt: str, now_s: float) -> str | None:
-        """Whose token it is; None if it is not ours or has expired.
+    def key_id(self, jwt: str, now_s: float) -> str | None:
+        """The key that it stands for; None if it is not ours or has expired.
 
         The header must be our own to the letter, so a token cannot choose its algorithm.
         """

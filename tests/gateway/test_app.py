@@ -9,15 +9,13 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 import structlog
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
 from gateway_http.app import Health, build_app
-from gateway_http.auth import Tenants
 from gateway_http.client import SchedulerClient
 from gateway_http.settings import GatewaySettings
-from headway.errors import HeadwayError
 from headway.reasons import Reason
 from tests.gateway import tiny_model
 from tests.gateway.conftest import serving, settings_for
@@ -250,26 +248,6 @@ async def test_an_error_for_a_client_that_takes_nothing_is_no_crash(
     with structlog.testing.capture_logs() as logs:
         await asyncio.wait_for(app({**scope, "state": {}}, receive, send), 10)
     assert "request.crashed" not in [line["event"] for line in logs]
-
-
-def connection(**headers: str) -> HTTPConnection:
-    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return HTTPConnection({"type": "http", "headers": raw})
-
-
-def test_keys_find_their_tenant() -> None:
-    settings = GatewaySettings(api_keys="a=one,b=two,a=three=3", signing_key=SIGNING_KEY)
-    assert "one" not in repr(settings)
-    tenants = Tenants(settings)
-    assert "one" not in repr(vars(tenants))
-    assert tenants.of(connection(authorization="Bearer one")) == "a"
-    assert tenants.of(connection(authorization="bearer two")) == "b"
-    assert tenants.of(connection(x_api_key="three=3")) == "a"
-    for wrong in ({}, {"authorization": "Bearer on"}, {"authorization": "Basic one"}):
-        with pytest.raises(HeadwayError) as caught:
-            tenants.of(connection(**wrong))
-        assert caught.value.reason is Reason.UNAUTHENTICATED
-    assert Tenants(GatewaySettings()).of(connection(x_api_key="anything")) == ""
 
 
 @pytest.mark.parametrize(

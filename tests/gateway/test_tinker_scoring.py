@@ -30,9 +30,7 @@ def asked(**fields: Any) -> generation_pb2.GenerationRequest:
         **fields,
     }
     sample = parse(json.dumps(body).encode(), Sample)
-    return to_generation(
-        sample, model=MODEL, tenant="t", idempotency_key="", group="", settings=SETTINGS
-    )
+    return to_generation(sample, model=MODEL, idempotency_key="", group="", settings=SETTINGS)
 
 
 def answered(scores: generation_pb2.PromptScores, note: bytes = b"", **usage: int) -> Any:

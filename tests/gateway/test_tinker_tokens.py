@@ -32,15 +32,15 @@ def test_no_text_passes_for_a_signature(text: str) -> None:
     signer = Signer(b"secret")
     with pytest.raises(HeadwayError):
         signer.session(text)
-    assert signer.tenant(text, NOW_S) is None
+    assert signer.key_id(text, NOW_S) is None
 
 
 def test_a_jwt_lives_an_hour_as_the_sdk_reads_it() -> None:
     jwt = Signer(b"secret").jwt("alice", NOW_S)
     assert _lifetime(jwt) == JWT_LIFETIME_S
     assert jwt_claims(jwt)["sub"] == "alice"
-    assert Signer(b"secret").tenant(jwt, NOW_S + JWT_LIFETIME_S - 1) == "alice"
-    assert Signer(b"secret").tenant(jwt, NOW_S + JWT_LIFETIME_S) is None
+    assert Signer(b"secret").key_id(jwt, NOW_S + JWT_LIFETIME_S - 1) == "alice"
+    assert Signer(b"secret").key_id(jwt, NOW_S + JWT_LIFETIME_S) is None
 
 
 def test_a_jwt_chooses_neither_its_algorithm_nor_its_claims() -> None:
@@ -55,12 +55,12 @@ def test_a_jwt_chooses_neither_its_algorithm_nor_its_claims() -> None:
         (header, claims, ""),
         (header, claims, tag[:-2]),
     ):
-        assert signer.tenant(".".join(parts), NOW_S) is None
-    assert Signer(b"other").tenant(".".join((header, claims, tag)), NOW_S) is None
+        assert signer.key_id(".".join(parts), NOW_S) is None
+    assert Signer(b"other").key_id(".".join((header, claims, tag)), NOW_S) is None
 
 
 def test_one_key_for_each_purpose() -> None:
     signer = Signer(b"secret")
-    assert signer.tenant(signer.session_id(SESSION), NOW_S) is None
+    assert signer.key_id(signer.session_id(SESSION), NOW_S) is None
     with pytest.raises(HeadwayError):
         signer.session(signer.jwt("alice", NOW_S))

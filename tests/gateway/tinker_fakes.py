@@ -9,7 +9,7 @@ import httpx
 from starlette.requests import Request
 from starlette.routing import Router
 
-from gateway_http.auth import Tenants
+from gateway_http.auth import Caller, Tenants
 from gateway_http.middleware import ErrorTranslator
 from gateway_http.settings import GatewaySettings
 from gateway_http.tinker import routes
@@ -84,11 +84,14 @@ class KeyIsTenant:
 
     is_open = False
 
-    def of(self, request: Request) -> str:
+    def caller(self, request: Request) -> Caller:
         prefix, _, tenant = request.headers.get("x-api-key", "").partition("-")
         if prefix not in ("tml", "sk"):
             raise HeadwayError(Reason.UNAUTHENTICATED, "Unknown API key.")
-        return tenant
+        return Caller(tenant, f"key-{tenant}")
+
+    def by_id(self, key_id: str) -> Caller:
+        return Caller(key_id.removeprefix("key-"), key_id)
 
 
 def client_of(

@@ -1,0 +1,135 @@
+"""API keys as they lie in a file: hashed, with their tenant, scopes, limits and end.
+
+A key reads ``<prefix>-<id>-<secret>``. The id is public and finds the entry; the file holds only an
+HMAC-SHA256 of the whole key under a pepper that is not in the file, so neither is worth anything
+alone. Prefixes are those that clients insist on: ``tml`` for tinker, ``sk`` for MinT and OpenAI.
+
+    python -m gateway_http.keys --tenant alice --prefix tml --max-inflight 100
+
+prints a new key, once, and the entry for the file; the pepper comes from the gateway's settings.
+"""
+
+import argparse
+import hashlib
+import hmac
+import secrets
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from gateway_http.settings import GatewaySettings
+
+PREFIXES = ("hw", "sk", "tml")
+_ID_BYTES = 5
+_SECRET_BYTES = 32
+
+
+class Scope(StrEnum):
+    """What a key may be used for."""
+
+    SAMPLE = "sample"
+    MONITOR = "monitor"
+
+
+class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One [[keys]] of the file; a limit of 0 is none."""
+
+    id: Annotated[str, Meta(pattern=r"^[a-z0-9]{4,32}$")]
+    tenant: Annotated[str, Meta(min_length=1, max_length=256)]
+    hash: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    scopes: Annotated[list[Scope], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: [Scope.SAMPLE]
+    )
+    expires: datetime | None = None
+    requests_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    max_inflight: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    max_queued: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    tokens_per_minute: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    keys: list[KeyEntry]
+
+
+class KeyFileError(ValueError):
+    """The file cannot be used; the text names the place, and holds no hash."""
+
+
+def read(path: Path) -> Mapping[str, KeyEntry]:
+    """All entries by id. Raises KeyFileError."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries = msgspec.convert(raw, _File).keys
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise KeyFileError(f"{path}: {error}") from None
+    by_id = {entry.id: entry for entry in entries}
+    if len(by_id) < len(entries):
+        raise KeyFileError(f"{path}: two keys have the same id")
+    for entry in entries:
+        if entry.expires is not None and entry.expires.tzinfo is None:
+            raise KeyFileError(f"{path}: {entry.id}: expires needs a time zone")
+    return by_id
+
+
+def key_id(key: str) -> str:
+    """The public part; empty if there is none."""
+    parts = key.split("-", 2)
+    return parts[1] if len(parts) == 3 else ""
+
+
+def digest(key: str, pepper: bytes) -> str:
+    """What the file holds of a key."""
+    return hmac.new(pepper, key.encode(), hashlib.sha256).hexdigest()
+
+
+def new_key(prefix: str) -> str:
+    """An unguessable key."""
+    return f"{prefix}-{secrets.token_hex(_ID_BYTES)}-{secrets.token_urlsafe(_SECRET_BYTES)}"
+
+
+def entry_text(key: str, pepper: bytes, fields: Mapping[str, Any]) -> str:
+    """The key's entry as TOML; fields that are not set are left out."""
+    lines = ["[[keys]]", f'id = "{key_id(key)}"', f'hash = "{digest(key, pepper)}"']
+    for name, value in fields.items():
+        if isinstance(value, datetime):
+            lines.append(f"{name} = {value.isoformat()}")
+        elif value:
+            # JSON's texts, numbers and lists of texts are TOML, too
+            lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
+    return "\n".join(lines)
+
+
+def _expiry(text: str) -> datetime:
+    when = datetime.fromisoformat(text)
+    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+
+
+def main() -> None:
+    """Print a new key and its entry."""
+    parser = argparse.ArgumentParser(prog="python -m gateway_http.keys", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--tenant", required=True, help="whose work and results these are")
+    parser.add_argument("--prefix", choices=PREFIXES, default="hw", help="what clients look for")
+    parser.add_argument("--scopes", nargs="+", choices=list(Scope), default=[Scope.SAMPLE])
+    parser.add_argument("--expires", type=_expiry, help="date or time, UTC unless it says else")
+    parser.add_argument("--requests-per-s", type=float, default=0.0)
+    parser.add_argument("--max-inflight", type=int, default=0, help="accepted and not ended")
+    parser.add_argument("--max-queued", type=int, default=0, help="accepted and not begun")
+    parser.add_argument("--tokens-per-minute", type=int, default=0, help="prompts and max_tokens")
+    arguments = vars(parser.parse_args())
+    settings = GatewaySettings.load("headway-gateway", [])
+    pepper = settings.key_pepper.get_secret_value().encode()
+    if not pepper:
+        parser.exit(1, "GATEWAY_KEY_PEPPER is not set: the gateways need the same one\n")
+    key = new_key(arguments.pop("prefix"))
+    print(f"# the key, shown only now: {key}\n{entry_text(key, pepper, arguments)}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
