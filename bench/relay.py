@@ -20,7 +20,8 @@ import psutil
 import uvloop
 
 from bench.stack import Stack
-from executor_svc.mock_engine import MockConfig, mock_tokens
+from executor_svc.mock_engine import MockConfig
+from executor_svc.mock_formulas import mock_tokens
 from gateway_http.client import Finish, SchedulerClient, Tokens
 from gateway_http.settings import GatewaySettings
 from headway.v1 import generation_pb2

@@ -64,10 +64,11 @@ def _build_torch_engine(settings: ExecutorSettings) -> Engine:
         from executor_svc.torch_engine.config import EngineConfig
         from executor_svc.torch_engine.engine import TorchEngine
         from executor_svc.torch_engine.files import ModelError
+        from executor_svc.torch_engine.grammar import GrammarLimits
     except ModuleNotFoundError as error:
         sys.exit(f"headway-executor: engine: {error} (install headway[torch])")
     try:
-        return TorchEngine(
+        engine = TorchEngine(
             EngineConfig(
                 models=settings.torch_models,
                 max_models=settings.max_models,
@@ -81,8 +82,25 @@ def _build_torch_engine(settings: ExecutorSettings) -> Engine:
                 kv_bytes=settings.kv_bytes,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 num_threads=settings.num_threads,
+                max_logits_rows=settings.max_logits_rows,
+                grammar_limits=GrammarLimits(
+                    max_grammar_bytes=settings.max_grammar_bytes,
+                    max_regex_bytes=settings.max_regex_bytes,
+                    max_grammar_states=settings.max_grammar_states,
+                    max_cached_grammars=settings.max_cached_grammars,
+                    max_cached_grammar_bytes=settings.max_cached_grammar_bytes,
+                ),
+                quantization=settings.quantization,
+                tensor_parallel_size=settings.tensor_parallel_size,
+                tensor_parallel_timeout_ms=settings.tensor_parallel_timeout_ms,
+                attention_backend=settings.attention_backend,
+                enforce_eager=settings.enforce_eager,
+                enable_prefix_caching=settings.enable_prefix_caching,
+                exact_mode=settings.exact_mode,
             )
         )
+        _log.info("engine.built", attention_backend=engine.attention_backend)
+        return engine
     except (ModelError, OSError) as error:
         sys.exit(f"headway-executor: model: {error}")
     except ValueError as error:  # it names the setting

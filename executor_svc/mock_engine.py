@@ -5,6 +5,10 @@ that whoever reads a stream can tell order, completeness, and whose tokens they 
 lease goes on exactly. It ends a sample only at max_tokens, at one of its stop token ids, or, where
 ``eos_after_tokens`` is set, at the end-of-sequence token.
 
+What else a lease may ask for is a formula too (mock_formulas.py): alternatives of a token, scores
+of a prompt. Penalties and bias change nothing; a grammar is refused, because there is no text.
+``num_cached`` says how much of a prompt the last one of its salt shared, and changes no timing.
+
 At most ``max_models`` of its models are resident, the first ones at the start; loading another
 takes ``load_ms``, in which nothing else happens.
 
@@ -13,10 +17,9 @@ which round a sequence ends: a token costs a few list operations and no call.
 """
 
 import hashlib
-import struct
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,34 +35,12 @@ from executor_svc.core.engine import (
 )
 from executor_svc.core.lease_rules import check_lease
 from executor_svc.core.stopping import StopRules
+from executor_svc.mock_formulas import PRIME, STRIDE, mock_base, mock_scores, mock_top
 from headway.reasons import Reason
 
-_STRIDE = 0x9E3779B1
-_PRIME = 2**31 - 1
-
-
-def mock_base(prompt_token_ids: Sequence[int], seed: int, sample: int) -> int:
-    """What tells one token stream from all others: 56 bits of a hash."""
-    data = struct.pack(f"<{len(prompt_token_ids)}IQI", *prompt_token_ids, seed, sample)
-    return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest(), "little")
-
-
-def mock_tokens(
-    prompt_token_ids: Sequence[int],
-    *,
-    seed: int,
-    sample: int,
-    start: int,
-    stop: int,
-    vocab_size: int,
-) -> list[int]:
-    """Tokens [start, stop) of a sample, before any end.
-
-    The last id of the vocabulary is the end-of-sequence token and is never among them. The
-    logprob of token t is -(t % 1024) / 1024, which float32 holds exactly.
-    """
-    base, num_ids = mock_base(prompt_token_ids, seed, sample), vocab_size - 1
-    return [(base ^ index * _STRIDE) % _PRIME % num_ids for index in range(start, stop)]
+_MAX_SALTS = 1_024  # whose last prompt is remembered
+# All mock engines draw the same tokens for the same request.
+_EXACTNESS_CLASS = "mock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +68,7 @@ class _Sequence:
     num_tokens: int  # at its end
     end: SequenceEnd
     num_prefill_tokens: int
+    num_top: int
     place: int = -1  # in the columns; -1 while it waits
     last_round: int = -1
 
@@ -109,17 +91,21 @@ class MockEngine:
                 dtype="float32",
                 is_resident=number < self.max_models,
                 load_ms=config.load_ms,
+                exactness_class=_EXACTNESS_CLASS,
             )
             for number, name in enumerate(config.models)
         }
         self._leases: dict[int, list[_Sequence]] = {}  # by lease key: sequences that live
-        self._early_ends: list[SequenceEnd] = []  # known before the next step
+        self._early: dict[int, StepOutput] = {}  # by lease key: known before the next step
+        # by (model, salt), the latest last; at most _MAX_SALTS
+        self._last_prompts: OrderedDict[tuple[str, str], Sequence[int]] = OrderedDict()
         self._waiting: deque[_Sequence] = deque()
         # Columns: entry i of each belongs to the running sequence _rows[i].
         self._rows: list[_Sequence] = []
         self._keys: list[int] = []
         self._bases: list[int] = []
         self._indexes: list[int] = []
+        self._num_tops: list[int] = []
         self._num_rounds = 0
         self._ending: dict[int, list[_Sequence]] = {}  # by last_round
         self._timer = threading.Event()  # never set: waiting for it sleeps without the GIL
@@ -158,7 +144,7 @@ class MockEngine:
         return ModelAssets(b"", b"", "", b"")
 
     def has_work(self) -> bool:
-        return bool(self._leases or self._early_ends)
+        return bool(self._leases or self._early)
 
     def close(self) -> None:
         for key in list(self._leases):
@@ -171,19 +157,44 @@ class MockEngine:
                 Reason.MODEL_NOT_FOUND, f"model {request.model!r} is not served here"
             )
         check_lease(request, model, can_match_text=False)
+        if request.params.grammar is not None:
+            raise InvalidLeaseError(
+                Reason.INVALID_REQUEST, f"a grammar needs a tokenizer, {model.name} has none"
+            )
         assert model.is_resident
         live = [
             self._sequence(request, sample)
             for sample in range(request.num_samples)
             if sample not in request.ended
         ]
-        self._early_ends += [s.end for s in live if s.index == s.num_tokens]
+        early = self._early[request.key] = StepOutput()
+        early.ends += [s.end for s in live if s.index == s.num_tokens]
+        early.num_cached[request.key] = self._num_cached(request)
+        if request.scoring is not None:
+            early.prompt_scores.append(mock_scores(request, request.scoring, model.vocab_size))
         live = [s for s in live if s.index < s.num_tokens]
         if live:
             self._leases[request.key] = live
             self._waiting.extend(live)
 
+    def _num_cached(self, request: LeaseRequest) -> int:
+        """Of the prompt's tokens but the last, which has to be computed for its logits."""
+        salt, prompt = (request.model, request.cache_salt), request.prompt_token_ids
+        before = self._last_prompts.pop(salt, ())
+        self._last_prompts[salt] = prompt
+        if len(self._last_prompts) > _MAX_SALTS:
+            self._last_prompts.popitem(last=False)
+        if before == prompt:
+            return len(prompt) - 1
+        num_shared = 0
+        for ours, theirs in zip(prompt[:-1], before, strict=False):
+            if ours != theirs:
+                break
+            num_shared += 1
+        return num_shared
+
     def abort(self, key: int) -> None:
+        self._early.pop(key, None)
         for sequence in self._leases.pop(key, ()):
             if sequence.place < 0:
                 self._waiting.remove(sequence)
@@ -192,14 +203,20 @@ class MockEngine:
                 self._leave(sequence)
 
     def step(self) -> StepOutput:
-        output = StepOutput(ends=self._early_ends)
-        self._early_ends = []
+        output = StepOutput()
+        for early in self._early.values():
+            output.ends += early.ends
+            output.num_cached |= early.num_cached
+            output.prompt_scores += early.prompt_scores
+        self._early.clear()
         started_s = time.monotonic()
         num_prefill_tokens = self._join()
         for _ in range(self._config.tokens_per_step):
             if not self._rows:
                 break
             self._run_round(output)
+        if output.num_top:  # a later round may have had none
+            output.num_top += [0] * (len(output.key) - len(output.num_top))
         duration_ms = self._config.step_ms
         duration_ms += num_prefill_tokens * self._config.prefill_ms_per_1k_tokens / 1000
         if duration_ms:
@@ -218,6 +235,7 @@ class MockEngine:
             num_tokens=end.num_tokens,
             end=end,
             num_prefill_tokens=len(request.prompt_token_ids) + len(generated),
+            num_top=request.params.top_logprobs,
         )
 
     def _find_end(
@@ -238,7 +256,7 @@ class MockEngine:
             eos_index = max(self._config.eos_after_tokens - 1, params.min_tokens, start)
         if params.stop_token_ids:
             for index in range(start, min(eos_index, params.max_tokens)):
-                token_id = (base ^ index * _STRIDE) % _PRIME % self._eos
+                token_id = (base ^ index * STRIDE) % PRIME % self._eos
                 end = rules.check(key, index, token_id, b"")
                 if end is not None:
                     return end
@@ -256,6 +274,7 @@ class MockEngine:
             self._keys.append(sequence.key)
             self._bases.append(sequence.base)
             self._indexes.append(sequence.index)
+            self._num_tops.append(sequence.num_top)
             sequence.last_round = self._num_rounds + sequence.num_tokens - sequence.index - 1
             self._ending.setdefault(sequence.last_round, []).append(sequence)
             num_prefill_tokens += sequence.num_prefill_tokens
@@ -264,23 +283,26 @@ class MockEngine:
     def _leave(self, sequence: _Sequence) -> None:
         """Give up a seat; the last row moves there."""
         last, key = self._rows.pop(), self._keys.pop()
-        base, index = self._bases.pop(), self._indexes.pop()
+        base, index, num_top = self._bases.pop(), self._indexes.pop(), self._num_tops.pop()
         if last is not sequence:
             place = last.place = sequence.place
             self._rows[place], self._keys[place] = last, key
             self._bases[place], self._indexes[place] = base, index
+            self._num_tops[place] = num_top
 
     def _run_round(self, output: StepOutput) -> None:
         """One token for each running sequence."""
         num_ids = self._eos
         token_ids = [
-            (base ^ index * _STRIDE) % _PRIME % num_ids
+            (base ^ index * STRIDE) % PRIME % num_ids
             for base, index in zip(self._bases, self._indexes, strict=True)
         ]
         ending = self._ending.pop(self._num_rounds, ())
         for sequence in ending:
             if sequence.end.stop_token_id == self._eos:
                 token_ids[sequence.place] = self._eos
+        if any(self._num_tops):
+            self._add_alternatives(output, token_ids)
         output.key += self._keys
         output.index += self._indexes
         output.token_id += token_ids
@@ -294,6 +316,16 @@ class MockEngine:
             live.remove(sequence)
             if not live:
                 del self._leases[sequence.lease_key]
+
+    def _add_alternatives(self, output: StepOutput, token_ids: list[int]) -> None:
+        """Of tokens that are yet to be added."""
+        output.num_top += [0] * (len(output.key) - len(output.num_top))
+        output.num_top += self._num_tops
+        for token_id, num_top in zip(token_ids, self._num_tops, strict=True):
+            if num_top:
+                top_token_ids, top_logprobs = mock_top(token_id, num_top, self._config.vocab_size)
+                output.top_token_id += top_token_ids
+                output.top_logprob += top_logprobs
 
     def _wait(self, started_s: float, duration_s: float) -> None:
         """End the step ``duration_s`` after the last one, or after its start if that is past."""

@@ -50,7 +50,11 @@ class ExecutorSettings(Settings):
         64 << 20, ge=1 << 16, le=1 << 30, description="Largest gRPC message, both ways."
     )
     max_report_tokens: int = Field(
-        65_536, ge=1, le=1 << 20, description="Most tokens in one message to the scheduler."
+        65_536,
+        ge=1,
+        le=1 << 20,
+        description="Most tokens, alternatives and scores in one message to the scheduler; the "
+        "scores of one prompt may be more.",
     )
     max_backlog_tokens: int = Field(
         1 << 20, ge=1, le=1 << 30, description="The engine pauses past this many untaken tokens."
@@ -121,6 +125,69 @@ class ExecutorSettings(Settings):
         description="CPU threads of torch. Unset: 1 for a model below 100 million parameters, "
         "which more would slow down, else all cores. Executors that share a machine have to "
         "share its cores: set cores / executors.",
+    )
+
+    attention_backend: Literal["auto", "flash", "torch", "triton", "cpu", "reference"] = Field(
+        "auto",
+        description="flash is the flash-attn package, torch its own FlashAttention (both: CUDA, "
+        "block_size a multiple of 256), triton our kernels (CUDA), cpu for any device, reference "
+        "for tests. auto: triton on a GPU in exact mode, else flash where it can be had and "
+        "triton; cpu without a GPU.",
+    )
+    enforce_eager: bool = Field(
+        False, description="On a GPU, run decode steps without CUDA graphs."
+    )
+    enable_prefix_caching: bool = Field(
+        True, description="Keep computed blocks of the KV cache for prompts that begin alike."
+    )
+    exact_mode: bool = Field(
+        True,
+        description="Promise tokens that do not depend on what else runs, so that streams can move "
+        "between executors; costs some speed on a GPU. Off: nothing is promised.",
+    )
+    quantization: Literal["none", "int8"] = Field(
+        "none",
+        description="int8 keeps weights in 8 bits, each product then errs by about 1 %; CPU only.",
+    )
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share each model, on GPUs in a row from device on. It has to "
+        "divide the model's key-value heads, inner sizes and vocabulary.",
+    )
+    tensor_parallel_timeout_ms: int = Field(
+        60_000,
+        ge=100,
+        le=_DAY_MS,
+        description="Longest wait for another of these processes inside a step; then the executor "
+        "ends.",
+    )
+
+    max_logits_rows: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 20,
+        description="Tokens of a prompt that are scored together. Unset: as many as have 64 MiB of "
+        "logits in float32; all of scoring takes some six times that.",
+    )
+    max_grammar_bytes: int = Field(
+        65_536, ge=1, le=1 << 24, description="Largest JSON Schema, or choices together."
+    )
+    max_regex_bytes: int = Field(
+        2_048, ge=1, le=1 << 16, description="Longest regular expression of a grammar."
+    )
+    max_grammar_states: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="States of a grammar's lexer, 0.3 to 2 kB each; past them its lease fails.",
+    )
+    max_cached_grammars: int = Field(
+        64, ge=1, le=100_000, description="Compiled grammars that are kept for each model."
+    )
+    max_cached_grammar_bytes: int = Field(
+        1 << 20, ge=1, le=1 << 30, description="Size of their sources together."
     )
 
     # --- mock engine

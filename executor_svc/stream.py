@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from executor_svc import translate
+from executor_svc import translate, translate_orders
 from executor_svc.core.engine import ModelAssets
 from executor_svc.core.messages import Event, Report
 from executor_svc.core.session import Session
@@ -102,11 +102,11 @@ class Stream:
 
     async def converse(self, welcome: fleet.ExecutorWelcome) -> None:
         """Read and write until the scheduler closes the stream."""
-        interval_s = translate.duration_ms(welcome.heartbeat_interval) / 1000
+        interval_s = translate_orders.duration_ms(welcome.heartbeat_interval) / 1000
         interval_s = min(max(interval_s, _MIN_HEARTBEAT_S), _MAX_HEARTBEAT_S)
-        timeout_s = translate.duration_ms(welcome.heartbeat_timeout) / 1000
+        timeout_s = translate_orders.duration_ms(welcome.heartbeat_timeout) / 1000
         self._heard_s = self._loop.time()
-        self._apply(translate.decode_welcome(welcome))
+        self._apply(translate_orders.decode_welcome(welcome))
         try:
             await _until_one_ends(
                 self._read(),
@@ -120,7 +120,7 @@ class Stream:
         while isinstance(response := await self._call.read(), fleet.AttachResponse):
             self._heard_s = self._loop.time()
             if response.HasField("orders"):
-                self._apply(translate.decode_orders(response.orders))
+                self._apply(translate_orders.decode_orders(response.orders))
             elif response.HasField("welcome"):
                 raise StreamLostError("a second welcome came")
 

@@ -1,4 +1,5 @@
-"""Between fleet.proto and the session's words, and nothing else."""
+"""From the session's words to fleet.proto, and nothing else; the way back is in
+translate_orders.py."""
 
 from collections.abc import Iterable
 
@@ -8,24 +9,19 @@ from executor_svc.core.engine import (
     FinishReason,
     ModelAssets,
     ModelInfo,
-    SamplingParams,
+    PromptScores,
     SequenceEnd,
 )
 from executor_svc.core.messages import (
-    Adopt,
-    GeneratedSample,
-    Grant,
+    Frame,
     Heartbeat,
     HeldLease,
     LeaseEnded,
     LeaseRef,
-    LoadOrder,
     ModelChange,
     ModelState,
-    OrdersReceived,
     Outcome,
     Report,
-    Welcomed,
 )
 from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
@@ -49,9 +45,6 @@ _FINISH_REASONS = {
 }
 
 
-# --- to the scheduler -----------------------------------------------------------------------
-
-
 def encode_hello(
     executor_id: str,
     incarnation: str,
@@ -68,7 +61,10 @@ def encode_hello(
         capacity=fleet.Capacity(num_slots=num_slots, max_models=max_models),
         models=[
             fleet.ModelOffer(
-                card=_card(model), resident=model.is_resident, load_time=_duration(model.load_ms)
+                card=_card(model),
+                resident=model.is_resident,
+                load_time=_duration(model.load_ms),
+                exactness_class=model.exactness_class,
             )
             for model in models
         ],
@@ -82,7 +78,6 @@ def encode_hello(
 
 def encode_report(report: Report, *, max_models: int) -> fleet.AttachRequest:
     """A report; an empty frame is left out."""
-    frame = report.frame
     message = fleet.ExecutorReport(
         ended=[_ended(ended) for ended in report.ended],
         models=[_model_change(change) for change in report.models],
@@ -90,12 +85,8 @@ def encode_report(report: Report, *, max_models: int) -> fleet.AttachRequest:
     if report.num_slots is not None:
         message.capacity.num_slots = report.num_slots
         message.capacity.max_models = max_models
-    if frame.handle or frame.ends:
-        message.frame.handle.extend(frame.handle)
-        message.frame.index.extend(frame.index)
-        message.frame.token_id.extend(frame.token_id)
-        message.frame.logprob.extend(frame.logprob)
-        message.frame.ends.extend(_end(end) for end in frame.ends)
+    if not report.frame.is_empty():
+        _fill(message.frame, report.frame)
     return fleet.AttachRequest(report=message)
 
 
@@ -118,6 +109,31 @@ def encode_assets(model: str, assets: ModelAssets) -> fleet.AttachRequest:
     )
     offered = fleet.OfferedAssets(model=model, assets=files)
     return fleet.AttachRequest(report=fleet.ExecutorReport(assets=[offered]))
+
+
+def _fill(message: generation.StepFrame, frame: Frame) -> None:
+    message.handle.extend(frame.handle)
+    message.index.extend(frame.index)
+    message.token_id.extend(frame.token_id)
+    message.logprob.extend(frame.logprob)
+    message.ends.extend(_end(end) for end in frame.ends)
+    if frame.num_top:
+        message.num_top.extend(frame.num_top)
+        message.top_token_id.extend(frame.top_token_id)
+        message.top_logprob.extend(frame.top_logprob)
+    message.prompt_scores.extend(_scores(scores) for scores in frame.prompt_scores)
+
+
+def _scores(scores: PromptScores) -> generation.PromptScores:
+    return generation.PromptScores(
+        handle=scores.key,
+        logprob=scores.logprob,
+        top_token_id=scores.top_token_id,
+        top_logprob=scores.top_logprob,
+        target_logprob=scores.target_logprob,
+        alternative_token_id=scores.alternative_token_id,
+        alternative_logprob=scores.alternative_logprob,
+    )
 
 
 def _card(model: ModelInfo) -> generation.ModelCard:
@@ -149,7 +165,10 @@ def _end(end: SequenceEnd) -> generation.SequenceEnd:
 
 def _ended(ended: LeaseEnded) -> fleet.LeaseEnded:
     message = fleet.LeaseEnded(
-        lease=_ref(ended.ref), outcome=_OUTCOMES[ended.outcome], num_tokens=ended.num_tokens
+        lease=_ref(ended.ref),
+        outcome=_OUTCOMES[ended.outcome],
+        num_tokens=ended.num_tokens,
+        num_cached_prompt_tokens=ended.num_cached_prompt_tokens,
     )
     if ended.failure is not None:
         message.failure.reason = ended.failure.reason.value
@@ -171,86 +190,3 @@ def _model_change(change: ModelChange) -> fleet.ModelChange:
 
 def _duration(ms: int | None) -> Duration | None:
     return None if ms is None else Duration(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
-
-
-# --- from the scheduler ---------------------------------------------------------------------
-
-
-def decode_welcome(welcome: fleet.ExecutorWelcome) -> Welcomed:
-    """What the session must know of a welcome."""
-    adopts = (
-        Adopt(
-            held=_decode_ref(adopt.held),
-            ref=_decode_ref(adopt.lease),
-            handle=adopt.handle,
-            next_index=tuple(adopt.next_index),
-        )
-        for adopt in welcome.adopts
-    )
-    return Welcomed(max(0, duration_ms(welcome.orphan_grace)), tuple(adopts))
-
-
-def decode_orders(orders: fleet.ExecutorOrders) -> OrdersReceived:
-    """Any orders; whether they make sense is for the session and the engine to say."""
-    return OrdersReceived(
-        grants=tuple(_grant(grant) for grant in orders.grants),
-        acknowledged=tuple(_decode_ref(ref) for ref in orders.acknowledged),
-        revokes=tuple(_decode_ref(ref) for ref in orders.revokes),
-        loads=tuple(LoadOrder(load.model, tuple(load.evict)) for load in orders.loads),
-    )
-
-
-def duration_ms(duration: Duration) -> int:
-    """Whole milliseconds of a protobuf duration, whatever its fields hold."""
-    return duration.seconds * 1000 + duration.nanos // 1_000_000
-
-
-def _decode_ref(ref: fleet.LeaseRef) -> LeaseRef:
-    return LeaseRef(ref.request_id, ref.epoch, ref.attempt)
-
-
-def _grant(grant: fleet.Grant) -> Grant:
-    request = grant.request
-    return Grant(
-        ref=_decode_ref(grant.lease),
-        handle=grant.handle,
-        model=request.model,
-        prompt_token_ids=list(request.prompt_token_ids),
-        params=_params(request.sampling),
-        num_samples=request.num_samples or 1,
-        wants_logprobs=request.sampling.logprobs,
-        generated=tuple(_generated(sample) for sample in grant.generated),
-    )
-
-
-def _params(sampling: generation.SamplingParams) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature if sampling.HasField("temperature") else 1.0,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
-        min_p=sampling.min_p,
-        seed=sampling.seed,
-        stop_token_ids=tuple(sampling.stop_token_ids),
-        stop_strings=tuple(sampling.stop_strings),
-        ignore_eos=sampling.ignore_eos,
-        min_tokens=sampling.min_tokens,
-    )
-
-
-def _generated(sample: generation.SampleResult) -> GeneratedSample:
-    return GeneratedSample(list(sample.token_ids), list(sample.logprobs), _decode_end(sample.end))
-
-
-def _decode_end(end: generation.SequenceEnd) -> SequenceEnd | None:
-    """None where the sample goes on: the end is missing or says nothing."""
-    for reason, code in _FINISH_REASONS.items():
-        if end.reason == code:
-            return SequenceEnd(
-                key=end.handle,
-                num_tokens=end.num_tokens,
-                reason=reason,
-                stop_string=end.stop_string if end.HasField("stop_string") else None,
-                stop_token_id=end.stop_token_id if end.HasField("stop_token_id") else None,
-            )
-    return None

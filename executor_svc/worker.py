@@ -50,7 +50,12 @@ class Work:
 
     def is_empty(self) -> bool:
         output = self.output
-        return not (output.key or output.ends or output.failures or self.answers)
+        has_tokens = output.key or output.ends or output.failures
+        return not (has_tokens or output.prompt_scores or output.num_cached or self.answers)
+
+    def num_entries(self) -> int:
+        """How much waits to be taken: tokens and their alternatives."""
+        return len(self.output.key) + len(self.output.top_token_id)
 
 
 class Worker:
@@ -130,7 +135,7 @@ class Worker:
             return commands
 
     def _can_step(self) -> bool:
-        has_room = len(self._work.output.key) < self._max_backlog_tokens
+        has_room = self._work.num_entries() < self._max_backlog_tokens
         return has_room and self._engine.has_work()
 
     def _obey(self, command: Effect) -> Answer | None:
@@ -171,10 +176,17 @@ class Worker:
 
 def _merge(work: Work, new: Work) -> None:
     into, output = work.output, new.output
+    if into.num_top or output.num_top:
+        into.num_top += [0] * (len(into.key) - len(into.num_top))
+        into.num_top += output.num_top or [0] * len(output.key)
+        into.top_token_id += output.top_token_id
+        into.top_logprob += output.top_logprob
     into.key += output.key
     into.index += output.index
     into.token_id += output.token_id
     into.logprob += output.logprob
     into.ends += output.ends
     into.failures += output.failures
+    into.prompt_scores += output.prompt_scores
+    into.num_cached |= output.num_cached
     work.answers += new.answers

@@ -6,7 +6,7 @@ token on. Text is settled in windows: what was settled last stays as context, si
 treat the first token of a text in a special way (after vLLM's detokenizer and ``DecodeStream``).
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 REPLACEMENT = "\ufffd"
 MAX_UNSETTLED_TOKENS = 32
@@ -14,7 +14,8 @@ MAX_CHARACTER_TOKENS = 8
 
 
 class Detokenizer:
-    """The text of one sample. ``hidden_ids`` (special and end tokens) have none.
+    """The text of one sample. ``hidden_ids`` (special and end tokens) have none, unless ``shown``
+    says how to write them.
 
     The last tokens of the prompt are its first context, so that a space at the beginning of the
     answer is not taken for the one that some tokenizers put before a whole text.
@@ -25,9 +26,11 @@ class Detokenizer:
         decode: Callable[[Sequence[int]], str],
         hidden_ids: Collection[int],
         prompt: Sequence[int] = (),
+        shown: Mapping[int, str] | None = None,
     ) -> None:
         self._decode = decode
         self._hidden_ids = hidden_ids
+        self._shown = shown or {}
         tail = prompt[-MAX_CHARACTER_TOKENS:]
         self._window = [token_id for token_id in tail if token_id not in hidden_ids]
         if decode(self._window).endswith(REPLACEMENT):
@@ -38,7 +41,8 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Text that this token settles; empty while a character is incomplete."""
         if token_id in self._hidden_ids:
-            return ""
+            name = self._shown.get(token_id)
+            return self._cut() + name if name is not None else ""
         self._window.append(token_id)
         text = self._decode(self._window)
         if not text.endswith(REPLACEMENT):
@@ -55,6 +59,13 @@ class Detokenizer:
     def flush(self) -> str:
         """The rest, when the sample has ended: an incomplete character becomes U+FFFD."""
         return self._settle(self._decode(self._window), len(self._window))
+
+    def _cut(self) -> str:
+        """The rest, before something that is no part of any character."""
+        rest = self.flush()
+        if self._context_text.endswith(REPLACEMENT):
+            self._window, self._num_context, self._context_text = [], 0, ""
+        return rest
 
     def _settle(self, text: str, num_settled: int) -> str:
         new_text = text[len(self._context_text) :]

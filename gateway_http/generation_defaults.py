@@ -17,6 +17,8 @@ _log = structlog.get_logger()
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=100)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class GenerationDefaults:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 def read_defaults(model: str, generation_config_json: bytes) -> GenerationDefaults:
@@ -49,4 +53,6 @@ def read_defaults(model: str, generation_config_json: bytes) -> GenerationDefaul
         temperature=take("temperature", Temperature),
         top_p=take("top_p", TopP),
         top_k=take("top_k", TopK),
+        min_p=take("min_p", MinP),
+        repetition_penalty=take("repetition_penalty", RepetitionPenalty),
     )

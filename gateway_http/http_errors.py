@@ -1,7 +1,8 @@
 """Errors as HTTP: the one place where a HeadwayError becomes a status, headers and a body.
 
-Whose body it is decides the path's prefix: OpenAI under /v1, Tinker under /api/v1, plain
-elsewhere. SDKs retry by status on their own, so every error says x-should-retry.
+Whose body it is decides the path's prefix: OpenAI under /v1 and for vLLM's two beside it, Tinker
+under /api/v1, plain elsewhere. SDKs retry by status on their own, so every error says
+x-should-retry.
 """
 
 import math
@@ -15,6 +16,7 @@ from gateway_http.settings import GatewaySettings
 from headway.errors import INTERNAL_MESSAGE, HeadwayError
 from headway.reasons import Reason
 
+_OPENAI_PATHS = ("/v1/", "/tokenize", "/detokenize")
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -47,7 +49,7 @@ def openai_error(error: HeadwayError, status: int | None = None) -> dict[str, An
 
 
 def _body(error: HeadwayError, status: int, path: str) -> dict[str, Any]:
-    if path.startswith("/v1/"):
+    if path.startswith(_OPENAI_PATHS):
         return openai_error(error, status)
     body = {"error": error.message, "code": error.reason.value}
     if path.startswith("/api/v1/"):

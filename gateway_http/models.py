@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from gateway_http.generation_defaults import GenerationDefaults, read_defaults
+from gateway_http.model_text import Text
 from gateway_http.settings import GatewaySettings
-from gateway_http.text import Text, TextPool
+from gateway_http.text_pool import TextPool
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2, scheduler_pb2
@@ -81,7 +82,8 @@ class Models:
         if old is not None and not response.HasField("assets"):
             model = replace(old.model, card=response.card)
         else:
-            text = await self._pool.load(response.card, response.assets)
+            files = await self._pool.load(response.card, response.assets)
+            text = Text(response.card, files, self._pool)
             defaults = read_defaults(response.card.name, response.assets.generation_config_json)
             model = LoadedModel(response.card, text, defaults)
         now = asyncio.get_running_loop().time()

@@ -1,175 +1,181 @@
-"""The OpenAI endpoints: what a request means in tokens, and which limits it must keep."""
+"""The OpenAI endpoints: chats, completions, models, and the way back to a stream."""
 
+import time
 from collections.abc import Sequence
-from functools import partial
 
-from google.protobuf import duration_pb2
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from gateway_http.auth import Tenants
-from gateway_http.client import LoadedModel, SchedulerClient
-from gateway_http.generation_defaults import GenerationDefaults
-from gateway_http.http_errors import UnsupportedParameterError, invalid, json_response
-from gateway_http.openai_output import ChatFormat, CompletionFormat
-from gateway_http.openai_schema import (
-    ChatMessage,
-    ChatRequest,
-    Common,
-    CompletionRequest,
-    decode,
+from gateway_http.client import SchedulerClient
+from gateway_http.http_errors import invalid, json_response
+from gateway_http.model_text import Text
+from gateway_http.openai_chat_schema import ChatRequest
+from gateway_http.openai_choice import ReplySpec, decode_spec
+from gateway_http.openai_echo import make_echo
+from gateway_http.openai_endpoint import Call, Endpoint, is_count, resume_from
+from gateway_http.openai_job import RESUME_HEADER, Follow, Job
+from gateway_http.openai_output import ChatFormat, CompletionFormat, Echo
+from gateway_http.openai_prompt import ChatPrompt, ChatWish
+from gateway_http.openai_responses import Responses
+from gateway_http.openai_sampling import (
+    check_limits,
+    check_most,
+    grammar_of,
+    sampling_params,
 )
-from gateway_http.openai_serve import Job, serve
+from gateway_http.openai_schema import CompletionRequest, decode
+from gateway_http.openai_tokenize import Tokenizing
 from gateway_http.settings import GatewaySettings
-from gateway_http.text import Message, prompt_too_long
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's own default; a chat may fill the context
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_MAX_KEY_CHARS = 256
 
 
 def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants) -> list[Route]:
-    """Everything under /v1."""
+    """Everything under /v1, and vLLM's two beside it."""
+    parts = (client, settings, tenants)
     models = _ModelList(client, tenants)
+    tokenizing = Tokenizing(client, settings, tenants)
     return [
-        Route("/v1/chat/completions", _Chat(client, settings, tenants), methods=["POST"]),
-        Route("/v1/completions", _Completions(client, settings, tenants), methods=["POST"]),
+        Route("/v1/chat/completions", _Chat(*parts), methods=["POST"]),
+        Route("/v1/completions", _Completions(*parts), methods=["POST"]),
+        Route("/v1/responses", Responses(*parts), methods=["POST"]),
+        Route("/v1/requests/{request_id}/events", _Events(*parts), methods=["GET"]),
         Route("/v1/models", models.all, methods=["GET"]),
         Route("/v1/models/{name:path}", models.one, methods=["GET"]),
+        Route("/tokenize", tokenizing.tokenize, methods=["POST"]),
+        Route("/detokenize", tokenizing.detokenize, methods=["POST"]),
     ]
 
 
-class _Endpoint:
-    def __init__(
-        self, client: SchedulerClient, settings: GatewaySettings, tenants: Tenants
-    ) -> None:
-        self._client = client
-        self._settings = settings
-        self._tenants = tenants
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        tenant = self._tenants.of(request)
-        job = await self._prepare(request, tenant)
-        await serve(job, self._client, self._settings, scope, receive, send)
-
-    async def _prepare(self, request: Request, tenant: str) -> Job:
-        raise NotImplementedError
-
-    def _requests(
-        self,
-        request: Request,
-        tenant: str,
-        body: Common,
-        model: LoadedModel,
-        prompts: Sequence[list[int]],
-        sampling: generation_pb2.SamplingParams,
-    ) -> list[generation_pb2.GenerationRequest]:
-        """The scheduler's requests: one for each prompt."""
-        key = request.headers.get("idempotency-key", "")
-        if len(key) > _MAX_KEY_CHARS:
-            raise invalid("The Idempotency-Key is too long.", "Idempotency-Key")
-        requests = []
-        for number, prompt in enumerate(prompts):
-            one = generation_pb2.GenerationRequest(
-                model=body.model,
-                prompt_token_ids=prompt,
-                sampling=sampling,
-                num_samples=body.n or 1,
-                tenant=tenant,
-                session_id=body.session_id or "",
-                band=body.priority,
-                idempotency_key=f"{key}/{number}" if key and len(prompts) > 1 else key,
-            )
-            _check_prompt(prompt, model.card)
-            self._set_max_tokens(one.sampling, model.card.max_context_tokens - len(prompt))
-            if body.queue_timeout_s is not None:
-                one.queue_timeout.CopyFrom(_duration(body.queue_timeout_s))
-            if body.execution_timeout_s is not None:
-                one.execution_timeout.CopyFrom(_duration(body.execution_timeout_s))
-            requests.append(one)
-        return requests
-
-    def _set_max_tokens(self, sampling: generation_pb2.SamplingParams, room: int) -> None:
-        """Check it against the room behind the prompt; unset it fills the room."""
-        if sampling.max_tokens > room:
-            message = f"The model's context leaves room for {room} tokens after this prompt."
-            raise invalid(message, "max_tokens")
-        if sampling.min_tokens > (sampling.max_tokens or room):
-            raise invalid("min_tokens is larger than what may be generated.", "min_tokens")
-
-    def _check_counts(self, body: Common, num_prompts: int, has_tokenizer: bool) -> None:
-        settings = self._settings
-        num_samples = body.n or 1
-        _check_most("n", num_samples, settings.max_samples)
-        _check_most("prompt", num_prompts, settings.max_prompts)
-        _check_most("n", num_samples * num_prompts, settings.max_sequences)
-        _check_most("stop", len(body.stop_strings), settings.max_stop_strings)
-        _check_most("stop_token_ids", len(body.stop_token_ids or ()), settings.max_stop_strings)
-        for stop in body.stop_strings:
-            if not 0 < len(stop) <= settings.max_stop_string_chars:
-                limit = settings.max_stop_string_chars
-                raise invalid(f"A stop string has 1 to {limit} characters.", "stop")
-        if body.stop_strings and not has_tokenizer:
-            raise invalid("The model has no tokenizer: use stop_token_ids.", "stop")
-
-
-class _Chat(_Endpoint):
-    async def _prepare(self, request: Request, tenant: str) -> Job:
-        body = decode(ChatRequest, await request.body())
-        _check_most("messages", len(body.messages), self._settings.max_messages)
-        if body.max_tokens is not None and body.max_completion_tokens is not None:
-            raise invalid("Give max_tokens or max_completion_tokens, not both.", "max_tokens")
-        messages = [_message(number, one) for number, one in enumerate(body.messages)]
-        model = await self._client.model(body.model)
-        self._check_counts(body, 1, model.text.has_tokenizer)
-        prompt = await model.text.encode_chat(messages, "messages")
-        max_tokens = body.max_completion_tokens or body.max_tokens
-        sampling = _sampling(body, model.defaults, max_tokens, body.wants_logprobs)
-        make_format = partial(
-            ChatFormat,
-            model=body.model,
-            text=model.text,
-            wants_logprobs=body.wants_logprobs,
-            wants_token_ids=bool(body.return_token_ids),
+class _Chat(Endpoint):
+    async def prepare(self, call: Call) -> Job:
+        body = decode(ChatRequest, await call.request.body())
+        max_tokens = _chat_max_tokens(body)
+        self.check_counts(body, 1)
+        num_top = _num_top(body, self.settings)
+        model = await self.client.model(body.model)
+        check_limits(body, self.settings, model.text.has_tokenizer)
+        prompt = await self.prompts.make(model, self._wish(body))
+        sampling = sampling_params(
+            body,
+            model,
+            max_tokens=max_tokens,
+            logprobs=bool(body.logprobs),
+            num_top=num_top,
+            grammar=prompt.grammar,
         )
-        requests = self._requests(request, tenant, body, model, [prompt], sampling)
-        return _job(request, body, requests, model, make_format)
+        token_ids, num_samples = [prompt.token_ids], body.n or 1
+        requests = self.requests(call, body, model, token_ids, sampling, num_samples)
+        is_kept = bool(requests[0].idempotency_key)
+        is_resumable = bool(body.stream) and num_samples == 1
+        return Job(
+            spec=_chat_spec(body, prompt),
+            text=model.text,
+            make_format=ChatFormat,
+            is_streaming=bool(body.stream),
+            requests=requests,
+            is_kept=is_kept,
+            is_resumable=is_resumable,
+            resume_from=resume_from(call.request, can_resume=is_resumable and is_kept),
+            caller_id=call.caller_id,
+        )
+
+    def _wish(self, body: ChatRequest) -> ChatWish:
+        return ChatWish(
+            messages=body.messages,
+            tools=body.tools or (),
+            tool_choice=body.tool_choice,
+            is_parallel=body.parallel_tool_calls is not False,
+            kwargs=body.chat_template_kwargs,
+            wants_no_thought=body.reasoning_effort == "none",
+            has_generation_prompt=body.add_generation_prompt,
+            continues_final_message=bool(body.continue_final_message),
+            grammar=grammar_of(body.response_format, body.structured_outputs, self.settings),
+        )
 
 
-class _Completions(_Endpoint):
-    def _set_max_tokens(self, sampling: generation_pb2.SamplingParams, room: int) -> None:
+class _Completions(Endpoint):
+    def set_max_tokens(self, sampling: generation_pb2.SamplingParams, room: int) -> None:
         if not sampling.HasField("max_tokens"):
             sampling.max_tokens = min(COMPLETION_MAX_TOKENS, room)
-        super()._set_max_tokens(sampling, room)
+        super().set_max_tokens(sampling, room)
 
-    async def _prepare(self, request: Request, tenant: str) -> Job:
-        body = decode(CompletionRequest, await request.body())
-        if body.logprobs not in (None, False, True, 0):
-            raise UnsupportedParameterError("logprobs", " above 0: only chosen tokens have one")
+    async def prepare(self, call: Call) -> Job:
+        body = decode(CompletionRequest, await call.request.body())
+        check_most("logprobs", body.num_top, self.settings.max_top_logprobs)
+        if body.max_tokens == 0 and not body.echo:
+            raise invalid("At least one token must be generated, but for an echo.", "max_tokens")
         prompts = body.prompts()
-        model = await self._client.model(body.model)
+        self.check_counts(body, len(prompts))
+        model = await self.client.model(body.model)
         has_tokenizer = model.text.has_tokenizer
-        self._check_counts(body, len(prompts), has_tokenizer)
+        check_limits(body, self.settings, has_tokenizer)
+        has_specials = body.add_special_tokens is not False
         token_ids = [
-            await model.text.encode(prompt, "prompt") if isinstance(prompt, str) else prompt
+            await model.text.encode(prompt, "prompt", has_specials)
+            if isinstance(prompt, str)
+            else prompt
             for prompt in prompts
         ]
-        sampling = _sampling(body, model.defaults, body.max_tokens, body.wants_logprobs)
-        make_format = partial(
-            CompletionFormat,
-            model=body.model,
-            text=model.text,
-            wants_logprobs=body.wants_logprobs,
-            wants_token_ids=bool(body.return_token_ids) or not has_tokenizer,
+        sampling = sampling_params(
+            body,
+            model,
+            max_tokens=1 if body.max_tokens == 0 else body.max_tokens,
+            logprobs=body.wants_logprobs,
+            num_top=body.num_top,
+            grammar=grammar_of(body.response_format, body.structured_outputs, self.settings),
         )
-        requests = self._requests(request, tenant, body, model, token_ids, sampling)
-        return _job(request, body, requests, model, make_format)
+        requests = self.requests(call, body, model, token_ids, sampling, body.n or 1)
+        echoes = await _echoes(body, model.text, prompts, requests) if body.echo else []
+        is_kept = bool(requests[0].idempotency_key)
+        num_choices = len(requests) * (body.n or 1)
+        is_resumable = bool(body.stream) and num_choices == 1 and not body.echo
+        return Job(
+            spec=_completion_spec(body, has_tokenizer),
+            text=model.text,
+            make_format=CompletionFormat,
+            is_streaming=bool(body.stream),
+            requests=requests,
+            is_kept=is_kept,
+            is_resumable=is_resumable,
+            resume_from=resume_from(call.request, can_resume=is_resumable and is_kept),
+            echoes=echoes,
+            num_hidden=1 if body.max_tokens == 0 else 0,
+            caller_id=call.caller_id,
+        )
+
+
+class _Events(Endpoint):
+    """The rest of a stream, for whoever has its state and its tenant's key."""
+
+    async def prepare(self, call: Call) -> Job:
+        request_id = call.request.path_params["request_id"]
+        spec = decode_spec(call.request.headers.get(RESUME_HEADER, ""), RESUME_HEADER)
+        after = call.request.query_params.get("after")
+        start = resume_from(call.request, can_resume=True)
+        if after is not None:
+            if not is_count(after):
+                raise invalid("This is a number of tokens.", "after")
+            start = (request_id, int(after))
+        if spec.num_samples != 1:
+            raise invalid("Only a stream of one choice is continued.", RESUME_HEADER)
+        model = await self.client.model(spec.model)
+        return Job(
+            spec=spec,
+            text=model.text,
+            make_format=ChatFormat if spec.kind == "chat" else CompletionFormat,
+            is_streaming=True,
+            follow=Follow(request_id, call.caller.tenant),
+            is_kept=True,
+            is_resumable=True,
+            resume_from=start,
+            caller_id=call.caller_id,
+        )
 
 
 class _ModelList:
@@ -203,97 +209,65 @@ def _describe(card: generation_pb2.ModelCard) -> dict[str, str | int]:
     }
 
 
-def _job(
-    request: Request,
-    body: Common,
-    requests: list[generation_pb2.GenerationRequest],
-    model: LoadedModel,
-    make_format: "partial[ChatFormat] | partial[CompletionFormat]",
-) -> Job:
-    is_streaming = bool(body.stream)
-    options = body.stream_options
-    if options is not None and not is_streaming:
-        raise invalid("stream_options needs stream: true.", "stream_options")
-    job = Job(
-        requests,
-        model.text,
-        make_format,
-        is_streaming,
-        has_usage_chunk=options is not None and bool(options.include_usage),
-        is_kept=bool(requests[0].idempotency_key),
-        resume_from=_resume_from(request.headers.get("last-event-id")),
-    )
-    if job.resume_from is not None and not (is_streaming and job.has_event_ids):
-        message = "Last-Event-ID needs a stream with one choice and its Idempotency-Key."
-        raise invalid(message, "Last-Event-ID")
-    return job
+async def _echoes(
+    body: CompletionRequest,
+    text: Text,
+    prompts: Sequence[str | list[int]],
+    requests: Sequence[generation_pb2.GenerationRequest],
+) -> list[Echo]:
+    """The prompts; where logprobs are wanted, the requests ask for theirs, too."""
+    echoes = []
+    for request, prompt in zip(requests, prompts, strict=True):
+        token_ids = list(request.prompt_token_ids)
+        echoes.append(await make_echo(text, prompt, token_ids, body.wants_logprobs))
+        if body.wants_logprobs:
+            request.prompt_scoring.logprobs = True
+            request.prompt_scoring.top_logprobs = body.num_top
+    return echoes
 
 
-def _resume_from(last_event_id: str | None) -> tuple[str, int] | None:
-    """The request and the number in the id of an event."""
-    if last_event_id is None:
-        return None
-    request_id, _, number = last_event_id.rpartition(":")
-    if not (request_id and number.isascii() and number.isdigit() and len(number) < 10):
-        raise invalid("The Last-Event-ID is not the id of an event.", "Last-Event-ID")
-    return request_id, int(number)
+def _chat_max_tokens(body: ChatRequest) -> int | None:
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise invalid("Give max_tokens or max_completion_tokens, not both.", "max_tokens")
+    if body.max_tokens == 0:
+        raise invalid("At least one token must be generated.", "max_tokens")
+    return body.max_completion_tokens or body.max_tokens
 
 
-def _sampling(
-    body: Common, defaults: GenerationDefaults, max_tokens: int | None, wants_logprobs: bool
-) -> generation_pb2.SamplingParams:
-    top_k = body.top_k if body.top_k is not None else defaults.top_k
-    return generation_pb2.SamplingParams(
-        max_tokens=max_tokens,
-        temperature=body.temperature if body.temperature is not None else defaults.temperature,
-        top_k=max(top_k or 0, 0),
-        top_p=body.top_p if body.top_p is not None else defaults.top_p,
-        min_p=body.min_p or 0.0,
-        seed=None if body.seed is None else body.seed % 2**64,
-        stop_token_ids=body.stop_token_ids or (),
+def _num_top(body: ChatRequest, settings: GatewaySettings) -> int:
+    num_top = body.top_logprobs or 0
+    check_most("top_logprobs", num_top, settings.max_top_logprobs)
+    if num_top and not body.logprobs:
+        raise invalid("top_logprobs needs logprobs: true.", "top_logprobs")
+    return num_top
+
+
+def _chat_spec(body: ChatRequest, prompt: ChatPrompt) -> ReplySpec:
+    return ReplySpec(
+        kind="chat",
+        model=body.model,
+        created=int(time.time()),
+        num_samples=body.n or 1,
         stop_strings=body.stop_strings,
-        ignore_eos=bool(body.ignore_eos),
-        min_tokens=body.min_tokens or 0,
-        logprobs=wants_logprobs,
+        wants_logprobs=bool(body.logprobs),
+        wants_token_ids=bool(body.return_token_ids),
+        has_usage_chunk=body.has_usage_chunk,
+        has_timing=bool(body.include_timing),
+        form=prompt.form,
+        has_reasoning=body.include_reasoning is not False,
+        has_call_reason=prompt.has_call_reason,
     )
 
 
-def _message(number: int, message: ChatMessage) -> Message:
-    """A message as templates know it: its role, and its content as one string."""
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise UnsupportedParameterError(f"messages[{number}].role", f": {message.role[:50]!r}")
-    content = message.content
-    if not isinstance(content, str):
-        for place, part in enumerate(content or ()):
-            if part.type != "text":
-                where = f"messages[{number}].content[{place}].type"
-                raise UnsupportedParameterError(where, f": {part.type[:50]!r}")
-        if content is None and role != "assistant":
-            raise invalid("The message has no content.", f"messages[{number}].content")
-        content = "".join(part.text for part in content or ())
-    plain: Message = {"role": role, "content": content}
-    if message.name is not None:
-        plain["name"] = message.name
-    return plain
-
-
-def _check_prompt(prompt: list[int], card: generation_pb2.ModelCard) -> None:
-    context = card.max_context_tokens
-    if not prompt:
-        raise invalid("The prompt is empty.", "prompt")
-    if len(prompt) >= context:
-        raise prompt_too_long(len(prompt), context, "prompt")
-    if max(prompt) >= card.vocab_size:
-        raise invalid(f"Token ids must be below {card.vocab_size}.", "prompt")
-
-
-def _check_most(field: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise invalid(f"At most {limit} are allowed for {field}; this has {value}.", field)
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromMilliseconds(max(1, round(seconds * 1000)))
-    return duration
+def _completion_spec(body: CompletionRequest, has_tokenizer: bool) -> ReplySpec:
+    return ReplySpec(
+        kind="completion",
+        model=body.model,
+        created=int(time.time()),
+        num_samples=body.n or 1,
+        stop_strings=body.stop_strings,
+        wants_logprobs=body.wants_logprobs,
+        wants_token_ids=bool(body.return_token_ids) or not has_tokenizer,
+        has_usage_chunk=body.has_usage_chunk,
+        has_timing=bool(body.include_timing),
+    )

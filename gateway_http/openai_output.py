@@ -1,98 +1,67 @@
-"""Tokens as OpenAI's answers: choices that grow, stream chunks, and whole bodies.
+"""Deltas as OpenAI's answers: stream chunks and whole bodies, of chats and completions.
 
 A chunk is a prebuilt prefix, the text, and a suffix: encoding the whole object for each token
 would cost more than all the rest of the path.
 """
 
-import math
-import time
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import orjson
 
-from gateway_http.core.messages import Tokens
-from gateway_http.detokenize import StopTrimmer
-from gateway_http.text import Text
-from headway.v1 import generation_pb2
+from gateway_http.http_errors import openai_error
+from gateway_http.model_text import Text
+from gateway_http.openai_choice import Delta, ReplySpec
+from gateway_http.openai_logprobs import chat_logprobs, completion_logprobs
+from gateway_http.openai_usage import Outcome
+from gateway_http.reply import Piece, Thought
+from gateway_http.tool_call_json import CallStart, Content
+from headway.errors import HeadwayError
 
-_FINISH_REASONS = {
-    generation_pb2.FINISH_REASON_STOP: "stop",
-    generation_pb2.FINISH_REASON_LENGTH: "length",
-}
+_DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(slots=True)
-class Delta:
-    """What a choice gained: text that is certain, and the tokens behind it."""
+class Echo:
+    """A prompt that is to be told before its completion, with what the model thought of it."""
 
-    text: str = ""
+    text: str
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
     text_offsets: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
+    logprobs: list[float] = field(default_factory=list)
+    top_token_ids: list[int] = field(default_factory=list)
+    top_logprobs: list[float] = field(default_factory=list)
 
-
-class Choice:
-    """One sample on its way from tokens to text.
-
-    The first ``num_skipped`` tokens were delivered on an earlier connection: they are read, for
-    what follows depends on them, and not given out again.
-    """
-
-    def __init__(
-        self, text: Text, request: generation_pb2.GenerationRequest, num_skipped: int = 0
-    ) -> None:
-        prompt = request.prompt_token_ids
-        self._detokenizer = text.detokenizer(prompt) if text.has_tokenizer else None
-        self._trimmer = StopTrimmer(request.sampling.stop_strings)
-        self._num_skipped = num_skipped
-        self._num_chars = 0
-        self.num_tokens = 0
-
-    def push(self, event: Tokens) -> Delta:
-        """Take the next tokens."""
-        delta = Delta()
-        pieces: list[str] = []
-        logprobs = event.logprobs or [math.nan] * len(event.token_ids)
-        for token_id, logprob in zip(event.token_ids, logprobs, strict=True):
-            text = self._detokenizer.push(token_id) if self._detokenizer is not None else ""
-            sure = self._trimmer.push(text)
-            if self.num_tokens >= self._num_skipped:
-                pieces.append(sure)
-                delta.token_ids.append(token_id)
-                delta.logprobs.append(logprob)
-                delta.text_offsets.append(self._num_chars)
-            self._num_chars += len(text)
-            self.num_tokens += 1
-        delta.text = "".join(pieces)
-        return delta
-
-    def finish(self, end: generation_pb2.SequenceEnd) -> Delta:
-        """The rest of the text and the reason."""
-        rest = self._detokenizer.flush() if self._detokenizer is not None else ""
-        stop_string = end.stop_string if end.HasField("stop_string") else None
-        reason = _FINISH_REASONS.get(end.reason, "stop")
-        return Delta(self._trimmer.finish(rest, stop_string), finish_reason=reason)
+    def as_delta(self) -> Delta:
+        """As if it had been generated."""
+        return Delta(
+            self.text,
+            token_ids=list(self.token_ids),
+            logprobs=list(self.logprobs),
+            top_token_ids=list(self.top_token_ids),
+            top_logprobs=list(self.top_logprobs),
+            text_offsets=list(self.text_offsets),
+        )
 
 
 class Format(Protocol):
-    """How one endpoint writes its answers."""
+    """How one endpoint writes its answers; events are whole SSE events, any number of them."""
 
-    wants_logprobs: bool
-    wants_token_ids: bool
-
-    def first(self, index: int) -> bytes:
-        """The event that opens a choice, if there is one."""
+    def opening(self) -> bytes:
+        """Events before all others; a stream that is continued has none."""
 
     def chunk(self, index: int, delta: Delta) -> bytes:
-        """A stream event with a delta."""
+        """Events with a delta of one choice, or none if it tells nothing."""
 
-    def usage_chunk(self, usage: dict[str, int]) -> bytes:
-        """The stream event with the usage, after all choices."""
+    def closing(self, outcome: Outcome) -> bytes:
+        """Events after all choices have ended."""
 
-    def body(self, deltas: Sequence[Delta], usage: dict[str, int]) -> bytes:
+    def failure(self, error: HeadwayError) -> bytes:
+        """Events that say that nothing more comes."""
+
+    def body(self, deltas: Sequence[Delta], outcome: Outcome) -> bytes:
         """The whole answer of a request that is not streamed."""
 
 
@@ -103,61 +72,76 @@ class _Base:
     chunk_kind = ""
     id_prefix = ""
 
-    def __init__(
-        self,
-        request_id: str,
-        model: str,
-        text: Text,
-        *,
-        wants_logprobs: bool,
-        wants_token_ids: bool,
-    ) -> None:
-        self.wants_logprobs = wants_logprobs
-        self.wants_token_ids = wants_token_ids
+    def __init__(self, request_id: str, spec: ReplySpec, text: Text) -> None:
+        self._request_id = request_id
+        self._spec = spec
         self._text = text
         self._head = {
             "id": self.id_prefix + request_id,
             "object": self.kind,
-            "created": int(time.time()),
-            "model": model,
+            "created": spec.created,
+            "model": spec.model,
         }
         head = orjson.dumps({**self._head, "object": self.chunk_kind})
         self._prefix = b"data: " + head[:-1] + b',"choices":[{"index":'
+        self._is_bare = not (spec.wants_logprobs or spec.wants_token_ids)
 
-    def usage_chunk(self, usage: dict[str, int]) -> bytes:
-        head = {**self._head, "object": self.chunk_kind, "choices": [], "usage": usage}
-        return b"data: " + orjson.dumps(head) + b"\n\n"
+    def opening(self) -> bytes:
+        return b""
 
-    def body(self, deltas: Sequence[Delta], usage: dict[str, int]) -> bytes:
+    def chunk(self, index: int, delta: Delta) -> bytes:
+        is_silent = not (delta.text or delta.pieces or delta.finish_reason)
+        if is_silent and (self._is_bare or not delta.token_ids):
+            return b""
+        return self._prefix + b"%d,%b%b" % (index, self._delta(index, delta), self._suffix(delta))
+
+    def closing(self, outcome: Outcome) -> bytes:
+        """A chunk without choices for usage and timing, where they were asked for."""
+        extra: dict[str, Any] = {}
+        if self._spec.has_usage_chunk:
+            extra["usage"] = outcome.usage()
+        if self._spec.has_timing:
+            extra["timing"] = outcome.timing()
+        if not extra:
+            return _DONE
+        last = {**self._head, "object": self.chunk_kind, "choices": [], **extra}
+        return b"data: " + orjson.dumps(last) + b"\n\n" + _DONE
+
+    def failure(self, error: HeadwayError) -> bytes:
+        return b"data: " + orjson.dumps(openai_error(error)) + b"\n\n"
+
+    def body(self, deltas: Sequence[Delta], outcome: Outcome) -> bytes:
         choices = []
         for index, delta in enumerate(deltas):
-            choice = {"index": index, **self._content(delta), "logprobs": self._logprobs(delta)}
+            choice = {"index": index, **self._content(index, delta)}
+            choice["logprobs"] = self._logprobs(delta)
             choice["finish_reason"] = delta.finish_reason
-            if self.wants_token_ids:
+            if self._spec.wants_token_ids:
                 choice["token_ids"] = delta.token_ids
             choices.append(choice)
-        return orjson.dumps({**self._head, "choices": choices, "usage": usage})
+        body: dict[str, Any] = {**self._head, "choices": choices, "usage": outcome.usage()}
+        if self._spec.has_timing:
+            body["timing"] = outcome.timing()
+        return orjson.dumps(body)
 
     def _suffix(self, delta: Delta) -> bytes:
         """The end of a stream event, after the text."""
-        if not (self.wants_logprobs or self.wants_token_ids or delta.finish_reason):
+        if self._is_bare and not delta.finish_reason:
             return b',"logprobs":null,"finish_reason":null}]}\n\n'
         rest: dict[str, Any] = {"logprobs": self._logprobs(delta)}
         rest["finish_reason"] = delta.finish_reason
-        if self.wants_token_ids:
+        if self._spec.wants_token_ids:
             rest["token_ids"] = delta.token_ids
         return b"," + orjson.dumps(rest)[1:] + b"]}\n\n"
 
-    def _content(self, delta: Delta) -> dict[str, Any]:
+    def _delta(self, index: int, delta: Delta) -> bytes:
+        raise NotImplementedError
+
+    def _content(self, index: int, delta: Delta) -> dict[str, Any]:
         raise NotImplementedError
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
         raise NotImplementedError
-
-    def _token(self, token_id: int) -> str:
-        if not self._text.has_tokenizer:
-            return f"token_id:{token_id}"
-        return self._text.token_text(token_id)
 
 
 class ChatFormat(_Base):
@@ -167,32 +151,77 @@ class ChatFormat(_Base):
     chunk_kind = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def first(self, index: int) -> bytes:
-        delta = b'{"role":"assistant","content":""}'
-        return self._prefix + b'%d,"delta":%b%b' % (index, delta, self._suffix(Delta()))
+    def opening(self) -> bytes:
+        start = b'"delta":{"role":"assistant","content":""}'
+        suffix = self._suffix(Delta())
+        numbers = range(self._spec.num_samples)
+        return b"".join(self._prefix + b"%d,%b%b" % (one, start, suffix) for one in numbers)
 
     def chunk(self, index: int, delta: Delta) -> bytes:
-        content = b'{"content":' + orjson.dumps(delta.text) + b"}" if delta.text else b"{}"
-        return self._prefix + b'%d,"delta":%b%b' % (index, content, self._suffix(delta))
+        if not self._spec.has_reasoning:
+            delta.pieces = [one for one in delta.pieces if not isinstance(one, Thought)]
+        return super().chunk(index, delta)
 
-    def _content(self, delta: Delta) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
+    def _delta(self, index: int, delta: Delta) -> bytes:
+        if delta.pieces:
+            return b'"delta":' + orjson.dumps(self._merged(index, delta.pieces))
+        if delta.text:
+            return b'"delta":{"content":' + orjson.dumps(delta.text) + b"}"
+        return b'"delta":{}'
+
+    def _merged(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """One delta for all pieces; clients add up each of its fields by itself."""
+        delta: dict[str, Any] = {}
+        calls: dict[int, dict[str, Any]] = {}
+        for piece in pieces:
+            if isinstance(piece, Thought):
+                if self._spec.has_reasoning:
+                    whole = delta.get("reasoning_content", "") + piece.text
+                    delta["reasoning_content"] = whole
+            elif isinstance(piece, Content):
+                delta["content"] = delta.get("content", "") + piece.text
+            elif isinstance(piece, CallStart):
+                call = self._call(index, piece)
+                calls[piece.index] = {"index": piece.index, **call}
+            else:
+                more = calls.setdefault(piece.index, _more_arguments(piece.index))
+                more["function"]["arguments"] += piece.text
+        if calls:
+            delta["tool_calls"] = list(calls.values())
+        return delta
+
+    def _call(self, index: int, piece: CallStart) -> dict[str, Any]:
+        return {
+            "id": call_id(self._request_id, index, piece.index),
+            "type": "function",
+            "function": {"name": piece.name, "arguments": ""},
+        }
+
+    def _content(self, index: int, delta: Delta) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": delta.text, "refusal": None}
+        if delta.pieces or not self._spec.form.is_plain:
+            message.update(self._message(index, delta.pieces))
+        return {"message": message}
+
+    def _message(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+        whole = self._merged(index, pieces)
+        message: dict[str, Any] = {"content": whole.get("content")}
+        if "reasoning_content" in whole:
+            message["reasoning_content"] = whole["reasoning_content"]
+        if "tool_calls" in whole:
+            calls = [{**call} for call in whole["tool_calls"]]
+            for call in calls:
+                del call["index"]
+            message["tool_calls"] = calls
+        elif message["content"] is None:
+            message["content"] = ""
+        return message
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
-        if not self.wants_logprobs:
+        if not self._spec.wants_logprobs:
             return None
-        content = []
-        for token_id, logprob in zip(delta.token_ids, delta.logprobs, strict=True):
-            token = self._token(token_id)
-            is_whole = "\ufffd" not in token
-            content.append(
-                {
-                    "token": token,
-                    "logprob": logprob,
-                    "bytes": list(token.encode()) if is_whole else None,
-                    "top_logprobs": [],
-                }
-            )
+        tops = (delta.top_token_ids, delta.top_logprobs)
+        content = chat_logprobs(self._text, delta.token_ids, delta.logprobs, *tops)
         return {"content": content, "refusal": None}
 
 
@@ -203,22 +232,26 @@ class CompletionFormat(_Base):
     chunk_kind = "text_completion"
     id_prefix = "cmpl-"
 
-    def first(self, index: int) -> bytes:
-        return b""
+    def _delta(self, index: int, delta: Delta) -> bytes:
+        return b'"text":' + orjson.dumps(delta.text)
 
-    def chunk(self, index: int, delta: Delta) -> bytes:
-        text = orjson.dumps(delta.text)
-        return self._prefix + b'%d,"text":%b%b' % (index, text, self._suffix(delta))
-
-    def _content(self, delta: Delta) -> dict[str, Any]:
+    def _content(self, index: int, delta: Delta) -> dict[str, Any]:
         return {"text": delta.text}
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
-        if not self.wants_logprobs:
+        if not self._spec.wants_logprobs:
             return None
-        return {
-            "tokens": [self._token(token_id) for token_id in delta.token_ids],
-            "token_logprobs": delta.logprobs,
-            "top_logprobs": None,
-            "text_offset": delta.text_offsets,
-        }
+        tops = (delta.top_token_ids, delta.top_logprobs)
+        return completion_logprobs(
+            self._text, delta.token_ids, delta.logprobs, *tops, delta.text_offsets
+        )
+
+
+def call_id(request_id: str, choice: int, number: int) -> str:
+    """The same for the same call, at every gateway and after every resumption."""
+    digest = hashlib.sha256(f"{request_id}/{choice}/{number}".encode()).hexdigest()
+    return f"call_{digest[:24]}"
+
+
+def _more_arguments(index: int) -> dict[str, Any]:
+    return {"index": index, "function": {"arguments": ""}}

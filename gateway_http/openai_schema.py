@@ -5,45 +5,53 @@ the same as absent. Types bound the depth of JSON, and msgspec refuses NaN and i
 """
 
 import re
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
 
-from gateway_http.generation_defaults import Temperature, TopK, TopP
+from gateway_http.generation_defaults import (
+    MinP,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+)
 from gateway_http.http_errors import UnsupportedParameterError, invalid
 
-_SECONDS = Annotated[float, Meta(gt=0, le=604_800)]
-_COUNT = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-_TOKEN_ID = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+SECONDS = Annotated[float, Meta(gt=0, le=604_800)]
+COUNT = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TOKEN_ID = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+_PENALTY = Annotated[float, Meta(ge=-2, le=2)]
+_BIAS = Annotated[float, Meta(ge=-100, le=100)]
 _MAX_PARAMETERS = 256
 
 # Parameters that change nothing here: any value, or only the ones that ask for nothing.
-_ANY = object()
-_HARMLESS: dict[str, Any] = {
-    "user": _ANY,
-    "metadata": _ANY,
-    "safety_identifier": _ANY,
-    "prompt_cache_key": _ANY,
-    "prompt_cache_retention": _ANY,
-    "parallel_tool_calls": _ANY,
+ANY = object()
+HARMLESS: dict[str, Any] = {
+    "user": ANY,
+    "metadata": ANY,
+    "safety_identifier": ANY,
+    "prompt_cache_key": ANY,
+    "prompt_cache_retention": ANY,
     "store": (False,),
     "service_tier": ("auto", "default"),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
-    "top_logprobs": (0,),
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
     "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+}
+_HINTS = {
+    "guided_json": ": use structured_outputs.json",
+    "guided_regex": ": use structured_outputs.regex",
+    "guided_choice": ": use structured_outputs.choice",
+    "chat_template": ": templates come with the model",
+    "functions": ": use tools",
+    "function_call": ": use tool_choice",
 }
 
 
@@ -54,28 +62,57 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What chats and completions have in common. The last block is ours."""
+class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True):
+    """The schema of a response_format; it always holds, as if strict."""
+
+    name: str = ""
+    schema: msgspec.Raw = msgspec.Raw(b"{}")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+    """What a reply has to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """vLLM's way to say what an output has to fit: one of these."""
+
+    json: msgspec.Raw = msgspec.Raw(b"null")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+
+
+class Sampling(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What all endpoints have in common. The last block is ours."""
+
+    harmless: ClassVar[dict[str, Any]] = HARMLESS
 
     model: Annotated[str, Meta(min_length=1, max_length=512)]
-    n: _COUNT | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    min_p: MinP | None = None
+    presence_penalty: _PENALTY | None = None
+    frequency_penalty: _PENALTY | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: dict[TOKEN_ID, _BIAS] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[_TOKEN_ID] | None = None
+    stop_token_ids: list[TOKEN_ID] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    max_tokens: _COUNT | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    return_token_ids: bool | None = None
     session_id: Annotated[str, Meta(max_length=256)] | None = None
     priority: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
-    queue_timeout_s: _SECONDS | None = None
-    execution_timeout_s: _SECONDS | None = None
+    queue_timeout_s: SECONDS | None = None
+    execution_timeout_s: SECONDS | None = None
+    include_timing: bool | None = None
 
     @property
     def stop_strings(self) -> list[str]:
@@ -83,48 +120,38 @@ class Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
-class ContentPart(msgspec.Struct):
-    """One part of a message; only text is taken."""
+class Common(Sampling, forbid_unknown_fields=True, kw_only=True):
+    """What chats and completions have in common."""
 
-    type: str
-    text: str = ""
-
-
-class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """One message of a chat."""
-
-    role: str
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    refusal: None = None
-    tool_calls: None = None
-    function_call: None = None
-    audio: None = None
-
-
-class ChatRequest(Common, forbid_unknown_fields=True, kw_only=True):
-    """POST /v1/chat/completions."""
-
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    max_completion_tokens: _COUNT | None = None
-    logprobs: bool | None = None
+    n: COUNT | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    response_format: ResponseFormat | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
 
     @property
-    def wants_logprobs(self) -> bool:
-        """The logprob of each chosen token."""
-        return bool(self.logprobs)
+    def has_usage_chunk(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
     """POST /v1/completions; a prompt is text, token ids, or a list of either."""
 
-    prompt: str | list[str | _TOKEN_ID | list[_TOKEN_ID]]
-    logprobs: bool | int | None = None
+    prompt: str | list[str | TOKEN_ID | list[TOKEN_ID]]
+    logprobs: bool | Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
 
     @property
     def wants_logprobs(self) -> bool:
-        """The logprob of each chosen token: 0 asks for it, as no alternatives are wanted."""
+        """The logprob of each chosen token: 0 asks for it, too, without alternatives."""
         return self.logprobs is not None and self.logprobs is not False
+
+    @property
+    def num_top(self) -> int:
+        """Alternatives of each token."""
+        return int(self.logprobs) if self.logprobs and self.logprobs is not True else 0
 
     def prompts(self) -> list[str | list[int]]:
         """One entry for each prompt."""
@@ -140,11 +167,12 @@ class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
         return cast(list[str | list[int]], self.prompt)
 
 
-RequestT = TypeVar("RequestT", bound=Common)
+RequestT = TypeVar("RequestT", bound=msgspec.Struct)
 
 
 def decode(kind: type[RequestT], body: bytes) -> RequestT:
     """A checked body. Raises INVALID_REQUEST with the parameter's name."""
+    harmless: dict[str, Any] = getattr(kind, "harmless", {})
     try:
         raw = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         if len(raw) > _MAX_PARAMETERS:
@@ -152,7 +180,7 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
         wanted = {
             name: value
             for name, value in raw.items()
-            if not _is_dropped(name, value, kind.__struct_fields__)
+            if not _is_dropped(name, value, kind.__struct_fields__, harmless)
         }
         if len(wanted) != len(raw):
             body = msgspec.json.encode(wanted)
@@ -165,26 +193,29 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
         raise invalid("The body's JSON is nested too deeply.") from None
 
 
-def _is_dropped(name: str, value: msgspec.Raw, fields: tuple[str, ...]) -> bool:
+def _is_dropped(
+    name: str, value: msgspec.Raw, fields: tuple[str, ...], harmless: dict[str, Any]
+) -> bool:
     """Whether the parameter asks for nothing; refuses what is not known."""
     if name in fields:
         return False
     if bytes(value) == b"null":
         return True
-    harmless = _HARMLESS.get(name, ())
-    if harmless is _ANY:
+    values = harmless.get(name, ())
+    if values is ANY:
         return True
-    if name not in _HARMLESS:
-        raise UnsupportedParameterError(name[:100])
-    if msgspec.json.decode(value) not in harmless:
-        raise UnsupportedParameterError(name, " with this value")
+    hint = _HINTS.get(name)
+    if name not in harmless:
+        raise UnsupportedParameterError(name[:100], hint or "")
+    if msgspec.json.decode(value) not in values:
+        raise UnsupportedParameterError(name, hint or " with this value")
     return True
 
 
 def _refusal(text: str) -> Exception:
     """msgspec's message in our words: "... - at `$.path`" or the name of a missing field."""
-    message, _, path = text.partition(" - at `$")
-    path = path.rstrip("`").removeprefix(".")
+    message, _, path = text.partition(" - at `")
+    path = path.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
     missing = re.fullmatch(r"Object missing required field `(\w+)`", message)
     unknown = re.fullmatch(r"Object contains unknown field `([^`]{1,100})`", message)
     if unknown:

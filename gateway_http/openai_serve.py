@@ -3,94 +3,44 @@
 Headers go out after every prompt was accepted, so a refusal has its real status. Afterwards an
 error is the last event of a stream.
 
-A stream of one choice under its client's Idempotency-Key can be continued: its events have ids
-("<request>:<tokens>", and one more for the end), and Last-Event-ID skips what was seen. Work under
-such a key is not cancelled when its reader hangs up, for the reader may come back at any gateway.
+A stream of one choice can be continued: its events have ids ("<request>:<tokens>", and one more for
+the end), and what was seen is skipped. The way back is GET /v1/requests/<request>/events at any
+gateway, with what x-headway-resume said, or the same request again under its Idempotency-Key. A
+reader that hangs up cancels its work, unless that has a key: then it may come back.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 
-import orjson
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway_http.client import Event, Finish, Generation, SampleEnded, SchedulerClient, Tokens
-from gateway_http.http_errors import openai_error
+from gateway_http.client import (
+    Event,
+    Finish,
+    Generation,
+    SampleEnded,
+    SchedulerClient,
+    Scored,
+    Tokens,
+)
 from gateway_http.http_protocol import ABORT
-from gateway_http.openai_output import Choice, Delta, Format
+from gateway_http.openai_choice import Choice, Delta
+from gateway_http.openai_echo import add_scores
+from gateway_http.openai_job import RESUME_HEADER, Job
+from gateway_http.openai_output import Format
+from gateway_http.openai_usage import Outcome
 from gateway_http.settings import GatewaySettings
-from gateway_http.text import Text
+from gateway_http.stall_guard import StallGuard
 from headway.errors import INTERNAL_MESSAGE, HeadwayError
 from headway.reasons import Reason
-from headway.v1 import generation_pb2
 
 _SSE_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-_DONE = b"data: [DONE]\n\n"
-
-FormatFactory = Callable[[str], Format]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One HTTP request's work: a generation for each prompt, in their order."""
-
-    requests: Sequence[generation_pb2.GenerationRequest]
-    text: Text
-    make_format: FormatFactory
-    is_streaming: bool
-    has_usage_chunk: bool
-    is_kept: bool
-    resume_from: tuple[str, int] | None
-
-    @property
-    def num_skipped(self) -> int:
-        """Tokens that were delivered on an earlier connection."""
-        return self.resume_from[1] if self.resume_from is not None else 0
-
-    @property
-    def has_event_ids(self) -> bool:
-        """Whether the stream can be continued."""
-        return self.is_kept and len(self.requests) * self.num_samples == 1
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of each prompt."""
-        return self.requests[0].num_samples
-
-    def choices(self) -> list[Choice]:
-        """One for each sample of each prompt."""
-        return [
-            Choice(self.text, request, self.num_skipped)
-            for request in self.requests
-            for _ in range(self.num_samples)
-        ]
-
-
-class Usage:
-    """The sum over all prompts."""
-
-    def __init__(self) -> None:
-        self._num_prompt_tokens = 0
-        self._num_generated_tokens = 0
-
-    def add(self, usage: generation_pb2.Usage) -> None:
-        """Count one finished prompt."""
-        self._num_prompt_tokens += usage.num_prompt_tokens
-        self._num_generated_tokens += usage.num_generated_tokens
-
-    def as_dict(self) -> dict[str, int]:
-        """In OpenAI's names."""
-        return {
-            "prompt_tokens": self._num_prompt_tokens,
-            "completion_tokens": self._num_generated_tokens,
-            "total_tokens": self._num_prompt_tokens + self._num_generated_tokens,
-        }
+_MAX_STATE_BYTES = 4_096  # some clients take no longer headers; long stop strings make it long
 
 
 async def serve(
@@ -105,8 +55,7 @@ async def serve(
     with contextlib.ExitStack() as stack:
         changed = asyncio.Event()
         generations: list[Generation] = []
-        for request in job.requests:
-            generation = client.generate(request, is_kept=job.is_kept, changed=changed)
+        for generation in job.start(client, changed):
             stack.callback(generation.cancel)
             generations.append(generation)
         async with _hang_up_cancels(receive, generations):
@@ -116,10 +65,10 @@ async def serve(
                 # Its key was forgotten: what runs now is another draw, never to be joined to it.
                 message = "The stream of this Last-Event-ID is gone: begin anew without it."
                 raise HeadwayError(Reason.RESULT_EXPIRED, message, field="Last-Event-ID")
-            output = job.make_format(request_id)
+            output = job.make_format(request_id, job.spec, job.text)
             if not job.is_streaming:
                 body = await _collect(job, output, generations, changed)
-                await _send_body(send, body, request_id)
+                await _send_body(send, body, _headers(job, request_id))
                 return
             stream = _Stream(job, output, settings.stream_write_timeout_s, scope, send)
             await stream.run(generations, changed, request_id)
@@ -162,75 +111,86 @@ async def _batches(
             yield batch
 
 
+class _Samples:
+    """The choices of a job, in the order of their indexes, and what they add up to."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.choices: list[Choice] = job.choices()
+        self.outcome = Outcome(job.num_hidden)
+
+    def index(self, number: int, sample: int = 0) -> int:
+        """Of a prompt's sample among all choices."""
+        return number * self._job.spec.num_samples + sample
+
+    def push(self, index: int, event: Tokens | SampleEnded) -> Delta:
+        """What the choice gained."""
+        choice = self.choices[index]
+        if isinstance(event, Tokens):
+            delta = choice.push(event)
+            return Delta() if self._job.num_hidden else delta
+        delta = choice.finish(event.detail)
+        return Delta(finish_reason="length") if self._job.num_hidden else delta
+
+    def finish(self, number: int, event: Finish) -> None:
+        """A prompt has ended. Raises its failure."""
+        if event.error is not None:
+            raise event.error
+        self.outcome.add(number, event)
+
+    def close(self) -> Outcome:
+        """All have ended."""
+        tokens = (choice.num_reasoning_tokens for choice in self.choices)
+        self.outcome.num_reasoning_tokens = sum(tokens)
+        return self.outcome
+
+
 async def _collect(
     job: Job, output: Format, generations: Sequence[Generation], changed: asyncio.Event
 ) -> bytes:
-    choices = job.choices()
-    deltas = [Delta() for _ in choices]
-    usage = Usage()
+    samples = _Samples(job)
+    deltas = [Delta() for _ in samples.choices]
     async for batch in _batches(generations, changed):
         for number, event in batch:
-            if isinstance(event, Tokens):
-                index = number * job.num_samples + event.sample
-                _extend(deltas[index], choices[index].push(event))
-            elif isinstance(event, SampleEnded):
-                index = number * job.num_samples + event.sample
-                _extend(deltas[index], choices[index].finish(event.detail))
+            if isinstance(event, Tokens | SampleEnded):
+                index = samples.index(number, event.sample)
+                deltas[index].extend(samples.push(index, event))
+            elif isinstance(event, Scored) and job.echoes:
+                add_scores(job.echoes[number], event.scores)
             elif isinstance(event, Finish):
-                if event.error is not None:
-                    raise event.error
-                usage.add(event.usage)
-    return output.body(deltas, usage.as_dict())
+                samples.finish(number, event)
+    if job.echoes:
+        deltas = [_with_echo(job, number, delta) for number, delta in enumerate(deltas)]
+    return output.body(deltas, samples.close())
 
 
-def _extend(whole: Delta, part: Delta) -> None:
-    whole.text += part.text
-    whole.token_ids += part.token_ids
-    whole.logprobs += part.logprobs
-    whole.text_offsets += part.text_offsets
-    whole.finish_reason = part.finish_reason
+def _with_echo(job: Job, index: int, delta: Delta) -> Delta:
+    whole = job.echoes[index // job.spec.num_samples].as_delta()
+    whole.extend(delta)
+    return whole
 
 
-async def _send_body(send: Send, body: bytes, request_id: str) -> None:
+def _headers(job: Job, request_id: str) -> list[tuple[bytes, bytes]]:
+    own_id = request_id.encode()
+    headers = [
+        (b"x-request-id", job.caller_id.encode() or own_id),
+        (b"x-headway-request-id", own_id),
+    ]
+    if job.is_streaming and job.is_resumable:
+        state = job.resume_state().encode()
+        if len(state) <= _MAX_STATE_BYTES:
+            headers.append((RESUME_HEADER.encode(), state))
+    return headers
+
+
+async def _send_body(send: Send, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", request_id.encode()),
+        *headers,
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-class _StallGuard:
-    """Cuts the connection and cancels the current task when one write takes too long.
-
-    A look at the clock now and then costs less than a timer for every token.
-    """
-
-    def __init__(self, limit_s: float, abort: Callable[[], None] | None) -> None:
-        self._limit_s = limit_s
-        self._abort = abort
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._timer = self._loop.call_later(limit_s, self._look)
-        self.writing_since: float | None = None
-        self.has_stalled = False
-
-    def close(self) -> None:
-        """Stop looking."""
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        since = self.writing_since if self.writing_since is not None else now
-        if now - since >= self._limit_s:
-            assert self._task is not None
-            self.has_stalled = True
-            if self._abort is not None:
-                self._abort()
-            self._task.cancel()
-        else:
-            self._timer = self._loop.call_later(since + self._limit_s - now, self._look)
 
 
 class _Stream:
@@ -241,18 +201,17 @@ class _Stream:
     ) -> None:
         self._job = job
         self._output = output
-        self._guard = _StallGuard(write_timeout_s, scope.get("state", {}).get(ABORT))
+        self._guard = StallGuard(write_timeout_s, scope.get("state", {}).get(ABORT))
         self._time = asyncio.get_running_loop().time
         self._send = send
-        self._choices = job.choices()
-        self._usage = Usage()
+        self._samples = _Samples(job)
         self._id_prefix = b""
 
     async def run(
         self, generations: Sequence[Generation], changed: asyncio.Event, request_id: str
     ) -> None:
-        headers = [*_SSE_HEADERS, (b"x-request-id", request_id.encode())]
-        if self._job.has_event_ids:
+        headers = [*_SSE_HEADERS, *_headers(self._job, request_id)]
+        if self._job.is_resumable:
             self._id_prefix = b"id: %b:" % request_id.encode()
         try:
             start = {"type": "http.response.start", "status": 200, "headers": headers}
@@ -270,13 +229,10 @@ class _Stream:
         """All events; whatever goes wrong is the last one."""
         try:
             if self._job.resume_from is None:
-                first = map(self._output.first, range(len(self._choices)))
-                await self._write(b"".join(first))
+                await self._write(self._output.opening() + self._plain_echoes())
             async for batch in _batches(generations, changed):
                 await self._write_batch(batch)
-            if self._job.has_usage_chunk:
-                await self._write(self._output.usage_chunk(self._usage.as_dict()))
-            await self._write(_DONE, is_last=True)
+            await self._write(self._output.closing(self._samples.close()), is_last=True)
         except HeadwayError as error:
             await self._fail(error)
         except Exception:
@@ -288,39 +244,49 @@ class _Stream:
         pieces: list[bytes] = []
         error: HeadwayError | None = None
         for number, event in batch:
-            if not isinstance(event, Finish):
+            if isinstance(event, Tokens | SampleEnded):
                 pieces.append(self._encode(number, event))
-            elif event.error is None:
-                self._usage.add(event.usage)
-            else:
-                error = event.error
+            elif isinstance(event, Scored) and self._job.echoes:
+                add_scores(self._job.echoes[number], event.scores)
+                pieces.append(self._echo(number))
+            elif isinstance(event, Finish):
+                try:
+                    self._samples.finish(number, event)
+                except HeadwayError as failure:
+                    error = failure
         await self._write(b"".join(pieces))
         if error is not None:
             raise error
 
-    def _encode(self, number: int, event: Event) -> bytes:
-        if isinstance(event, Tokens):
-            index = number * self._job.num_samples + event.sample
-            delta = self._choices[index].push(event)
-            is_told = self._output.wants_logprobs or self._output.wants_token_ids
-            if not (delta.text or (is_told and delta.token_ids)):
-                return b""
-            return self._chunk(index, delta, self._choices[index].num_tokens)
+    def _encode(self, number: int, event: Tokens | SampleEnded) -> bytes:
+        index = self._samples.index(number, event.sample)
+        delta = self._samples.push(index, event)
+        event_number = self._samples.choices[index].num_tokens
         if isinstance(event, SampleEnded):
-            index = number * self._job.num_samples + event.sample
-            delta = self._choices[index].finish(event.detail)
-            num_told = self._choices[index].num_tokens + 1
-            if self._job.num_skipped >= num_told:
+            event_number += 1
+            if self._job.num_skipped >= event_number:
                 return b""  # this event was seen as well
-            return self._chunk(index, delta, num_told)
-        return b""
+        data = self._output.chunk(index, delta)
+        if data and self._id_prefix:
+            return self._id_prefix + b"%d\n" % event_number + data
+        return data
 
-    def _chunk(self, index: int, delta: Delta, event_number: int) -> bytes:
-        event_id = self._id_prefix + b"%d\n" % event_number if self._id_prefix else b""
-        return event_id + self._output.chunk(index, delta)
+    def _plain_echoes(self) -> bytes:
+        """Prompts that nothing is to be said about; the others wait for what is."""
+        if self._job.spec.wants_logprobs:
+            return b""
+        return b"".join(map(self._echo, range(len(self._job.echoes))))
+
+    def _echo(self, number: int) -> bytes:
+        echo = self._job.echoes[number]
+        indexes = (self._samples.index(number, sample) for sample in self._sample_numbers())
+        return b"".join(self._output.chunk(index, echo.as_delta()) for index in indexes)
+
+    def _sample_numbers(self) -> range:
+        return range(self._job.spec.num_samples)
 
     async def _write(self, data: bytes, is_last: bool = False) -> None:
-        if data:
+        if data or is_last:
             message = {"type": "http.response.body", "body": data, "more_body": not is_last}
             await self._send_in_time(message)
 
@@ -331,4 +297,4 @@ class _Stream:
 
     async def _fail(self, error: HeadwayError) -> None:
         """The last event."""
-        await self._write(b"data: " + orjson.dumps(openai_error(error)) + b"\n\n", is_last=True)
+        await self._write(self._output.failure(error), is_last=True)

@@ -1,201 +1,195 @@
-"""Text to token ids: a model's own tokenizer and chat template, and the threads they run in.
+"""Text to token ids, as a model's own files say: its tokenizer and its chat template.
 
 Templates come from the model's files only, never from a request, and run in jinja2's immutable
-sandbox with the names that Hugging Face's templates expect and no others.
+sandbox with the names that Hugging Face's templates expect and no others. Everything here is
+synchronous and knows no settings: it runs in the gateway for small texts, and in a process of its
+own for all others (``text_worker``).
 """
 
-import asyncio
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
-import structlog
+import msgspec
 from tokenizers import Tokenizer
 
-from gateway_http.detokenize import Detokenizer
-from gateway_http.settings import GatewaySettings
-from headway.errors import HeadwayError
 from headway.reasons import Reason
-from headway.v1 import generation_pb2
 
-_log = structlog.get_logger()
-
-T = TypeVar("T")
 Message = dict[str, Any]
 
+THINK_START, THINK_END = "<think>", "</think>"
 _MESSAGE_CHARS = 32  # what a message costs a template, in characters of text
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_END_MARK = "\ue0ffend of the final message\ue0ff"
 
 
-@dataclass(frozen=True, slots=True)
-class _Tools:
-    """What a model's files made possible."""
+class TextError(Exception):
+    """Text that cannot become tokens; ``message`` is for the client."""
 
-    tokenizer: Tokenizer | None
-    hidden_ids: frozenset[int]
-    longest_token_chars: int
-    template: jinja2.Template | None
-    template_names: dict[str, str]
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
 
 
-class Text:
-    """One model's way between text and tokens; refuses, by name, what its files do not allow."""
+class TemplateError(TextError):
+    """A template that does not take a chat, or cannot be read at all."""
 
-    def __init__(self, model: str, max_context_tokens: int, tools: _Tools, pool: "TextPool"):
-        self._model = model
-        self._max_context_tokens = max_context_tokens
-        self._tools = tools
-        self._pool = pool
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.INVALID_REQUEST, message)
 
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether text can be used at all; token ids always can."""
-        return self._tools.tokenizer is not None
 
-    async def encode(self, text: str, field: str) -> list[int]:
-        """The prompt's tokens, special ones added as the model's files say."""
-        tokenizer = self._require_tokenizer(field)
-        return await self._encode(tokenizer, text, True, field)
+class Chat(msgspec.Struct, kw_only=True):
+    """What a template is given. ``names`` are further variables, already checked by name and type.
 
-    async def encode_chat(self, messages: Sequence[Message], field: str) -> list[int]:
-        """A chat's tokens; the template brings its own special tokens."""
-        tokenizer = self._require_tokenizer(field)
-        if self._tools.template is None:
-            message = f"The model {self._model} has no chat template: use completions."
-            raise HeadwayError(Reason.INVALID_REQUEST, message, field=field)
-        size = sum(len(message["content"]) + _MESSAGE_CHARS for message in messages)
-        if size <= self._pool.inline_chars:
-            text = self._render(messages, field)
-        else:
-            text = await self._pool.run(self._render, messages, field)
-        return await self._encode(tokenizer, text, False, field)
+    ``continues_final_message``: the prompt ends within the last message, which goes on.
+    ``answers_at_once``: a thought that the template opens for the model is closed again.
+    ``answer_start`` is written for the model: the prompt ends with it.
+    """
 
-    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
-        """For one sample. Raises INVALID_REQUEST if the model has no tokenizer."""
-        decode = self._require_tokenizer("model").decode
-        return Detokenizer(decode, self._tools.hidden_ids, prompt)
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    names: dict[str, Any] = {}
+    has_generation_prompt: bool = True
+    continues_final_message: bool = False
+    answers_at_once: bool = False
+    answer_start: str = ""
+
+    def is_small(self, max_chars: int) -> bool:
+        """Whether this costs little to render: not much text, and no values that a template may
+        go through."""
+        num_chars = 0
+        for message in self.messages:
+            if "tool_calls" in message:
+                return False
+            num_chars += _MESSAGE_CHARS + sum(map(len, message.values()))
+        return not self.tools and num_chars <= max_chars
+
+
+class ChatTemplate:
+    """One model's template. Raises TemplateError if it cannot be read."""
+
+    def __init__(self, source: str, special_names: dict[str, str], max_chars: int) -> None:
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"The model's chat template cannot be read: {error}.") from None
+        self._special_names = special_names
+        self._max_chars = max_chars
+
+    def render(self, chat: Chat) -> str:
+        """The prompt as text. Raises TemplateError, or PROMPT_TOO_LONG when it runs wild."""
+        text = self._run(chat)
+        if chat.continues_final_message:
+            text = text[: text.rindex(_END_MARK)]
+        if chat.answers_at_once and opens_thought(text):
+            text += f"\n{THINK_END}\n\n"
+        return text + chat.answer_start
+
+    def _run(self, chat: Chat) -> str:
+        messages = chat.messages
+        if chat.continues_final_message:
+            final = {**messages[-1], "content": messages[-1]["content"] + _END_MARK}
+            messages = [*messages[:-1], final]
+        names = {
+            "tools": None,
+            "documents": None,
+            **chat.names,
+            **self._special_names,
+            "messages": messages,
+            "add_generation_prompt": chat.has_generation_prompt,
+        }
+        if chat.tools:
+            names["tools"] = chat.tools
+        pieces: list[str] = []
+        left = self._max_chars
+        try:
+            for piece in self._template.generate(names):
+                left -= len(piece)
+                if left < 0:
+                    raise TextError(Reason.PROMPT_TOO_LONG, "The chat makes too long a prompt.")
+                pieces.append(piece)
+        except (
+            jinja2.TemplateError,
+            ArithmeticError,
+            LookupError,
+            MemoryError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            # Only what the template's author wrote may be told; the rest names Python internals.
+            told = str(error) if isinstance(error, _Refused) else "it does not take these messages"
+            raise TemplateError(f"The model's chat template refused: {told}.") from None
+        text = "".join(pieces)
+        if chat.continues_final_message and _END_MARK not in text:
+            raise TemplateError("The model's chat template leaves out the final message.")
+        return text
+
+
+class Vocabulary:
+    """One model's tokenizer. Raises TextError if it cannot be read."""
+
+    def __init__(self, tokenizer_json: bytes) -> None:
+        try:
+            self.tokenizer = Tokenizer.from_buffer(tokenizer_json)
+        except Exception as error:  # tokenizers raises nothing more special
+            raise TextError(Reason.INVALID_REQUEST, f"cannot be read: {error}") from None
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        names = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.longest_token_chars = max(map(len, names), default=1)
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special_ids = {
+            token.content: token_id for token_id, token in added.items() if token.special
+        }
+
+    def encode(self, text: str, has_specials: bool) -> list[int]:
+        """Token ids; ``has_specials`` adds the ones that the files put around a text."""
+        return list(self.tokenizer.encode(text, add_special_tokens=has_specials).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text, without special tokens."""
+        return str(self.tokenizer.decode(token_ids))
+
+    def decode_all(self, token_ids: Sequence[int]) -> str:
+        """Text, with special tokens as they are written."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=False))
 
     def token_text(self, token_id: int) -> str:
         """One token alone, special tokens as they are written; may be part of a character."""
-        tokenizer = self._require_tokenizer("logprobs")
-        return str(tokenizer.decode([token_id], skip_special_tokens=False))
+        return self.decode_all([token_id])
 
-    def _require_tokenizer(self, field: str) -> Tokenizer:
-        if self._tools.tokenizer is None:
-            message = f"The model {self._model} has no tokenizer: send token ids, not text."
-            raise HeadwayError(Reason.INVALID_REQUEST, message, field=field)
-        return self._tools.tokenizer
-
-    async def _encode(
-        self, tokenizer: Tokenizer, text: str, has_specials: bool, field: str
-    ) -> list[int]:
-        # No token is longer than the longest one, so this much text can never fit.
-        if len(text) > self._max_context_tokens * self._tools.longest_token_chars:
-            raise prompt_too_long(None, self._max_context_tokens, field)
-        encode = partial(tokenizer.encode, text, add_special_tokens=has_specials)
-        encoding = (
-            encode() if len(text) <= self._pool.inline_chars else await self._pool.run(encode)
-        )
-        return list(encoding.ids)
-
-    def _render(self, messages: Sequence[Message], field: str) -> str:
-        """In a thread: what the template makes of the chat, cut off when it runs wild."""
-        assert self._tools.template is not None
-        pieces: list[str] = []
-        left = self._pool.max_rendered_chars
-        names = {**self._tools.template_names, "messages": messages, "add_generation_prompt": True}
-        try:
-            for piece in self._tools.template.generate(names, tools=None, documents=None):
-                left -= len(piece)
-                if left < 0:
-                    raise prompt_too_long(None, self._max_context_tokens, field)
-                pieces.append(piece)
-        except (jinja2.TemplateError, TypeError, ValueError, OverflowError, LookupError) as error:
-            # Only what the template's author wrote may be told; the rest names Python internals.
-            told = str(error) if isinstance(error, _Refused) else "it does not take these messages"
-            message = f"The model's chat template refused: {told}."
-            raise HeadwayError(Reason.INVALID_REQUEST, message, field=field) from None
-        return "".join(pieces)
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of one token, part of a character or not; None where they cannot be known."""
+        text = self.token_text(token_id)
+        if "\ufffd" not in text:
+            return text.encode()
+        name = self.tokenizer.id_to_token(token_id) or ""
+        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+            return bytes([int(name[3:5], 16)])
+        if name and all(char in _BYTE_OF_CHAR for char in name):
+            return bytes(_BYTE_OF_CHAR[char] for char in name)
+        return None
 
 
-class TextPool:
-    """A bounded number of threads and of jobs that wait for them."""
-
-    def __init__(self, settings: GatewaySettings) -> None:
-        self._max_jobs = settings.max_text_jobs
-        self._num_jobs = 0
-        self._threads = ThreadPoolExecutor(settings.num_text_threads, thread_name_prefix="text")
-        self.inline_chars = settings.inline_text_chars
-        self.max_rendered_chars = settings.max_rendered_chars
-
-    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run it in a thread. Raises NO_CAPACITY when too many wait already."""
-        if self._num_jobs >= self._max_jobs:
-            raise HeadwayError(Reason.NO_CAPACITY, "Too many texts wait to be tokenised.")
-        self._num_jobs += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, partial(function, *arguments))
-        finally:
-            self._num_jobs -= 1
-
-    async def load(
-        self, card: generation_pb2.ModelCard, assets: generation_pb2.ModelAssets
-    ) -> Text:
-        """Read a model's files."""
-        tools = await self.run(_load, card, assets)
-        return Text(card.name, card.max_context_tokens, tools, self)
-
-    def close(self) -> None:
-        """Let the threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+def opens_thought(prompt: str) -> bool:
+    """Whether a rendered prompt leaves the model in the middle of a thought."""
+    tail = prompt.rstrip()
+    return tail.endswith(THINK_START)
 
 
-def prompt_too_long(num_tokens: int | None, max_context_tokens: int, field: str) -> HeadwayError:
-    """The refusal of a prompt that leaves no room for a single new token."""
-    size = f"{num_tokens} tokens" if num_tokens is not None else "too much text"
-    message = f"The prompt has {size}; the model's context takes {max_context_tokens} tokens."
-    return HeadwayError(Reason.PROMPT_TOO_LONG, message, field=field)
-
-
-def _load(card: generation_pb2.ModelCard, assets: generation_pb2.ModelAssets) -> _Tools:
-    """In a thread. Files that cannot be read count as absent, so that token ids still work."""
-    tokenizer, hidden, longest = None, frozenset(card.eos_token_ids), 1
-    if assets.tokenizer_json:
-        try:
-            tokenizer = Tokenizer.from_buffer(assets.tokenizer_json)
-        except Exception as error:  # tokenizers raises nothing more special
-            _log.error("tokenizer.refused", model=card.name, cause=str(error))
-        else:
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            added = tokenizer.get_added_tokens_decoder()
-            hidden |= {token_id for token_id, token in added.items() if token.special}
-            longest = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
-    template = None
-    if assets.chat_template:
-        try:
-            template = _environment().from_string(assets.chat_template)
-        except jinja2.TemplateError as error:
-            _log.error("template.refused", model=card.name, cause=str(error))
-    names = _special_names(assets.tokenizer_config_json)
-    return _Tools(tokenizer, hidden, longest, template, names)
-
-
-def _special_names(tokenizer_config_json: bytes) -> dict[str, str]:
+def special_names(tokenizer_config_json: bytes) -> dict[str, str]:
     """The special tokens that templates write by name; a token is a string or has ``content``."""
     try:
         config = json.loads(tokenizer_config_json or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     names: dict[str, str] = {}
     for name in _SPECIAL_NAMES:
@@ -205,6 +199,17 @@ def _special_names(tokenizer_config_json: bytes) -> dict[str, str]:
         if isinstance(value, str):
             names[name] = value
     return names
+
+
+def _char_of_byte() -> dict[str, int]:
+    """How byte-level BPE writes bytes (GPT-2): printable ones as they are, the others from 256."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = (byte for byte in range(256) if byte not in printable)
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + number): byte for number, byte in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _char_of_byte()
 
 
 class _Refused(jinja2.TemplateError):
@@ -224,7 +229,10 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlock]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[jinja2.ext.loopcontrols, _GenerationBlock],
+        optimized=False,  # or constants, such as a billion times a letter, are worked out here
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception

@@ -14,8 +14,8 @@ from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
+from scheduler_svc.checks import check_name
 from scheduler_svc.settings import SchedulerSettings
-from scheduler_svc.translate import check_name
 
 # All cards together travel in one ListModelsResponse.
 _MAX_CARD_BYTES = 4_096

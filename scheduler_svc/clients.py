@@ -11,6 +11,7 @@ from headway.v1 import generation_pb2 as generation
 from headway.v1 import scheduler_pb2 as scheduler
 from scheduler_svc import translate
 from scheduler_svc.catalog import Catalog
+from scheduler_svc.checks import check_name
 from scheduler_svc.positions import Positions
 from scheduler_svc.requests import LiveRequest, Submission, SubmitSink
 from scheduler_svc.runtime import Runtime
@@ -33,7 +34,9 @@ def submission_from_proto(
     """Check a request of a client. Raises HeadwayError."""
     card = catalog.card(body.model)
     request, own = translate.request_from_proto(body, card, pulse.settings)
-    return Submission(request, own, card.vocab_size, is_detached, sink)
+    quota = generation.Quota()
+    quota.CopyFrom(body.quota)
+    return Submission(request, own, card.vocab_size, is_detached, sink, quota)
 
 
 class _StreamSubmit:
@@ -117,9 +120,7 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
             raise _out_of_turn("a message is empty")
 
     def _on_hello(self, hello: scheduler.ClientHello) -> None:
-        translate.check_name(
-            hello.client_id, "client_id", self._settings.max_name_chars, may_be_empty=True
-        )
+        check_name(hello.client_id, "client_id", self._settings.max_name_chars, may_be_empty=True)
         self._client_id = hello.client_id
         self._welcome = scheduler.ClientWelcome(
             epoch=self._runtime.epoch,

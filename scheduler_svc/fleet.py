@@ -15,12 +15,16 @@ from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import fleet_pb2_grpc
+from headway.v1 import generation_pb2 as generation
 from scheduler_svc import fleet_translate, translate
 from scheduler_svc.catalog import Catalog
 from scheduler_svc.core import messages
+from scheduler_svc.lease_news import LeaseNews
 from scheduler_svc.outbox import Outbox
-from scheduler_svc.relay import Lease, Routes
+from scheduler_svc.progress import Progress, Stalled
+from scheduler_svc.relay import Routes
 from scheduler_svc.requests import LiveRequest
+from scheduler_svc.routes import Lease
 from scheduler_svc.runtime import Runtime
 from scheduler_svc.streams import Context, PeerStream, Places, Pulse
 
@@ -36,6 +40,7 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
         self._pulse = pulse
         self._places = Places(pulse.settings.max_executors)
         self._sessions = itertools.count(1)
+        self._stalled = Stalled(pulse.settings.max_executors)
 
     async def Attach(  # noqa: N802
         self,
@@ -44,7 +49,9 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
     ) -> AsyncIterator[fleet.AttachResponse]:
         """See fleet.proto."""
         self._places.take(context)
-        session = ExecutorSession(next(self._sessions), self._runtime, self._catalog, self._pulse)
+        session = ExecutorSession(
+            next(self._sessions), self._runtime, self._catalog, self._pulse, self._stalled
+        )
         async for response in session.run(request_iterator, context):
             yield response
 
@@ -52,15 +59,21 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
 class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
     """One Attach stream; the ExecutorLink of its executor."""
 
-    def __init__(self, session: int, runtime: Runtime, catalog: Catalog, pulse: Pulse) -> None:
+    def __init__(
+        self, session: int, runtime: Runtime, catalog: Catalog, pulse: Pulse, stalled: Stalled
+    ) -> None:
         super().__init__(pulse)
         self._session = session
         self._runtime = runtime
         self._catalog = catalog
         self._settings = pulse.settings
         self._routes = Routes(runtime.epoch)
+        self._stalled = stalled
+        self._progress = Progress(self._settings.stall_timeout_ms)
+        self._leases: LeaseNews  # from hello on
         self._executor_id = ""
-        self._offered: frozenset[str] = frozenset()
+        self._incarnation = ""
+        self._exactness_classes: dict[str, str] = {}  # of the models that hello offered
         self._outbox = Outbox(self._settings.max_orders_bytes)
 
     # --- from the executor
@@ -76,18 +89,40 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         if kind == "report":
             self._on_report(message.report)
         else:
-            fleet_translate.check_leases(message.heartbeat.handles)
-            for lease in self._routes.lost(message.heartbeat):
-                self._routes.close(lease)
-                self._post_lost(lease)
+            self._on_heartbeat(message.heartbeat)
         await self._runtime.room()
 
     def _on_hello(self, hello: fleet.ExecutorHello) -> None:
         event = fleet_translate.attached(hello, self._session, self._settings)
+        if self._stalled.has(hello.executor_id, hello.incarnation):
+            raise fleet_translate.out_of_turn("the engine of this process stalled: start it anew")
         self._catalog.attach(hello.executor_id, self._session, hello.models)
         self._executor_id = hello.executor_id
-        self._offered = frozenset(offer.card.name for offer in hello.models)
+        self._incarnation = hello.incarnation
+        self._leases = LeaseNews(
+            self._executor_id, self._session, self._routes, self._settings, self._runtime.post
+        )
+        self._exactness_classes = {offer.card.name: offer.exactness_class for offer in hello.models}
         self._runtime.attach(event, self)
+
+    def _on_heartbeat(self, heartbeat: fleet.ExecutorHeartbeat) -> None:
+        fleet_translate.check_leases(heartbeat.handles)
+        for lease in self._routes.lost(heartbeat):
+            self._leases.lost(lease)
+        if self._progress.is_stalled(
+            heartbeat.num_steps,
+            has_leases=self._routes.has_leases(),
+            now_ms=self._pulse.clock_ms(),
+        ):
+            _log.error(
+                "executor.stalled",
+                executor_id=self._executor_id,
+                num_steps=heartbeat.num_steps,
+                num_leases=len(heartbeat.handles),
+                stall_timeout_ms=self._settings.stall_timeout_ms,
+            )
+            self._stalled.add(self._executor_id, self._incarnation)
+            raise fleet_translate.out_of_turn("the engine makes no steps")
 
     def _on_report(self, report: fleet.ExecutorReport) -> None:
         if report.HasField("capacity"):
@@ -103,16 +138,14 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         if report.HasField("frame"):
             news = self._routes.accept_frame(report.frame)
             for lease in news.started:
-                self._runtime.post(
-                    messages.LeaseStarted(
-                        self._executor_id, self._session, lease.request_id, lease.attempt
-                    )
-                )
+                self._leases.started(lease)
             for lease, message in news.faults.items():
-                self._on_fault(lease, message)
+                self._leases.faulted(lease, message)
+                self._outbox.orders().revokes.append(lease.ref())
+                self.wake()
         fleet_translate.check_leases(report.ended)
         for ended in report.ended:
-            self._on_lease_ended(ended)
+            self._leases.ended(ended)
         for offered in report.assets:
             self._catalog.put_assets(
                 self._executor_id, self._session, offered.model, offered.assets
@@ -121,9 +154,11 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
             self._on_model_change(change)
 
     def _on_model_change(self, change: fleet.ModelChange) -> None:
-        if change.model not in self._offered:
+        if change.model not in self._exactness_classes:
             raise fleet_translate.out_of_turn("a model changes that hello did not offer")
         event = fleet_translate.model_changed(change, self._executor_id, self._session)
+        if event.state is not messages.ModelState.ABSENT:
+            self._progress.model_changed(event.model)
         _log.log(
             logging.WARNING if event.state is messages.ModelState.FAILED else logging.INFO,
             "model.changed",
@@ -134,81 +169,6 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
             message=event.message,
         )
         self._runtime.post(event)
-
-    def _on_fault(self, lease: Lease, message: str) -> None:
-        """What came contradicts what clients may have seen: another attempt has to go on."""
-        self._log_fault(lease, message)
-        self._outbox.orders().revokes.append(lease.ref())
-        self._post_lost(lease)
-        self.wake()
-
-    def _on_lease_ended(self, ended: fleet.LeaseEnded) -> None:
-        outcome = fleet_translate.outcome(ended, self._settings)
-        ref = ended.lease
-        lease = self._routes.find(ref)
-        reason, message, num_tokens = None, "", 0
-        if outcome is messages.LeaseOutcome.FAILED:
-            reason, message = fleet_translate.failure(ended)
-            if reason is Reason.INTERNAL:
-                self._log_failure(ended)
-        if lease is not None:
-            self._routes.close(lease)
-            num_tokens = lease.output.num_tokens
-        if outcome is messages.LeaseOutcome.COMPLETED:
-            fault = "it has ended on this session before"
-            if lease is not None:
-                fault = self._routes.incomplete(lease, list(ended.num_tokens)) or ""
-            if fault:
-                outcome, reason = messages.LeaseOutcome.FAILED, Reason.INTERNAL
-                message = "The executor's tokens are not complete."
-                # a muted one is over for us: its last tokens were dropped on purpose
-                if lease is not None and not lease.is_muted:
-                    self._log_fault(lease, fault)
-        self._runtime.post(
-            messages.LeaseEnded(
-                self._executor_id,
-                self._session,
-                ref.request_id,
-                ref.epoch,
-                ref.attempt,
-                outcome,
-                num_tokens,
-                reason,
-                message,
-            )
-        )
-
-    def _post_lost(self, lease: Lease) -> None:
-        """The core is to grant the request again."""
-        self._runtime.post(
-            messages.LeaseEnded(
-                self._executor_id,
-                self._session,
-                lease.request_id,
-                lease.epoch,
-                lease.attempt,
-                messages.LeaseOutcome.UNKNOWN,
-                lease.output.num_tokens,
-            )
-        )
-
-    def _log_failure(self, ended: fleet.LeaseEnded) -> None:
-        _log.error(
-            "lease.failed",
-            executor_id=self._executor_id,
-            request_id=ended.lease.request_id,
-            attempt=ended.lease.attempt,
-            message=fleet_translate.words(ended),
-        )
-
-    def _log_fault(self, lease: Lease, message: str) -> None:
-        _log.error(
-            "lease.faulted",
-            executor_id=self._executor_id,
-            request_id=lease.request_id,
-            attempt=lease.attempt,
-            message=message,
-        )
 
     # --- to the executor (ExecutorLink)
 
@@ -230,24 +190,38 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
             # attached again it starts from 1; until then the core takes the lease for lost
             self.close(HeadwayError(Reason.STALE_LEASE, "This session's handles are used up."))
             return
-        lease = self._routes.open(live.output, attempt)
+        lease = self._open(live, attempt, takes_over=live.output.num_tokens > 0)
         generated = live.output.samples() if live.output.num_tokens else ()
         num_bytes = live.body.ByteSize() + sum(sample.ByteSize() for sample in generated)
         self._outbox.orders_for_grant(num_bytes).grants.add(
-            lease=lease.ref(), handle=lease.handle, request=live.body, generated=generated
+            lease=lease.ref(),
+            handle=lease.handle,
+            request=_for_executor(live.body),
+            generated=generated,
+            has_prompt_scores=live.output.prompt_scores is not None,
         )
         self.wake()
 
     def adopt(self, live: LiveRequest, effect: messages.LeaseAdopted) -> None:
         """See ExecutorLink."""
         assert self._outbox.welcome is not None, "adopts are part of the welcome"
-        lease = self._routes.open(live.output, effect.attempt)
+        lease = self._open(live, effect.attempt, takes_over=False)
         self._outbox.welcome.adopts.add(
             held=_ref(effect.request_id, effect.held_epoch, effect.held_attempt),
             lease=lease.ref(),
             handle=lease.handle,
             next_index=map(len, live.output.token_ids),
+            has_prompt_scores=live.output.prompt_scores is not None,
         )
+
+    def _open(self, live: LiveRequest, attempt: int, *, takes_over: bool) -> Lease:
+        output = live.output
+        output.attempts.begin(
+            self._executor_id,
+            self._exactness_classes.get(live.body.model, ""),
+            takes_over=takes_over,
+        )
+        return self._routes.open(output, attempt)
 
     def revoke(self, effect: messages.LeaseRevoked) -> None:
         """See ExecutorLink."""
@@ -267,6 +241,7 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
 
     def load(self, effect: messages.ModelLoadOrdered) -> None:
         """See ExecutorLink."""
+        self._progress.load_ordered(effect.model)
         self._outbox.orders().loads.add(model=effect.model, evict=effect.evict)
         self.wake()
 
@@ -302,3 +277,13 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
 
 def _ref(request_id: str, epoch: int, attempt: int) -> fleet.LeaseRef:
     return fleet.LeaseRef(request_id=request_id, epoch=epoch, attempt=attempt)
+
+
+def _for_executor(body: generation.GenerationRequest) -> generation.GenerationRequest:
+    """Without what is between client and scheduler."""
+    if not body.note:
+        return body
+    bare = generation.GenerationRequest()
+    bare.CopyFrom(body)
+    bare.ClearField("note")
+    return bare

@@ -9,6 +9,7 @@ from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
 from scheduler_svc import translate
+from scheduler_svc.checks import check_name
 from scheduler_svc.core import messages
 from scheduler_svc.settings import SchedulerSettings
 
@@ -36,14 +37,21 @@ def attached(
     hello: fleet.ExecutorHello, session: int, settings: SchedulerSettings
 ) -> messages.ExecutorAttached:
     """A registration; the models' cards are the catalog's business. Raises HeadwayError."""
-    translate.check_name(hello.executor_id, "executor_id", settings.max_name_chars)
-    translate.check_name(hello.incarnation, "incarnation", settings.max_name_chars)
+    check_name(hello.executor_id, "executor_id", settings.max_name_chars)
+    check_name(hello.incarnation, "incarnation", settings.max_name_chars)
     check_capacity(hello.capacity, settings)
     if len(hello.models) > settings.max_models_per_executor:
         raise out_of_turn("too many models are offered")
     if sum(offer.resident for offer in hello.models) > hello.capacity.max_models:
         raise out_of_turn("more models are resident than capacity.max_models")
     check_leases(hello.leases)
+    for offer in hello.models:
+        check_name(
+            offer.exactness_class,
+            "models.exactness_class",
+            settings.max_name_chars,
+            may_be_empty=True,
+        )
     for held in hello.leases:
         _check_ref(held.lease, settings)
     return messages.ExecutorAttached(
@@ -119,7 +127,7 @@ def out_of_turn(message: str) -> HeadwayError:
 
 
 def _check_ref(ref: fleet.LeaseRef, settings: SchedulerSettings) -> None:
-    translate.check_name(ref.request_id, "lease.request_id", settings.max_name_chars)
+    check_name(ref.request_id, "lease.request_id", settings.max_name_chars)
 
 
 def _load_ms(message: fleet.ModelOffer | fleet.ModelChange) -> int | None:

@@ -27,6 +27,8 @@ class LiveRequest:
     is_detached: bool
     waiters: list["asyncio.Future[generation.GenerationResult]"] = field(default_factory=list)
     grace: asyncio.TimerHandle | None = None
+    # when a future was last asked for
+    asked_ms: int = 0
 
     @property
     def has_finished(self) -> bool:
@@ -59,6 +61,7 @@ class Submission:
     vocab_size: int
     is_detached: bool
     sink: SubmitSink
+    quota: generation.Quota
 
     def to_live(self) -> LiveRequest:
         """As it is once the core admitted it."""
@@ -68,6 +71,9 @@ class Submission:
             max_tokens=self.request.max_tokens,
             vocab_size=self.vocab_size,
             has_logprobs=self.body.sampling.logprobs,
+            num_top=self.body.sampling.top_logprobs,
+            num_prompt_tokens=self.request.num_prompt_tokens,
+            scoring=self.body.prompt_scoring if self.body.HasField("prompt_scoring") else None,
         )
         return LiveRequest(
             self.request.request_id, self.request.tenant, output, self.body, self.is_detached

@@ -14,10 +14,14 @@ import structlog
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2 as generation
+from headway.v1 import scheduler_pb2 as scheduler
 from scheduler_svc import translate
+from scheduler_svc.attendance import Attendance
 from scheduler_svc.core import messages
 from scheduler_svc.core.scheduler import Scheduler
+from scheduler_svc.groups import Groups
 from scheduler_svc.mailbox import Mailbox
+from scheduler_svc.quotas import Quotas
 from scheduler_svc.requests import ExecutorLink, LiveRequest, Submission
 from scheduler_svc.results import Results
 from scheduler_svc.settings import SchedulerSettings
@@ -48,6 +52,15 @@ class Runtime:
         self.epoch = epoch
         self.clock_ms = clock_ms
         self.results = Results(store)
+        self.groups = Groups(
+            first=time.time_ns() // 1_000,  # microseconds: no start ends that many requests
+            ttl_ms=settings.result_ttl_ms,
+            max_groups=settings.max_groups,
+            max_ends=settings.max_group_ends,
+        )
+        self._quotas = Quotas(
+            max_keys=settings.max_quota_keys, busy_retry_ms=settings.retry_after_min_ms
+        )
         self._core = core
         self._store = store
         self._settings = settings
@@ -57,6 +70,7 @@ class Runtime:
         self._live: dict[str, LiveRequest] = {}
         self._links: dict[tuple[str, int], ExecutorLink] = {}
         self._next_expiry_ms = 0
+        self._attendance = Attendance()
 
     # --- what the shells call
 
@@ -69,7 +83,13 @@ class Runtime:
         await self._mailbox.room()
 
     def submit(self, submission: Submission) -> None:
-        """Ask for admission; the sink is answered after the commit."""
+        """Ask for admission; the sink is answered after the commit, or now where the quota of
+        whoever asks is exceeded."""
+        try:
+            self._quotas.admit(submission.request, submission.quota, self.clock_ms())
+        except HeadwayError as error:
+            submission.sink.rejected(error)
+            return
         self._is_idle.clear()
         self._pending[submission.request.request_id] = submission
         self.post(messages.Submit(submission.request))
@@ -136,18 +156,46 @@ class Runtime:
             now_ms = self.clock_ms()
             if now_ms >= self._next_expiry_ms:
                 self._next_expiry_ms = now_ms + _EXPIRE_INTERVAL_MS
+                self.groups.expire(now_ms)
                 await self._store.expire()
             await asyncio.sleep(0)
 
     async def _wait(self) -> None:
         """Until there is mail. When the core's deadline has come, a Tick joins the queue, behind
         what executors said before."""
-        deadline_ms = self._core.next_deadline_ms()
-        delay_ms = None if deadline_ms is None else deadline_ms - self.clock_ms()
-        if delay_ms is not None and delay_ms <= 0:
+        now_ms = self.clock_ms()
+        deadline_ms, due_ms = self._core.next_deadline_ms(), self._attendance.next_due_ms
+        if deadline_ms is not None and deadline_ms <= now_ms:
             self.post(messages.Tick())
+        elif due_ms is not None and due_ms <= now_ms:
+            self.cancel_abandoned()
         else:
-            await self._mailbox.wait(delay_ms)
+            known = [at_ms for at_ms in (deadline_ms, due_ms) if at_ms is not None]
+            await self._mailbox.wait(min(known) - now_ms if known else None)
+
+    def _attend(self, live: LiveRequest) -> None:
+        """Watch a future that is to be cancelled once nobody asks for it."""
+        live.asked_ms = self.clock_ms()
+        if live.is_detached and live.body.HasField("abandon_after"):
+            abandon_after_ms = live.body.abandon_after.ToMilliseconds()
+            self._attendance.watch(live.request_id, abandon_after_ms, live.asked_ms)
+
+    def cancel_abandoned(self) -> None:
+        """Cancel the futures whose time is over; the loop calls it when one may be."""
+        now_ms = self.clock_ms()
+
+        def asked_ms(request_id: str) -> int | None:
+            live = self._live.get(request_id)
+            if live is None:
+                return None
+            if live.waiters or live.output.followers:
+                return now_ms
+            group = (live.tenant, live.body.group)
+            return max(live.asked_ms, self.groups.asked_ms(group, now_ms))
+
+        for request_id in self._attendance.abandoned(asked_ms, now_ms):
+            _log.info("request.abandoned", request_id=request_id)
+            self.cancel(self._live[request_id])
 
     async def _handle_batch(self) -> None:
         now_ms = self.clock_ms()
@@ -180,6 +228,7 @@ class Runtime:
             case messages.RequestAdmitted(request):
                 live = self._pending[request.request_id].to_live()
                 self._live[request.request_id] = live
+                self._attend(live)
                 return AcceptedRecord(
                     request.request_id,
                     request.tenant,
@@ -190,12 +239,7 @@ class Runtime:
             case messages.RequestFinished():
                 live = self._live[record.request_id]
                 live.output.seal()
-                result = translate.result_to_proto(
-                    record,
-                    live.output.samples(),
-                    num_prompt_tokens=len(live.body.prompt_token_ids),
-                    num_generated_tokens=live.output.num_tokens,
-                )
+                result = translate.result_to_proto(record, live.output, live.body.note)
                 results[record.request_id] = result
                 return FinishedRecord(record.request_id, live.tenant, result.SerializeToString())
 
@@ -241,6 +285,7 @@ class Runtime:
                 submission.sink.accepted(self._live[request.request_id])
             case messages.RequestDeduplicated(request_id, original_id):
                 _log.debug("request.deduplicated", request_id=original_id)
+                self._quotas.refused(request_id)
                 self._deduplicate(self._pending.pop(request_id), originals[original_id])
             case messages.RequestRejected():
                 # debug, because under overload there are more of these than of anything else
@@ -248,6 +293,7 @@ class Runtime:
                 error = HeadwayError(
                     action.reason, action.message, retry_after_ms=action.retry_after_ms
                 )
+                self._quotas.refused(action.request_id)
                 self._pending.pop(action.request_id).sink.rejected(error)
             case messages.RequestFinished():
                 self._finish(action, results[action.request_id])
@@ -262,6 +308,8 @@ class Runtime:
             | messages.RequestRejected
             | messages.RequestFinished,
         )
+        if isinstance(action, messages.LeaseGranted | messages.LeaseAdopted):
+            self._quotas.granted(action.request_id)
         link = self._links.get((action.executor_id, action.session))
         if link is None:  # it broke meanwhile; the core will hear of it
             return
@@ -302,7 +350,10 @@ class Runtime:
     ) -> None:
         live = self._live.pop(action.request_id)
         live.stop_grace()
+        self._quotas.ended(action.request_id, result.usage.num_generated_tokens)
         live.output.finish(result)
+        if live.body.group:
+            self._tell_group(live, result)
         for waiter in live.waiters:
             if not waiter.done():
                 waiter.set_result(result)
@@ -315,9 +366,19 @@ class Runtime:
             total_ms=action.total_ms,
             num_tokens=result.usage.num_generated_tokens,
             attempts=action.num_attempts,
+            executor_id=result.timing.executor_id,
+            num_cached_prompt_tokens=result.usage.num_cached_prompt_tokens,
             model=live.body.model,
             tenant=live.tenant,
         )
+
+    def _tell_group(self, live: LiveRequest, result: generation.GenerationResult) -> None:
+        finished = scheduler.FinishedRequest(
+            request_id=live.request_id,
+            failed=result.HasField("failure"),
+            num_bytes=result.ByteSize(),
+        )
+        self.groups.add((live.tenant, live.body.group), finished, self.clock_ms())
 
 
 def _log_decision(decision: messages.Decision) -> None:

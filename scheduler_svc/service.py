@@ -1,6 +1,7 @@
 """SchedulerService: what clients may ask for. Each call translates and hands over."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 from headway.v1 import generation_pb2 as generation
@@ -9,7 +10,9 @@ from headway.v1 import scheduler_pb2_grpc
 from scheduler_svc import translate
 from scheduler_svc.calls import GenerateCall
 from scheduler_svc.catalog import Catalog
+from scheduler_svc.checks import check_name
 from scheduler_svc.clients import ClientSession, submission_from_proto
+from scheduler_svc.groups import Group
 from scheduler_svc.positions import Positions
 from scheduler_svc.requests import FutureSink, LiveRequest
 from scheduler_svc.runtime import Runtime
@@ -75,15 +78,29 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         if live is None:
             result = await self._runtime.results.load(request.request_id, request.tenant)
             return scheduler.RetrieveResponse(result=result)
-        wait_ms = 0
-        if request.HasField("wait"):
-            most = self._settings.max_retrieve_wait_ms
-            wait_ms = translate.duration_ms(request.wait, "wait", least=0, most=most)
-        if wait_ms and self._num_waiters < self._settings.max_retrieve_waiters:
+        live.asked_ms = self._runtime.clock_ms()
+        wait_ms = self._wait_ms(request)
+        if wait_ms:
             waited = await self._wait_for_end(live, wait_ms / 1_000)
             if waited is not None:
                 return scheduler.RetrieveResponse(result=waited)
         return scheduler.RetrieveResponse(pending=self._runtime.status(live))
+
+    async def WaitFinished(  # noqa: N802
+        self, request: scheduler.WaitFinishedRequest, context: Context
+    ) -> scheduler.WaitFinishedResponse:
+        """See scheduler.proto. Beyond ``max_retrieve_waiters`` it answers without waiting."""
+        most = self._settings.max_name_chars
+        check_name(request.tenant, "tenant", most, may_be_empty=True)
+        check_name(request.group, "group", most)
+        group = (request.tenant, request.group)
+        wait_ms = self._wait_ms(request)
+        groups, clock_ms = self._runtime.groups, self._runtime.clock_ms
+        finished, cursor = groups.since(group, request.cursor, clock_ms())
+        if wait_ms and not finished:
+            await self._wait_for_group(group, wait_ms / 1_000)
+            finished, cursor = groups.since(group, request.cursor, clock_ms())
+        return scheduler.WaitFinishedResponse(finished=finished, cursor=cursor)
 
     async def Cancel(  # noqa: N802
         self, request: scheduler.CancelRequest, context: Context
@@ -129,6 +146,27 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._runtime.submit(submission)
         return await sink.answer()
 
+    def _wait_ms(self, request: scheduler.RetrieveRequest | scheduler.WaitFinishedRequest) -> int:
+        """How long a call may wait: not at all where too many wait already."""
+        if not request.HasField("wait"):
+            return 0
+        most = self._settings.max_retrieve_wait_ms
+        wait_ms = translate.duration_ms(request.wait, "wait", least=0, most=most)
+        return wait_ms if self._num_waiters < self._settings.max_retrieve_waiters else 0
+
+    async def _wait_for_group(self, group: Group, timeout_s: float) -> None:
+        """Until the next end in the group."""
+        end = asyncio.Event()
+        self._runtime.groups.watch(group, end.set)
+        self._num_waiters += 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await end.wait()
+        finally:
+            self._num_waiters -= 1
+            self._runtime.groups.unwatch(group, end.set)
+
     async def _wait_for_end(
         self, live: LiveRequest, timeout_s: float | None
     ) -> generation.GenerationResult | None:
@@ -142,3 +180,4 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         finally:
             self._num_waiters -= 1
             live.waiters.remove(end)
+            live.asked_ms = self._runtime.clock_ms()

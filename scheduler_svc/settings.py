@@ -79,7 +79,11 @@ class SchedulerSettings(Settings):
         description="Answers that a peer has not taken; beyond it the peer is not read.",
     )
     max_frame_tokens: int = Field(
-        16_384, ge=1, le=1 << 20, description="Tokens in one message to a client."
+        16_384,
+        ge=1,
+        le=1 << 20,
+        description="Tokens, alternatives and scores in one message to a client; the scores of one "
+        "prompt may be more.",
     )
     max_orders_bytes: int = Field(
         4 << 20, ge=1 << 10, le=1 << 29, description="Grants in one message to an executor."
@@ -123,6 +127,31 @@ class SchedulerSettings(Settings):
         256, ge=1, le=65_536, description="Bytes of one stop string."
     )
     max_stop_token_ids: int = Field(64, ge=0, le=10_000, description="Stop tokens of a request.")
+    max_top_logprobs: int = Field(
+        20, ge=0, le=1_000, description="Largest top_logprobs, of tokens and of prompts."
+    )
+    max_logit_bias: int = Field(
+        1_024, ge=0, le=1 << 20, description="Tokens with a logit bias in a request."
+    )
+    max_note_bytes: int = Field(
+        1 << 20,
+        ge=0,
+        le=1 << 24,
+        description="Size of the note that a client gives with a request.",
+    )
+    max_abandon_after_ms: int = Field(
+        _DAY_MS, ge=1, le=30 * _DAY_MS, description="Longest abandon_after of a future."
+    )
+    max_grammar_bytes: int = Field(
+        65_536, ge=1, le=1 << 24, description="Size of a request's grammar."
+    )
+    max_regex_bytes: int = Field(
+        2_048, ge=1, le=1 << 20, description="Size of a grammar's regular expression."
+    )
+    max_choices: int = Field(1_024, ge=1, le=1 << 20, description="Texts of a grammar's choice.")
+    max_prompt_alternatives: int = Field(
+        20, ge=0, le=1_000, description="Largest num_alternatives of prompt scoring."
+    )
     max_name_chars: int = Field(
         256, ge=16, le=4_096, description="Length of tenants, keys, ids and names."
     )
@@ -194,6 +223,13 @@ class SchedulerSettings(Settings):
         le=_DAY_MS,
         description="A lost executor's leases wait so long for it before they go elsewhere.",
     )
+    stall_timeout_ms: int = Field(
+        60_000,
+        ge=100,
+        le=_DAY_MS,
+        description="An executor whose engine makes no step for so long, with leases and without a "
+        "load, is cut and must start anew.",
+    )
     orphan_grace_ms: int = Field(
         10_000,
         ge=0,
@@ -208,6 +244,22 @@ class SchedulerSettings(Settings):
         ge=1,
         le=100,
         description="Executors that a request may lose; then it ends ATTEMPTS_EXHAUSTED.",
+    )
+    max_returns: int = Field(
+        32,
+        ge=0,
+        le=10_000,
+        description="How often executors may hand a request back unfinished; once more and it ends "
+        "ATTEMPTS_EXHAUSTED.",
+    )
+    max_quota_keys: int = Field(
+        100_000, ge=1, le=10_000_000, description="Keys whose quota is counted; idle ones go first."
+    )
+    max_groups: int = Field(
+        10_000, ge=1, le=10_000_000, description="Groups whose ends are remembered."
+    )
+    max_group_ends: int = Field(
+        10_000, ge=1, le=1_000_000, description="Ends remembered of one group; the oldest go first."
     )
     result_ttl_ms: int = Field(
         3_600_000, ge=1, le=30 * _DAY_MS, description="How long results and keys are remembered."
@@ -292,6 +344,8 @@ class SchedulerSettings(Settings):
             raise ValueError(f"host: {self.host} is not loopback: that needs allow_insecure")
         if self.heartbeat_timeout_ms < 2 * self.heartbeat_interval_ms:
             raise ValueError("heartbeat_timeout_ms: at least twice heartbeat_interval_ms")
+        if self.stall_timeout_ms < 2 * self.heartbeat_interval_ms:
+            raise ValueError("stall_timeout_ms: at least twice heartbeat_interval_ms")
         if self.max_frame_tokens * _MAX_TOKEN_BYTES > self.max_message_bytes // 2:
             raise ValueError("max_frame_tokens: too many for max_message_bytes")
         if self.max_orders_bytes > self.max_message_bytes // 2:

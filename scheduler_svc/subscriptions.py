@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 
 from headway.v1 import generation_pb2 as generation
 from headway.v1 import scheduler_pb2 as scheduler
+from scheduler_svc import scores
 from scheduler_svc.outputs import Output
 
 
 class Subscription:
-    """One stream follows one request from ``cursors`` on; ``handle`` names its first sample."""
+    """One stream follows one request from ``cursors`` on; ``handle`` names its first sample.
 
-    __slots__ = ("cursors", "feed", "handle", "is_dirty", "output", "sent_ends")
+    The prompt's scores are sent once, whatever the cursors are: who resumes may lack them.
+    """
+
+    __slots__ = ("cursors", "feed", "handle", "has_scores", "is_dirty", "output", "sent_ends")
 
     def __init__(self, feed: "Feed", output: Output, handle: int, next_index: Sequence[int]):
         self.feed = feed
@@ -25,6 +29,7 @@ class Subscription:
         known = next_index[: output.num_samples]
         self.cursors = [*known, *[0] * (output.num_samples - len(known))]
         self.sent_ends = [False] * output.num_samples
+        self.has_scores = output.scoring is None and output.prompt_scores is None
         self.is_dirty = False
 
     def mark(self) -> None:
@@ -33,9 +38,23 @@ class Subscription:
 
 
 class _FrameBuilder:
-    """Parallel lists, handed to protobuf in one go."""
+    """Parallel lists, handed to protobuf in one go.
 
-    __slots__ = ("ends", "handles", "indexes", "logprobs", "token_ids")
+    ``num_extra`` is the weight of what is in besides tokens: 1 for each alternative and score.
+    """
+
+    __slots__ = (
+        "ends",
+        "handles",
+        "indexes",
+        "logprobs",
+        "num_extra",
+        "num_tops",
+        "prompt_scores",
+        "token_ids",
+        "top_logprobs",
+        "top_token_ids",
+    )
 
     def __init__(self) -> None:
         self.handles: list[int] = []
@@ -43,19 +62,30 @@ class _FrameBuilder:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.ends: list[generation.SequenceEnd] = []
+        self.num_tops: list[int] = []
+        self.top_token_ids: list[int] = []
+        self.top_logprobs: list[float] = []
+        self.prompt_scores: list[generation.PromptScores] = []
+        self.num_extra = 0
 
     def add(self, subscription: Subscription, room: int) -> bool:
-        """Take up to ``room`` tokens; True if nothing of the subscription is left."""
+        """Take up to ``room`` entries (a little more, where a token brings its alternatives along);
+        True if nothing of the subscription is left."""
+        if not subscription.has_scores:
+            room = self._add_scores(subscription, room)
+            if room < 0:
+                return False
         output = subscription.output
         cursors = subscription.cursors
+        weight = output.token_weight
         for sample, tokens in enumerate(output.token_ids):
             start, end = cursors[sample], len(tokens)
             if end > start:
-                if end - start > room:
-                    end = start + room
+                if (end - start) * weight > room:
+                    end = start + max(0, -(-room // weight))  # rounded up
                 self._add_tokens(subscription, sample, start, end)
                 cursors[sample] = end
-                room -= end - start
+                room -= (end - start) * weight
                 if end < len(tokens):
                     return False
             sequence_end = output.ends[sample]
@@ -67,6 +97,33 @@ class _FrameBuilder:
                 self.ends.append(own)
         return True
 
+    def _add_scores(self, subscription: Subscription, room: int) -> int:
+        """Gives the room that is left: negative if they have to wait; 0 if they are more than fit,
+        for these go out alone."""
+        known = subscription.output.prompt_scores
+        if known is None:
+            return room  # nor are there tokens
+        num_entries = scores.num_entries(known)
+        if num_entries > room and (self.handles or self.num_extra):
+            return -1
+        own = generation.PromptScores()
+        own.CopyFrom(known)
+        own.handle = subscription.handle
+        self.prompt_scores.append(own)
+        self.num_extra += num_entries
+        subscription.has_scores = True
+        return max(0, room - num_entries)
+
+    def _add_alternatives(self, output: Output, sample: int, start: int, end: int) -> None:
+        """Before the tokens themselves."""
+        num_top = output.num_top
+        self.num_extra += (end - start) * num_top
+        self.num_tops.extend([0] * (len(self.handles) - len(self.num_tops)))
+        self.num_tops.extend([num_top] * (end - start))
+        first, last = start * num_top, end * num_top
+        self.top_token_ids.extend(output.top_token_ids[sample][first:last])
+        self.top_logprobs.extend(output.top_logprobs[sample][first:last])
+
     def _add_tokens(self, subscription: Subscription, sample: int, start: int, end: int) -> None:
         output = subscription.output
         tokens = output.token_ids[sample]
@@ -76,6 +133,10 @@ class _FrameBuilder:
             self.logprobs.extend(output.logprobs[sample][start:end])
         elif self.logprobs:
             self.logprobs.extend([math.nan] * (end - start))
+        if output.num_top:
+            self._add_alternatives(output, sample, start, end)
+        elif self.num_tops:
+            self.num_tops.extend([0] * (end - start))
         handle = subscription.handle + sample
         if end - start == 1:
             self.handles.append(handle)
@@ -93,6 +154,11 @@ class _FrameBuilder:
         frame.token_id.extend(self.token_ids)
         frame.logprob.extend(self.logprobs)
         frame.ends.extend(self.ends)
+        if self.num_tops:
+            frame.num_top.extend(self.num_tops)
+            frame.top_token_id.extend(self.top_token_ids)
+            frame.top_logprob.extend(self.top_logprobs)
+        frame.prompt_scores.extend(self.prompt_scores)
 
 
 class Feed:
@@ -154,7 +220,8 @@ class Feed:
         return bool(self._dirty or self._accepted or self._rejected or self._positions)
 
     def take(self, updates: scheduler.Updates, max_tokens: int) -> None:
-        """Put everything that gathered into an empty message, at most ``max_tokens`` tokens."""
+        """Put everything that gathered into an empty message, at most ``max_tokens`` tokens (and
+        alternatives, and scores)."""
         updates.accepted.extend(self._accepted)
         updates.rejected.extend(self._rejected)
         updates.positions.extend(self._positions.values())
@@ -164,7 +231,7 @@ class Feed:
         for number, subscription in enumerate(dirty):
             if subscription.handle not in self.subscriptions:
                 continue  # left meanwhile
-            room = max_tokens - len(builder.handles)
+            room = max_tokens - len(builder.handles) - builder.num_extra
             if room <= 0:
                 self._dirty = dirty[number:]
                 break
@@ -181,5 +248,5 @@ class Feed:
                     failure=result.failure if result.HasField("failure") else None,
                 )
                 self.unsubscribe(subscription)
-        if builder.handles or builder.ends:
+        if builder.handles or builder.ends or builder.prompt_scores:
             builder.fill(updates.frame)

@@ -1,7 +1,7 @@
-"""Proto <-> domain, and every check of what a client sends. Nothing else.
+"""Proto <-> domain. Nothing else.
 
-A request is refused here with a message that names the field, or it is valid for good: the core
-and the executors may rely on every bound.
+A request is refused here with a message that names the field (checks.py), or it is valid for good:
+the core and the executors may rely on every bound.
 """
 
 import hashlib
@@ -13,14 +13,23 @@ from functools import lru_cache
 from google.protobuf import duration_pb2
 
 from headway.errors import HeadwayError
-from headway.reasons import Reason
 from headway.v1 import generation_pb2 as generation
+from scheduler_svc import scores
+from scheduler_svc.checks import (
+    bad,
+    check_names,
+    check_prompt,
+    check_quota,
+    check_sampling,
+    check_scoring,
+    too_long,
+)
 from scheduler_svc.core import messages
 from scheduler_svc.outputs import Output
 from scheduler_svc.settings import SchedulerSettings
 
-_MAX_TEMPERATURE = 100.0
 _OVERHEAD_BYTES = 4_096  # what a request costs besides its prompt and tokens
+_ALTERNATIVE_BYTES = 8  # of an alternative or a score, at most: its token and its logprob
 _UINT32_MAX = (1 << 32) - 1
 _MAX_PREFIX_HASHES = 64
 
@@ -46,25 +55,17 @@ def duration_ms(value: duration_pb2.Duration, field: str, *, least: int, most: i
     """A client's duration, at least ``least`` (else refused), capped at ``most``."""
     ms: int = value.seconds * 1_000 + value.nanos // 1_000_000
     if ms < least:
-        raise _bad(field, f"must be at least {least} ms")
+        raise bad(field, f"must be at least {least} ms")
     return min(ms, most)
 
 
-def check_name(value: str, field: str, max_chars: int, *, may_be_empty: bool = False) -> None:
-    """Names go into logs and keys: bounded and printable."""
-    if not value and not may_be_empty:
-        raise _bad(field, "must not be empty")
-    if len(value) > max_chars:
-        raise _bad(field, f"must not be longer than {max_chars} characters")
-    if not value.isprintable():
-        raise _bad(field, "must be printable")
-
-
 def body_hash(body: generation.GenerationRequest) -> bytes:
-    """What makes two requests with one idempotency key the same; before defaults are drawn."""
+    """What makes two requests with one idempotency key the same; before defaults are drawn. The
+    limits of whoever asks are not a part of it."""
     canonical = generation.GenerationRequest()
     canonical.CopyFrom(body)
     canonical.ClearField("idempotency_key")
+    canonical.ClearField("quota")
     return hashlib.sha256(canonical.SerializeToString(deterministic=True)).digest()
 
 
@@ -75,32 +76,39 @@ def request_from_proto(
 ) -> tuple[messages.Request, generation.GenerationRequest]:
     """Check everything; gives also a copy of the body with all defaults. Raises HeadwayError.
 
-    A copy, because a part of a received message keeps the whole message in memory.
+    A copy, because a part of a received message keeps the whole message in memory. The quota is
+    checked too, and is not in the copy: it is of whoever asks, not of the request.
     """
     body = generation.GenerationRequest()
     body.CopyFrom(received)
-    _check_names(body, settings)
+    check_names(body, settings)
+    check_quota(body.quota, settings)
+    body.ClearField("quota")
     digest = body_hash(body) if body.idempotency_key else b""
     num_samples = max(1, body.num_samples)
     if num_samples > settings.max_samples:
-        raise _bad("num_samples", f"must not be above {settings.max_samples}")
+        raise bad("num_samples", f"must not be above {settings.max_samples}")
     if not body.HasField("band"):
         body.band = settings.default_band
     if body.band >= settings.num_bands:
-        raise _bad("band", f"must be below {settings.num_bands}")
-    _check_prompt(body, card)
-    _check_sampling(body.sampling, card, settings)
+        raise bad("band", f"must be below {settings.num_bands}")
+    check_prompt(body, card)
+    check_sampling(body.sampling, card, settings)
+    check_scoring(body, card, settings)
+    if not scores.num_expected(body.prompt_scoring, len(body.prompt_token_ids)):
+        body.ClearField("prompt_scoring")  # nothing is asked
     _fill_max_tokens(body, card, settings)
     if not body.sampling.HasField("seed"):
         body.sampling.seed = secrets.randbits(63)
     body.num_samples = num_samples
     queue_timeout_ms, execution_timeout_ms = _timeouts(body, settings)
-    bytes_per_token = 8 if body.sampling.logprobs else 4
-    num_bytes = (
-        _OVERHEAD_BYTES + body.ByteSize() + bytes_per_token * body.sampling.max_tokens * num_samples
-    )
+    if body.HasField("abandon_after"):
+        duration_ms(
+            body.abandon_after, "abandon_after", least=1, most=settings.max_abandon_after_ms
+        )
+    num_bytes = _num_bytes(body)
     if num_bytes > settings.max_message_bytes:  # its result, or its next grant, could not travel
-        raise _bad("sampling.max_tokens", "num_samples x max_tokens is too much for one request")
+        raise bad("sampling.max_tokens", "with all that is asked for this is too much to travel")
     request = messages.Request(
         request_id=new_request_id(),
         tenant=body.tenant,
@@ -136,61 +144,16 @@ def prefix_hashes(body: generation.GenerationRequest, block_tokens: int) -> tupl
     return tuple(hashes)
 
 
-def _check_names(body: generation.GenerationRequest, settings: SchedulerSettings) -> None:
-    most = settings.max_name_chars
-    check_name(body.model, "model", most)
-    check_name(body.tenant, "tenant", most, may_be_empty=True)
-    check_name(body.session_id, "session_id", most, may_be_empty=True)
-    check_name(body.idempotency_key, "idempotency_key", most, may_be_empty=True)
-
-
-def _check_prompt(body: generation.GenerationRequest, card: generation.ModelCard) -> None:
-    field = "prompt_token_ids"
-    token_ids = body.prompt_token_ids[:]  # a list is faster to look through
-    num_tokens = len(token_ids)
-    if num_tokens == 0:
-        raise _bad(field, "must not be empty")
-    if num_tokens >= card.max_context_tokens:
-        raise _too_long(num_tokens, 1, card)
-    if max(token_ids) >= card.vocab_size:
-        raise _bad(field, f"must be below the vocabulary's size, {card.vocab_size}")
-
-
-def _check_sampling(
-    sampling: generation.SamplingParams, card: generation.ModelCard, settings: SchedulerSettings
-) -> None:
-    if sampling.HasField("max_tokens") and sampling.max_tokens == 0:
-        raise _bad("sampling.max_tokens", "must be at least 1")
-    # comparisons with NaN are false, so each reads "is inside"
-    if sampling.HasField("temperature") and not 0 <= sampling.temperature <= _MAX_TEMPERATURE:
-        raise _bad("sampling.temperature", f"must be from 0 to {_MAX_TEMPERATURE:g}")
-    if sampling.HasField("top_p") and not 0 < sampling.top_p <= 1:
-        raise _bad("sampling.top_p", "must be above 0 and at most 1")
-    if not 0 <= sampling.min_p <= 1:
-        raise _bad("sampling.min_p", "must be from 0 to 1")
-    if sampling.stop_token_ids:
-        _check_stop_token_ids(sampling.stop_token_ids, card, settings)
-    if sampling.stop_strings:
-        _check_stop_strings(sampling.stop_strings, settings)
-
-
-def _check_stop_token_ids(
-    token_ids: Sequence[int], card: generation.ModelCard, settings: SchedulerSettings
-) -> None:
-    if len(token_ids) > settings.max_stop_token_ids:
-        raise _bad("sampling.stop_token_ids", f"at most {settings.max_stop_token_ids}")
-    if max(token_ids) >= card.vocab_size:
-        raise _bad("sampling.stop_token_ids", f"must be below {card.vocab_size}")
-
-
-def _check_stop_strings(stop_strings: Sequence[str], settings: SchedulerSettings) -> None:
-    if len(stop_strings) > settings.max_stop_strings:
-        raise _bad("sampling.stop_strings", f"at most {settings.max_stop_strings}")
-    if not all(stop_strings):
-        raise _bad("sampling.stop_strings", "must not be empty")
-    most = settings.max_stop_string_bytes
-    if any(len(stop.encode()) > most for stop in stop_strings):
-        raise _bad("sampling.stop_strings", f"must not be longer than {most} bytes")
+def _num_bytes(body: generation.GenerationRequest) -> int:
+    """What a request costs, its result included, until that expires."""
+    sampling = body.sampling
+    num_tokens = sampling.max_tokens * body.num_samples
+    num_logprobs = num_tokens * sampling.top_logprobs
+    if body.HasField("prompt_scoring"):
+        num_logprobs += scores.num_expected(body.prompt_scoring, len(body.prompt_token_ids))
+    bytes_per_token = 8 if sampling.logprobs else 4
+    num_result_bytes = bytes_per_token * num_tokens + _ALTERNATIVE_BYTES * num_logprobs
+    return _OVERHEAD_BYTES + body.ByteSize() + len(body.note) + num_result_bytes
 
 
 def _fill_max_tokens(
@@ -202,9 +165,9 @@ def _fill_max_tokens(
     if not sampling.HasField("max_tokens"):
         sampling.max_tokens = min(room, settings.default_max_tokens)
     elif sampling.max_tokens > room:
-        raise _too_long(num_prompt_tokens, sampling.max_tokens, card)
+        raise too_long(num_prompt_tokens, sampling.max_tokens, card)
     if sampling.min_tokens > sampling.max_tokens:
-        raise _bad("sampling.min_tokens", "must not be above max_tokens")
+        raise bad("sampling.min_tokens", "must not be above max_tokens")
 
 
 def _timeouts(body: generation.GenerationRequest, settings: SchedulerSettings) -> tuple[int, int]:
@@ -226,9 +189,9 @@ def check_next_index(next_index: Sequence[int], output: Output) -> None:
     if output.num_samples == 0:  # it failed; there is nothing but its end
         return
     if len(next_index) > output.num_samples:
-        raise _bad("next_index", f"the request has {output.num_samples} samples")
+        raise bad("next_index", f"the request has {output.num_samples} samples")
     if any(index > output.max_tokens for index in next_index):
-        raise _bad("next_index", f"the request has at most {output.max_tokens} tokens")
+        raise bad("next_index", f"the request has at most {output.max_tokens} tokens")
 
 
 def failure(error: HeadwayError) -> generation.Failure:
@@ -258,42 +221,33 @@ def status_to_proto(
 
 
 def result_to_proto(
-    finished: messages.RequestFinished,
-    samples: list[generation.SampleResult],
-    *,
-    num_prompt_tokens: int,
-    num_generated_tokens: int,
+    finished: messages.RequestFinished, output: Output, note: bytes
 ) -> generation.GenerationResult:
-    """The end of a request, as it is stored; a failed one keeps no samples."""
+    """The end of a request, as it is stored; a failed one keeps no samples and no scores."""
+    attempts = output.attempts
     result = generation.GenerationResult(
         usage=generation.Usage(
-            num_prompt_tokens=num_prompt_tokens, num_generated_tokens=num_generated_tokens
+            num_prompt_tokens=output.num_prompt_tokens,
+            num_generated_tokens=output.num_tokens,
+            num_cached_prompt_tokens=attempts.num_cached_prompt_tokens,
         ),
         timing=generation.Timing(
             queued=optional_duration(finished.queued_ms),
             first_token=optional_duration(finished.first_token_ms),
             total=duration(finished.total_ms),
             num_attempts=finished.num_attempts,
+            executor_id=attempts.executor_id,
+            inexact=attempts.is_inexact,
         ),
+        note=note,
     )
     if finished.reason is None:
-        result.samples.extend(samples)
+        result.samples.extend(output.samples())
+        if output.prompt_scores is not None:
+            result.prompt_scores.CopyFrom(output.prompt_scores)
     else:
         error = HeadwayError(
             finished.reason, finished.message, retry_after_ms=finished.retry_after_ms
         )
         result.failure.CopyFrom(failure(error))
     return result
-
-
-def _bad(field: str, message: str) -> HeadwayError:
-    return HeadwayError(Reason.INVALID_REQUEST, f"{field}: {message}", field=field)
-
-
-def _too_long(prompt: int, max_tokens: int, card: generation.ModelCard) -> HeadwayError:
-    return HeadwayError(
-        Reason.PROMPT_TOO_LONG,
-        f"prompt ({prompt}) and max_tokens ({max_tokens}) are together above the context "
-        f"of {card.max_context_tokens} tokens",
-        field="prompt_token_ids",
-    )

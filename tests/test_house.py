@@ -20,6 +20,7 @@ CORE_MAY_IMPORT = frozenset(
 )
 TORCH_ENGINE_MAY_IMPORT = frozenset(
     {"torch", "triton", "numpy", "safetensors", "tokenizers", "huggingface_hub", "flash_attn"}
+    | {"llguidance"}
 )
 # The only files that may import a package (prefix of a dotted name -> path patterns).
 ONE_DOOR = {
@@ -27,6 +28,7 @@ ONE_DOOR = {
     "sqlite3": ("scheduler_svc/store/*.py",),
     "asyncpg": ("scheduler_svc/store/*.py",),
     "flash_attn": ("executor_svc/torch_engine/attention/flash_attn_pkg.py",),
+    "llguidance": ("executor_svc/torch_engine/grammar.py",),
     # the second is a training script, which renders its own template only
     "jinja2": ("gateway_http/text.py", "executor_svc/builtin_model/tokenizer.py"),
 }

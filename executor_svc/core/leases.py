@@ -6,7 +6,7 @@ in it only grows. ``token_ids`` counts over all attempts, so an index is the sam
 
 from dataclasses import dataclass
 
-from executor_svc.core.engine import SequenceEnd
+from executor_svc.core.engine import PromptScores, SequenceEnd
 from executor_svc.core.messages import Failure, Frame, Grant, LeaseEnded, LeaseRef, Outcome
 
 MAX_SAMPLES = 4096
@@ -24,6 +24,11 @@ class Sample:
     end: SequenceEnd | None
     num_sent: int
     is_end_sent: bool
+    # num_top alternatives for each token, one token's after the other's
+    num_top: int
+    top_token_ids: list[int]
+    top_logprobs: list[float]
+    token_weight: int  # in a frame: a token and its alternatives
 
     @property
     def handle(self) -> int:
@@ -46,6 +51,10 @@ class Lease:
     num_open: int  # samples without an end
     outcome: Outcome | None = None  # None while it runs
     failure: Failure | None = None
+    scores: PromptScores | None = None  # of its prompt, once the engine has made them
+    num_cached_prompt_tokens: int = 0
+    # an earlier attempt made the scores, and they are not here
+    are_scores_elsewhere: bool = False
 
     @property
     def num_tokens(self) -> tuple[int, ...]:
@@ -54,17 +63,26 @@ class Lease:
     def last_word(self) -> LeaseEnded:
         """How it ended."""
         assert self.outcome is not None
-        return LeaseEnded(self.ref, self.outcome, self.num_tokens, self.failure)
+        return LeaseEnded(
+            self.ref,
+            self.outcome,
+            self.num_tokens,
+            self.failure,
+            self.num_cached_prompt_tokens,
+        )
 
 
 def new_sample(lease: Lease, number: int, grant: Grant) -> Sample:
     """Sample ``number`` with what earlier attempts made of it, which the scheduler knows."""
     token_ids: list[int] = []
     logprobs: list[float] = []
+    top_token_ids: list[int] = []
+    top_logprobs: list[float] = []
     end = None
     if grant.generated:
         before = grant.generated[number]
         token_ids, logprobs, end = list(before.token_ids), list(before.logprobs), before.end
+        top_token_ids, top_logprobs = list(before.top_token_ids), list(before.top_logprobs)
     if not logprobs:
         logprobs = [NAN] * len(token_ids)
     return Sample(
@@ -75,6 +93,10 @@ def new_sample(lease: Lease, number: int, grant: Grant) -> Sample:
         end,
         num_sent=len(token_ids),
         is_end_sent=end is not None,
+        num_top=grant.params.top_logprobs,
+        top_token_ids=top_token_ids,
+        top_logprobs=top_logprobs,
+        token_weight=1 + grant.params.top_logprobs,
     )
 
 
@@ -95,6 +117,24 @@ def append_tokens(frame: Frame, sample: Sample, start: int, stop: int) -> None:
         frame.logprob.extend(sample.logprobs[start:stop])
     elif frame.logprob:
         frame.logprob.extend([NAN] * (stop - start))
+    if sample.num_top:
+        first, last = start * sample.num_top, stop * sample.num_top
+        frame.num_top.extend([0] * (num_before - len(frame.num_top)))
+        frame.num_top.extend([sample.num_top] * (stop - start))
+        frame.top_token_id.extend(sample.top_token_ids[first:last])
+        frame.top_logprob.extend(sample.top_logprobs[first:last])
+    elif frame.num_top:
+        frame.num_top.extend([0] * (stop - start))
+
+
+def num_entries_of(scores: PromptScores) -> int:
+    """How much scores weigh in a frame, where a token weighs 1."""
+    return (
+        len(scores.logprob)
+        + len(scores.top_token_id)
+        + len(scores.target_logprob)
+        + len(scores.alternative_token_id)
+    )
 
 
 def find_fault(grant: Grant) -> str | None:
@@ -109,6 +149,9 @@ def find_fault(grant: Grant) -> str | None:
             return "generated has more than max_tokens tokens"
         if len(sample.logprobs) not in (0, num_tokens):
             return "generated has logprobs that do not match its tokens"
+        num_top = num_tokens * grant.params.top_logprobs
+        if not len(sample.top_token_ids) == len(sample.top_logprobs) == num_top:
+            return "generated has alternatives that do not match its tokens"
         if sample.end is not None and sample.end.num_tokens != num_tokens:
             return "generated has an end that does not match its tokens"
     return None

@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from executor_svc.core.engine import LeaseRequest, SamplingParams, SequenceEnd, StepOutput
+from executor_svc.core.engine import (
+    LeaseRequest,
+    PromptScores,
+    PromptScoring,
+    SamplingParams,
+    SequenceEnd,
+    StepOutput,
+)
 from headway.reasons import Reason
 
 
@@ -46,16 +53,25 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSample:
-    """What earlier attempts made of one sample; ``logprobs`` is parallel or empty."""
+    """What earlier attempts made of one sample; ``logprobs`` is parallel or empty.
+
+    ``top_token_ids`` and ``top_logprobs`` hold ``top_logprobs`` alternatives for each token.
+    """
 
     token_ids: Sequence[int] = ()
     logprobs: Sequence[float] = ()
     end: SequenceEnd | None = None
+    top_token_ids: Sequence[int] = ()
+    top_logprobs: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A new lease; ``generated`` is empty or has one entry for each sample."""
+    """A new lease; ``generated`` is empty or has one entry for each sample.
+
+    ``scoring`` is what the prompt is to be scored for; with ``has_prompt_scores`` the scheduler
+    has the answer from an earlier attempt. ``cache_salt`` as in LeaseRequest.
+    """
 
     ref: LeaseRef
     handle: int
@@ -65,6 +81,9 @@ class Grant:
     num_samples: int = 1
     wants_logprobs: bool = False
     generated: tuple[GeneratedSample, ...] = ()
+    scoring: PromptScoring | None = None
+    has_prompt_scores: bool = False
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +96,14 @@ class LoadOrder:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """The lease that hello listed as ``held`` goes on as ``ref``; resend from ``next_index``."""
+    """The lease that hello listed as ``held`` goes on as ``ref``; resend from ``next_index``, and
+    the prompt's scores unless the scheduler has them."""
 
     held: LeaseRef
     ref: LeaseRef
     handle: int
     next_index: tuple[int, ...]
+    has_prompt_scores: bool = False
 
 
 # --- events ---------------------------------------------------------------------------------
@@ -214,12 +235,13 @@ class HeldLease:
 
 @dataclass(frozen=True, slots=True)
 class LeaseEnded:
-    """The last word on a lease."""
+    """The last word on a lease; ``num_cached_prompt_tokens`` were in a cache when it began."""
 
     ref: LeaseRef
     outcome: Outcome
     num_tokens: tuple[int, ...] = ()
     failure: Failure | None = None
+    num_cached_prompt_tokens: int = 0
 
 
 class ModelState(StrEnum):
@@ -242,9 +264,10 @@ class ModelChange:
 
 @dataclass(slots=True)
 class Frame:
-    """Tokens as parallel arrays; ``logprob`` is parallel, or empty when nobody asked.
+    """Tokens as parallel arrays; ``logprob`` and ``num_top`` are parallel, or empty when nobody
+    asked. The alternatives of all entries stand one after the other.
 
-    The ``key`` of an entry in ``ends`` is the sequence's handle.
+    The ``key`` of an entry in ``ends`` and ``prompt_scores`` is a handle.
     """
 
     handle: list[int] = field(default_factory=list)
@@ -252,6 +275,13 @@ class Frame:
     token_id: list[int] = field(default_factory=list)
     logprob: list[float] = field(default_factory=list)
     ends: list[SequenceEnd] = field(default_factory=list)
+    num_top: list[int] = field(default_factory=list)
+    top_token_id: list[int] = field(default_factory=list)
+    top_logprob: list[float] = field(default_factory=list)
+    prompt_scores: list[PromptScores] = field(default_factory=list)
+
+    def is_empty(self) -> bool:
+        return not (self.handle or self.ends or self.prompt_scores)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,12 @@
 
 Rule: nothing is copied in here. Tokens stay in their samples, behind a cursor; the outbox only
 knows which samples and leases to look at. So steps merge while a write is under way, and sending
-again is moving a cursor back.
+again is moving a cursor back. The scores of a prompt go out before any token.
 """
 
 from dataclasses import replace
 
-from executor_svc.core.leases import Lease, Sample, append_tokens
+from executor_svc.core.leases import Lease, Sample, append_tokens, num_entries_of
 from executor_svc.core.messages import Frame, LeaseEnded
 
 
@@ -16,6 +16,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self.dirty: dict[int, Sample] = {}  # by key; something lies behind the cursor
+        self.scored: dict[int, Lease] = {}  # by key; the scores of its prompt are not sent yet
         self.ending: dict[str, Lease] = {}  # by request id; ended, and the end is not sent yet
         self.answers: list[LeaseEnded] = []  # on leases that are not held
 
@@ -30,22 +31,46 @@ class Outbox:
         for sample in lease.samples:
             sample.num_sent = len(sample.token_ids)
             self.dirty.pop(sample.key, None)
+        self.scored.pop(lease.key, None)
 
     def forget(self, lease: Lease) -> None:
         """Say nothing more about a lease."""
         for sample in lease.samples:
             self.dirty.pop(sample.key, None)
+        self.scored.pop(lease.key, None)
         self.ending.pop(lease.ref.request_id, None)
 
-    def take_frame(self, max_tokens: int) -> Frame:
-        """The oldest unsent tokens; they count as sent."""
+    def take_frame(self, max_entries: int) -> Frame:
+        """The oldest unsent scores and tokens; they count as sent.
+
+        Each token, alternative and score is an entry. Scores that are too many go out alone.
+        """
         frame = Frame()
-        room = max_tokens
+        room = max_entries - self._take_scores(frame, max_entries)
+        if room > 0:
+            self._take_tokens(frame, room)
+        return frame
+
+    def _take_scores(self, frame: Frame, room: int) -> int:
+        """Gives the entries taken."""
+        num_taken = 0
+        for key, lease in list(self.scored.items()):
+            assert lease.scores is not None
+            num_entries = num_entries_of(lease.scores)
+            if num_taken and num_taken + num_entries > room:
+                return room  # a token must not overtake what is left
+            frame.prompt_scores.append(replace(lease.scores, key=lease.handle))
+            num_taken += num_entries
+            del self.scored[key]
+        return num_taken
+
+    def _take_tokens(self, frame: Frame, room: int) -> None:
         done = []
         for key, sample in self.dirty.items():
-            start = sample.num_sent
-            stop = min(start + room, len(sample.token_ids))
-            room -= stop - start
+            start, stop, weight = sample.num_sent, len(sample.token_ids), sample.token_weight
+            if (stop - start) * weight > room:
+                stop = start + -(-room // weight)  # rounded up
+            room -= (stop - start) * weight
             append_tokens(frame, sample, start, stop)
             sample.num_sent = stop
             if stop < len(sample.token_ids):
@@ -55,18 +80,18 @@ class Outbox:
                 frame.ends.append(replace(sample.end, key=sample.handle))
                 sample.is_end_sent = True
             done.append(key)
-            if not room:
+            if room <= 0:
                 break
         for key in done:
             del self.dirty[key]
-        return frame
 
     def take_ends(self) -> tuple[LeaseEnded, ...]:
-        """Last words on leases whose tokens are all sent, and all answers."""
+        """Last words on leases whose tokens and scores are all sent, and all answers."""
         ready = [
             lease
             for lease in self.ending.values()
-            if not any(sample.key in self.dirty for sample in lease.samples)
+            if lease.key not in self.scored
+            and not any(sample.key in self.dirty for sample in lease.samples)
         ]
         for lease in ready:
             del self.ending[lease.ref.request_id]

@@ -14,6 +14,7 @@ stream), the scheduler by (request id, epoch, attempt). A request has at most on
 from collections.abc import Iterable
 
 from executor_svc.core.engine import LeaseRequest, ModelInfo, StepOutput
+from executor_svc.core.intake import take_output
 from executor_svc.core.leases import Lease, Sample, find_fault, new_sample
 from executor_svc.core.messages import (
     AbortLease,
@@ -125,7 +126,7 @@ class Session:
         num_slots = self.num_slots if self._is_capacity_due else None
         self._is_capacity_due = False
         models = self._residents.take_changes()
-        if not (frame.handle or frame.ends or ended or models or num_slots is not None):
+        if frame.is_empty() and not (ended or models or num_slots is not None):
             return None
         return Report(num_slots, frame, ended, models)
 
@@ -166,28 +167,8 @@ class Session:
         return effects
 
     def _take_output(self, output: StepOutput) -> None:
-        open_samples, dirty = self._open, self._outbox.dirty
-        for key, index, token_id, logprob in zip(
-            output.key, output.index, output.token_id, output.logprob, strict=True
-        ):
-            sample = open_samples.get(key)
-            if sample is None:  # aborted while the step ran
-                continue
-            assert index == len(sample.token_ids), "the engine skipped or repeated a token"
-            sample.token_ids.append(token_id)
-            if sample.logprobs is not None:
-                sample.logprobs.append(logprob)
-            dirty[key] = sample
-        for end in output.ends:
-            sample = open_samples.pop(end.key, None)
-            if sample is None:
-                continue
-            assert end.num_tokens == len(sample.token_ids), "an end came before its last token"
-            sample.end = end
-            dirty[end.key] = sample
-            sample.lease.num_open -= 1
-            if not sample.lease.num_open:
-                self._finish(sample.lease, Outcome.COMPLETED)
+        for lease in take_output(output, self._running, self._open, self._outbox):
+            self._finish(lease, Outcome.COMPLETED)
         for failure in output.failures:
             self._fail(failure.key, Failure(failure.reason, "The executor could not go on."))
 
@@ -240,6 +221,7 @@ class Session:
             return
         fault = find_fault(grant)
         lease = Lease(ref, grant.model, grant.handle, self._next_key, [], 0)
+        lease.are_scores_elsewhere = grant.scoring is not None and grant.has_prompt_scores
         self._leases[ref.request_id] = lease
         if fault is not None:
             self._next_key += 1
@@ -267,6 +249,8 @@ class Session:
             num_samples=grant.num_samples,
             generated=tuple(sample.token_ids for sample in grant.generated),
             ended=frozenset(s.number for s in lease.samples if s.end is not None),
+            scoring=None if grant.has_prompt_scores else grant.scoring,
+            cache_salt=grant.cache_salt,
         )
         self._effects.append(StartLease(request))
 
@@ -295,6 +279,8 @@ class Session:
             return False
         if not lease.samples:  # refused at the door: only its end is wanted
             return True
+        if lease.are_scores_elsewhere and not adopt.has_prompt_scores:  # the scheduler lost them
+            return False
         return (
             adopt.handle + len(lease.samples) <= NUM_HANDLES
             and len(adopt.next_index) == len(lease.samples)
@@ -308,6 +294,8 @@ class Session:
         if lease.samples:
             for sample, next_index in zip(lease.samples, adopt.next_index, strict=True):
                 self._outbox.rewind(sample, next_index)
+        if lease.scores is not None and not adopt.has_prompt_scores:
+            self._outbox.scored[lease.key] = lease
         if lease.outcome is not None:
             self._outbox.ending[adopt.ref.request_id] = lease
 

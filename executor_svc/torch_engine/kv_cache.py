@@ -1,10 +1,15 @@
 """The tensors that hold keys and values.
 
-Layout: head-major, so that one gather by position gives each head a contiguous [tokens, dim]
-matrix. Position p of a sequence lives at slot ``block_table[p // block_size] * block_size +
-p % block_size``. One more slot, the null slot, stays zero for ever: padding reads it. Padding
-must not read a stale slot, since zero weight times a stale NaN would still be NaN. No other slot
-is read before it is written, so nothing else is cleared: that would cost most of a model's switch.
+Position p of a sequence lives at slot ``block_table[p // block_size] * block_size +
+p % block_size``. There are two layouts:
+
+- ``KVCache``, for the CPU: head-major, so that one gather by position gives each head a contiguous
+  [tokens, dim] matrix. One more slot, the null slot, stays zero for ever: padding reads it. Padding
+  must not read a stale slot, since zero weight times a stale NaN would still be NaN;
+- ``PagedKVCache``, for GPUs: block after block, as FlashAttention reads it.
+
+No slot but the null slot is read before it is written, so nothing else is cleared: that would cost
+most of a model's switch.
 """
 
 import numpy as np
@@ -37,6 +42,31 @@ class KVCache:
         """Store keys and values, each [tokens, kv_heads, head_dim], at ``slots`` [tokens]."""
         self.keys[layer_index].index_copy_(1, slots, k.transpose(0, 1))
         self.values[layer_index].index_copy_(1, slots, v.transpose(0, 1))
+
+
+class PagedKVCache:
+    """Keys and values of all layers, each [layers, blocks, block_size, kv_heads, head_dim]."""
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_size = block_size
+        shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+
+    def write(self, layer_index: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store keys and values, each [tokens, kv_heads, head_dim], at ``slots`` [tokens]."""
+        self.keys[layer_index].flatten(0, 1).index_copy_(0, slots, k)
+        self.values[layer_index].flatten(0, 1).index_copy_(0, slots, v)
 
 
 def kv_slots(block_table: list[int], start: int, end: int, block_size: int) -> np.ndarray:

@@ -1,53 +1,15 @@
-"""The parts of a decoder.
+"""Norms and positions, which all decoders here share.
 
-Exactness: on CPU a row's result must not depend on the other rows of a step. Elementwise work
-and reductions over the last dimension are so by nature. Matrix products are so only for some
-numbers of rows: oneDNN's packed product from 2 rows on, MKL's for multiples of 4 (measured).
-``Linear.row_multiple`` says to what number the caller has to pad; see ``pad_rows``.
+What is written in torch here is the definition. On a GPU a kernel of our own does the same at once,
+imported where it is called, since only CUDA's torch brings Triton.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from executor_svc.torch_engine.config import Llama3Scaling
-
-
-class Linear:
-    """``x @ weight.T``, with the weight packed for oneDNN where that is possible."""
-
-    def __init__(self, weight: Tensor) -> None:  # [out, in]
-        self._is_packed = _can_pack(weight)
-        self._weight = weight
-        if self._is_packed:
-            # 1.4 to 3 times faster than F.linear on CPU; one packing serves any number of rows.
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
-        self.row_multiple = 2 if self._is_packed else 8
-
-    def __call__(self, x: Tensor) -> Tensor:  # [rows, in] -> [rows, out]
-        if not self._is_packed:
-            return F.linear(x, self._weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
-
-
-def _can_pack(weight: Tensor) -> bool:
-    """oneDNN takes CPU weights only, and bfloat16 only on some CPUs: ask it with a small one."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    try:
-        small = torch.ops.mkldnn._reorder_linear_weight(weight.new_ones(16, 16), 8)
-        torch.ops.mkldnn._linear_pointwise(weight.new_ones(2, 16), small, None, "none", [], "")
-    except (RuntimeError, AttributeError):
-        return False
-    return True
-
-
-def pad_rows(x: Tensor, multiple: int) -> Tensor:  # [rows, ...] -> [padded rows, ...]
-    """Append zero rows until the number of rows is a multiple."""
-    missing = -x.shape[0] % multiple
-    return x if missing == 0 else torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
 
 
 class RMSNorm:
@@ -58,9 +20,22 @@ class RMSNorm:
         self._eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:  # [..., dim]
+        if x.is_cuda:
+            from executor_svc.torch_engine.kernels.elementwise import rms_norm
+
+            return rms_norm(x, self._weight, self._eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)
         return wide.to(x.dtype) * self._weight
+
+    def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # [rows, dim] each
+        """The norm of x + y, and x + y."""
+        if x.is_cuda:
+            from executor_svc.torch_engine.kernels.elementwise import add_rms_norm
+
+            return add_rms_norm(x, y, self._weight, self._eps)
+        total = x + y
+        return self(total), total
 
 
 class Rotary:
@@ -82,6 +57,10 @@ class Rotary:
 
     @staticmethod
     def apply(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [rows, heads, head_dim]
+        if x.is_cuda:
+            from executor_svc.torch_engine.kernels.elementwise import rotate
+
+            return rotate(x, cos, sin)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

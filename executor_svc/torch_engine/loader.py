@@ -3,11 +3,16 @@
 Rule: only safetensors, and every check comes before the first tensor is read. A checkpoint must
 hold exactly the tensors that the decoder asks for, in their shapes. Old Llama checkpoints also
 hold rotary frequencies; these are computed from the config as they were, so they are passed over.
+
+What is read is a view of the file, which costs no memory; whoever keeps it copies it, because a
+file that is overwritten would change the model under its requests, and one that is cut short
+would kill the process.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,8 @@ from executor_svc.torch_engine.files import (
     model_file,
     read_json_object,
 )
+
+Read = Callable[..., torch.Tensor]  # (name, part)
 
 _INDEX = "model.safetensors.index.json"
 _ASSETS = (
@@ -111,12 +118,26 @@ class Checkpoint:
     ) -> None:
         self._folder = folder
         self._files = {name: model_file(folder, name) for name in _weight_files(folder)}
+        self._identities = {path: _identity(path) for path in self._files.values()}
         self._file_of = self._check(shapes, frozenset(ignored))
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor, in the dtype in which it is stored."""
-        with _open(self._files[self._file_of[name]]) as file:
-            return file.get_tensor(name)
+    @contextmanager
+    def open(self) -> Iterator[Read]:
+        """Gives ``read(name, part)``: a tensor or a part of it, in the dtype in which it is stored.
+
+        Raises ModelError if a file is not the one that was checked.
+        """
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(_open(path)) for name, path in self._files.items()}
+            for path in self._files.values():
+                if _identity(path) != self._identities[path]:
+                    raise ModelError(f"{path}: has changed since it was checked")
+
+            def read(name: str, part: tuple[slice, ...] = ()) -> torch.Tensor:
+                file = files[self._file_of[name]]
+                return file.get_slice(name)[part] if part else file.get_tensor(name)
+
+            yield read
 
     def digest(self) -> str:
         """Hex SHA-256 of what ``sha256sum config.json *.safetensors`` prints (files by name).
@@ -169,6 +190,12 @@ def _weight_files(folder: Path) -> list[str]:
         if not isinstance(name, str) or not name.endswith(".safetensors"):
             raise ModelError(f"{index}: weight_map: {name!r} is not a safetensors file")
     return sorted(set(weight_map.values()))
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Differs where the file was written or replaced."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _open(path: Path) -> Any:

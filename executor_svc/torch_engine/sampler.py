@@ -1,171 +1,198 @@
 """Logits to tokens, a whole step at once.
 
-Rule: a draw is a pure function of the row's logits, its parameters and (seed, sample, index).
-There is no generator with a state, so a preempted, resumed or moved sequence goes on unchanged.
-The uniform number comes from Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as
-1, 2, 3", SC 2011) and picks a token by inverse CDF in the order of token ids, in float64.
+Rule: a draw is a pure function of the row's logits, its parameters, its sequence's tokens and
+(seed, sample, index), so a preempted, resumed or moved sequence goes on unchanged.
 
-Cuts, in this order: top-k; top-p of what top-k left; min-p relative to the likeliest token. Each
-keeps the tokens above a threshold probability, hence all tokens that tie with the last one.
+Order: penalties and bias (adjustments.py); the grammar and min_tokens, which rule tokens out;
+temperature; cuts and draw (draws.py). Reported logprobs are those of the model under the
+temperature-scaled distribution, before all the rest; greedy rows report them at temperature 1.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from executor_svc.core.engine import SamplingParams
+from executor_svc.torch_engine.adjustments import Adjustments, adjust
+from executor_svc.torch_engine.draws import (
+    SAMPLES,
+    Cuts,
+    cumulative_mass,
+    pick,
+    scaled,
+    seed_words,
+    temperatures,
+    top_tokens,
+    uniforms,
+)
+from executor_svc.torch_engine.grammar import GrammarError, GrammarMatcher
+from executor_svc.torch_engine.scoring import PromptScorer
 
-_NUCLEUS_WIDTH = 256  # holds the nucleus of most rows
-_MASK = 0xFFFFFFFF
-_ROUND_FACTORS = (0xD2511F53, 0xCD9E8D57)
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_LEAST_SCORE = -1e38  # float32's least number is a little below
 
 
-@dataclass(frozen=True, slots=True)
-class RowParams:
-    """The constant part of a row, in the order in which ``SamplingBatch`` packs it."""
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sequence as a step sees it: what it asked for, and what it keeps from step to step.
 
-    cuts: tuple[float, int, float, float]  # temperature, top_k, top_p, min_p
-    stream: tuple[int, int, int]  # seed, low and high word; sample
+    None stands for what was not asked for; such a row costs nothing more for it.
+    """
+
+    temperature: float
+    cuts: tuple[int, float, float]  # top_k, top_p, min_p
+    key: tuple[int, int]  # of its random numbers
+    sample: int
     min_tokens: int
     banned_until_then: tuple[int, ...]  # stop tokens
+    num_top: int
+    adjustments: Adjustments | None
+    matcher: GrammarMatcher | None = None
+    scorer: PromptScorer | None = None  # of the lease's prompt, with the first of its sequences
 
     @staticmethod
-    def of(params: SamplingParams, sample: int, stop_token_ids: Iterable[int]) -> "RowParams":
-        return RowParams(
-            cuts=(params.temperature, min(params.top_k, _MASK), params.top_p, params.min_p),
-            stream=(params.seed & _MASK, params.seed >> 32 & _MASK, sample),
+    def of(
+        params: SamplingParams,
+        sample: int,
+        stop_token_ids: Collection[int],
+        *,
+        matcher: GrammarMatcher | None = None,
+        scorer: PromptScorer | None = None,
+    ) -> "Row":
+        return Row(
+            temperature=params.temperature,
+            cuts=(params.top_k, params.top_p, params.min_p),
+            key=seed_words(params.seed),
+            sample=sample,
             min_tokens=params.min_tokens,
             banned_until_then=tuple(sorted(stop_token_ids)) if params.min_tokens else (),
+            num_top=params.top_logprobs,
+            adjustments=Adjustments.of(params),
+            matcher=matcher,
+            scorer=scorer,
         )
 
 
 class SamplingBatch:
-    """Parameters of a step's rows as tensors; ``indices[i]`` is the number of row i's token."""
+    """The rows of a step, packed. ``indices[i]`` is the number of row i's token.
+
+    ``texts[i]`` are the tokens of its sequence, and how many of them are the prompt; only rows
+    with adjustments or a grammar need them. ``copy`` brings arrays to the device. ``problems``
+    says by row why it cannot be drawn: its grammar allows nothing. It gets a token like the others,
+    which means nothing.
+    """
 
     def __init__(
-        self, rows: Sequence[RowParams], indices: Sequence[int], device: torch.device
+        self,
+        rows: Sequence[Row],
+        indices: Sequence[int],
+        texts: Sequence[tuple[Sequence[int], int]] = (),
+        copy: Callable[[np.ndarray], Tensor] = torch.from_numpy,
     ) -> None:
-        cuts = torch.tensor([row.cuts for row in rows], dtype=torch.float64)
-        streams = torch.tensor([row.stream for row in rows], dtype=torch.int64)
-        self.top_k = cuts[:, 1].long().to(device)
-        self.top_p = cuts[:, 2].to(device)
-        self.min_p = cuts[:, 3].float().to(device)
-        self.drawn = torch.nonzero(cuts[:, 0] > 0)[:, 0].to(device)  # rows that are not greedy
-        # Greedy rows report their logprob at temperature 1; float32 has no smaller one than this.
-        temperature = cuts[:, 0].where(cuts[:, 0] > 0, 1.0).clamp(min=1e-30)
-        self.temperature = temperature.float()[:, None].to(device)
-        self.key = streams[:, :2].to(device)
-        index = torch.tensor(indices, dtype=torch.int64)
-        zero = torch.zeros_like(index)
-        self.counter = torch.stack([index, streams[:, 2], zero, zero], dim=1).to(device)
-        banned = [
-            (i, token_id)
-            for i, (row, index_) in enumerate(zip(rows, indices, strict=True))
-            if index_ < row.min_tokens
-            for token_id in row.banned_until_then
-        ]
-        self.banned = torch.tensor(banned, dtype=torch.int64).view(-1, 2).to(device)
+        self.temperature = copy(temperatures([row.temperature for row in rows]))
+        drawn = [i for i, row in enumerate(rows) if row.temperature > 0]
+        self.cuts = Cuts([rows[i].cuts for i in drawn])
+        numbers = [(i, *rows[i].key, indices[i], rows[i].sample, SAMPLES, 0) for i in drawn]
+        packed = copy(np.array(numbers, dtype=np.int64).reshape(-1, 7))
+        self.drawn, self.key, self.counter = packed[:, 0], packed[:, 1:3], packed[:, 3:]
+        self.tops = [(i, row.num_top) for i, row in enumerate(rows) if row.num_top]
+        self.adjustments: dict[int, Adjustments] = {}  # by number in ``restricted``, as all below
+        self.restricted: list[int] = []  # rows that have any of them
+        self.problems: dict[int, str] = {}
+        masked, masks, banned = [], [], []
+        for i, (row, index) in enumerate(zip(rows, indices, strict=True)):
+            may_end = index >= row.min_tokens
+            if row.adjustments is None and row.matcher is None and may_end:
+                continue
+            number = len(self.restricted)
+            self.restricted.append(i)
+            if row.adjustments is not None:
+                row.adjustments.catch_up(*texts[i])
+                self.adjustments[number] = row.adjustments
+            if row.matcher is not None:
+                try:
+                    masks.append(row.matcher.allowed(*texts[i], may_end=may_end))
+                    masked.append(number)
+                except GrammarError as error:
+                    self.problems[i] = str(error)
+            elif not may_end:
+                banned += [(number, token_id) for token_id in row.banned_until_then]
+        self.masked = copy(np.array(masked, dtype=np.int64)) if masks else None
+        self.masks = copy(np.stack(masks).view(np.int32)) if masks else None  # [masked, words]
+        self.banned = copy(np.array(banned, dtype=np.int64)) if banned else None  # [entries, 2]
 
 
-def sample(logits: Tensor, batch: SamplingBatch) -> tuple[Tensor, Tensor]:  # [rows, vocab]
-    """Token ids [rows] and their logprobs [rows]; a row with bad logits gets a NaN logprob."""
-    # Taking the maximum off first keeps tiny temperatures from overflowing.
+class Sampled(NamedTuple):
+    """Token ids [rows] and their logprobs [rows], NaN for a row with bad logits.
+
+    The likeliest tokens are there if any row asked, [asking rows, most that any asked for].
+    """
+
+    token_ids: Tensor
+    logprobs: Tensor
+    top_ids: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+
+def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:  # [rows, vocab]
+    """Draw a token for each row."""
     logits = logits.float()
-    logits = (logits - logits.amax(-1, keepdim=True)) / batch.temperature
-    logprobs = torch.log_softmax(logits, dim=-1)
-    scores = logprobs
-    if len(batch.banned):
-        scores = logprobs.clone()
-        scores[batch.banned[:, 0], batch.banned[:, 1]] = -torch.inf
-    token_ids = scores.argmax(-1)
-    if len(batch.drawn):
-        scores = scores[batch.drawn]
+    probs = scaled(logits, batch.temperature).exp_()
+    mass = cumulative_mass(probs)
+    log_total = mass[:, -1:].log()
+    is_any_greedy = len(batch.drawn) < len(logits)
+    token_ids = logits.argmax(-1) if is_any_greedy else batch.drawn.clone()
+    if batch.restricted:
+        rows = torch.tensor(batch.restricted).to(logits.device)
+        scores = _restricted(logits[rows], batch.temperature[rows], batch)
+        token_ids[rows] = scores.argmax(-1)
         # From the maximum down, so that a ban leaves some mass even if it takes nearly all.
-        probs = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-        token_ids[batch.drawn] = _draw(probs, batch)
-    return token_ids, logprobs.gather(1, token_ids[:, None])[:, 0]
+        probs[rows] = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+        mass = cumulative_mass(probs)
+    if len(batch.drawn):
+        token_ids[batch.drawn] = _draw(probs, mass, batch)
+    logprobs = _logprobs(logits, token_ids[:, None], log_total, batch.temperature)[:, 0]
+    if not batch.tops:
+        return Sampled(token_ids, logprobs)
+    rows = torch.tensor([i for i, _ in batch.tops]).to(logits.device)
+    most = min(max(count for _, count in batch.tops), logits.shape[1])
+    logits = logits[rows]
+    top_ids, _ = top_tokens(logits, most)
+    top_logprobs = _logprobs(logits, top_ids, log_total[rows], batch.temperature[rows])
+    return Sampled(token_ids, logprobs, top_ids, top_logprobs)
 
 
-def _draw(probs: Tensor, batch: SamplingBatch) -> Tensor:  # [drawn rows, vocab]
-    """One token id for each row that is not greedy."""
-    rows = batch.drawn
-    probs = _cut(probs, batch.top_k[rows], batch.top_p[rows], batch.min_p[rows])
-    cdf = probs.cumsum(-1, dtype=torch.float64)
-    uniform = uniforms(batch.counter[rows], batch.key[rows])
-    picked = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True)[:, 0]
-    # Only NaN can lead past the end; the row is reported as bad then.
-    return picked.clamp_(max=probs.shape[1] - 1)
+def _draw(probs: Tensor, mass: Tensor, batch: SamplingBatch) -> Tensor:
+    """Token ids of the rows that are not greedy."""
+    if len(batch.drawn) < len(probs):
+        probs, mass = probs[batch.drawn], mass[batch.drawn]
+    cut = batch.cuts.apply(probs)
+    if cut is not probs:
+        mass = cumulative_mass(cut)
+    return pick(cut, mass, uniforms(batch.counter, batch.key)[:, None])[:, 0]
 
 
-def _cut(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Set the probabilities that the cuts remove to 0.
+def _logprobs(logits: Tensor, token_ids: Tensor, log_total: Tensor, temperature: Tensor) -> Tensor:
+    """Of some tokens of each row, [rows, tokens]; ``log_total`` and ``temperature`` [rows, 1]."""
+    chosen = (logits.gather(1, token_ids) - logits.amax(-1, keepdim=True)) / temperature
+    return (chosen - log_total).float()
 
-    probs is [rows, vocab] and not normalised; the others are [rows].
+
+def _restricted(logits: Tensor, temperature: Tensor, batch: SamplingBatch) -> Tensor:
+    """Logits at their temperature, with adjustments, and -inf for what may not come.
+
+    [restricted rows, vocab]; ``logits`` is a copy and not kept.
     """
-    vocab = probs.shape[1]
-    cuts_k, cuts_p = (top_k > 0) & (top_k < vocab), top_p < 1
-    if not bool((cuts_k | cuts_p | (min_p > 0)).any()):
-        return probs
-    width = int(top_k.where(cuts_k, 1).max())
-    largest = probs.topk(width, dim=-1).values
-    last_k = largest.gather(1, (top_k.clamp(1, width) - 1)[:, None])
-    # A row without a top-k cut may see only part of its vocabulary in ``largest``.
-    threshold = last_k.where(cuts_k[:, None], 0.0)
-    for is_in, candidates in ((cuts_p & cuts_k, largest), (cuts_p & ~cuts_k, probs)):
-        rows = torch.nonzero(is_in)[:, 0]
-        if len(rows):
-            kept = probs[rows]
-            total = kept.where(kept >= threshold[rows], 0.0).sum(-1, dtype=torch.float64)
-            last_p = _last_of_nucleus(candidates[rows], top_p[rows] * total)
-            threshold[rows] = torch.maximum(threshold[rows], last_p)
-    threshold = torch.maximum(threshold, min_p[:, None] * largest[:, :1])
-    return probs.where(probs >= threshold, 0.0)
-
-
-def _last_of_nucleus(probs: Tensor, wanted: Tensor) -> Tensor:  # [rows, vocab], [rows]
-    """The least of the largest probabilities that together reach ``wanted``, [rows, 1].
-
-    Only flat rows need a sort of their whole vocabulary. For the others it would give the same
-    bits, since sums run from the largest down.
-    """
-    last = probs.new_zeros(probs.shape[0], 1)
-    rows = torch.arange(probs.shape[0], device=probs.device)
-    width = min(_NUCLEUS_WIDTH, probs.shape[1])
-    while True:
-        largest = probs[rows].topk(width, dim=-1).values
-        mass = largest.cumsum(-1, dtype=torch.float64)
-        before = F.pad(mass[:, :-1], (1, 0))
-        # The first one is in, but for a row of NaN, which must not upset the others.
-        num_in = (before < wanted[rows, None]).sum(-1, keepdim=True)
-        last[rows] = largest.gather(1, (num_in - 1).clamp_(min=0))
-        rows = rows[mass[:, -1] < wanted[rows]]
-        if not len(rows) or width == probs.shape[1]:
-            return last
-        width = min(32 * width, probs.shape[1])
-
-
-def uniforms(counter: Tensor, key: Tensor) -> Tensor:  # [n, 4], [n, 2] of 32-bit words
-    """Numbers in [0, 1) with 53 random bits, float64 [n]."""
-    words = philox(counter, key)
-    return ((words[:, 0] >> 5 << 26) + (words[:, 1] >> 6)).double() * 2.0**-53
-
-
-def philox(counter: Tensor, key: Tensor) -> Tensor:  # [n, 4], [n, 2] of 32-bit words in int64
-    """Philox4x32-10: four random 32-bit words for each counter and key, int64 [n, 4]."""
-    a, b, c, d = counter.unbind(-1)
-    low_key, high_key = key.unbind(-1)
-    for _ in range(10):
-        # int64 products wrap around, which leaves all 64 bits right; only their sign is lost.
-        left, right = a * _ROUND_FACTORS[0], c * _ROUND_FACTORS[1]
-        a, b, c, d = (
-            (right >> 32 & _MASK) ^ b ^ low_key,
-            right & _MASK,
-            (left >> 32 & _MASK) ^ d ^ high_key,
-            left & _MASK,
-        )
-        low_key, high_key = low_key + _KEY_STEPS[0] & _MASK, high_key + _KEY_STEPS[1] & _MASK
-    return torch.stack([a, b, c, d], dim=-1)
+    adjust(logits, batch.adjustments)
+    # Finite, so that what is ruled out below is less likely than anything else.
+    scores = scaled(logits, temperature).clamp_(min=_LEAST_SCORE)
+    if batch.masked is not None and batch.masks is not None:
+        bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+        is_allowed = (batch.masks[:, :, None] >> bits & 1).flatten(1)[:, : scores.shape[1]]
+        scores[batch.masked] = scores[batch.masked].masked_fill(is_allowed == 0, -torch.inf)
+    if batch.banned is not None:
+        scores[batch.banned[:, 0], batch.banned[:, 1]] = -torch.inf
+    return scores

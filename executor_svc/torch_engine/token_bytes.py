@@ -37,6 +37,11 @@ class TokenBytes:
             for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
         }
 
+    @property
+    def max_token_id(self) -> int:
+        """The greatest id that the tokenizer gives out."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+
     def __getitem__(self, token_id: int) -> bytes:
         piece = self._known.get(token_id)
         if piece is None:

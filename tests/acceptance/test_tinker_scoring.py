@@ -151,6 +151,9 @@ def test_one_connection_waits_for_many_samples(served: Served) -> None:
     settings = {"scheduler_addresses": served.stack.scheduler_address, "tinker_use_poller": True}
     with Stack() as polled:
         polled.start_gateway(settings)
-        cases = [{"prompt": PROMPT, "params": {"max_tokens": 8, "seed": i}} for i in range(20)]
+        cases = [
+            {"prompt": PROMPT, "params": {"max_tokens": 8, "seed": i, "stop": []}}
+            for i in range(20)
+        ]
         answers = run(polled, OWN_PYTHON, "tinker_samples.py", {"model": "tiny", "cases": cases})
     assert [len(answer[0]["tokens"]) for answer in answers] == [8] * 20

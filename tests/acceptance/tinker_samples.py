@@ -33,6 +33,8 @@ def outcome(future: Any) -> Any:
         response = future.result()
     except tinker.TinkerError as error:
         return {"error": type(error).__name__, "message": str(error)}
+    if isinstance(response, list):  # compute_logprobs
+        return response
     return [
         {
             "tokens": sequence.tokens,

@@ -1,8 +1,4 @@
-"""Who computes what in a step; first by example, then against random histories."""
-
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+"""Who computes what in a step, by example; tests/machine has random histories."""
 
 from executor_svc.core.batcher import Batcher, Chunk
 from executor_svc.core.block_manager import BlockManager
@@ -102,69 +98,168 @@ def test_removing_frees_blocks_in_either_place() -> None:
     assert batcher.schedule() == []
 
 
-class BatcherMachine(RuleBasedStateMachine):
-    """Sequences come, compute, end and are aborted under few blocks and a small budget."""
-
-    NUM_BLOCKS, BLOCK_SIZE, SEATS, BUDGET = 6, 3, 4, 5
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batcher = make_batcher(self.NUM_BLOCKS, self.BLOCK_SIZE, self.SEATS, self.BUDGET)
-        self.live: list[Sequence] = []  # by arrival
-        self.num_made = 0
-
-    @rule(prompt_len=st.integers(1, 12), max_tokens=st.integers(1, 6))
-    def add(self, prompt_len: int, max_tokens: int) -> None:
-        sequence = make_sequence(self.num_made, prompt_len, max_tokens)
-        self.num_made += 1
-        self.batcher.add(sequence)
-        self.live.append(sequence)
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        sequence = data.draw(st.sampled_from(self.live))
-        self.live.remove(sequence)
-        self.batcher.remove(sequence)
-
-    @rule()
-    def step(self) -> None:
-        before = {s.key: s.num_computed_tokens for s in self.live}
-        oldest = self.live[0] if self.live else None
-        chunks = self.batcher.schedule()
-        assert sum(chunk.num_tokens for chunk in chunks) <= self.BUDGET
-        assert len({chunk.sequence.key for chunk in chunks}) == len(chunks) <= self.SEATS
-        if oldest is not None:
-            assert chunks[0].num_tokens > 0
-            assert any(chunk.sequence is oldest for chunk in chunks), "the oldest must advance"
-        for chunk in chunks:
-            sequence, end = chunk.sequence, chunk.start + chunk.num_tokens
-            assert chunk.start == before[sequence.key], "a preempted sequence was still run"
-            assert sequence.num_computed_tokens == end
-            assert end <= len(sequence.block_table) * self.BLOCK_SIZE
-            assert chunk.is_last == (end == len(sequence.token_ids))
-            if chunk.is_last and sequence.append(1, b"") is not None:
-                self.live.remove(sequence)
-                self.batcher.remove(sequence)
-
-    @invariant()
-    def every_block_has_one_owner(self) -> None:
-        owned = [block for sequence in self.live for block in sequence.block_table]
-        assert len(owned) == len(set(owned))
-        assert len(owned) + self.batcher.blocks.num_free == self.NUM_BLOCKS
-
-    @invariant()
-    def everyone_is_somewhere(self) -> None:
-        assert self.batcher.num_running + self.batcher.num_waiting == len(self.live)
-        assert self.batcher.num_running <= self.SEATS
-
-    def teardown(self) -> None:
-        for _ in range(1000):
-            if not self.live:
-                return
-            self.step()
-        raise AssertionError("sequences starve")
+def test_decodes_advance_in_every_step_beside_a_long_prompt() -> None:
+    batcher = make_batcher(num_blocks=200, budget=8)
+    for key in (1, 2, 3):
+        batcher.add(make_sequence(key, 1))
+    draw_tokens(batcher.schedule())
+    batcher.add(make_sequence(4, 400))
+    for step in range(40):
+        chunks = batcher.schedule()
+        assert [chunk.sequence.key for chunk in chunks] == [1, 2, 3, 4]
+        assert chunks[-1].start == 5 * step
+        draw_tokens(chunks)
 
 
-TestBatcherMachine = BatcherMachine.TestCase
-TestBatcherMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+def test_prefill_advances_however_many_decode() -> None:
+    batcher = make_batcher(max_num_seqs=8, budget=8)
+    for key in range(7):
+        batcher.add(make_sequence(key, 1))
+    draw_tokens(batcher.schedule())
+    batcher.add(make_sequence(7, 30))
+    for step in range(30):
+        chunks = batcher.schedule()
+        assert seen(chunks[-1:]) == [(7, step, 1, step == 29)]
+        draw_tokens(chunks)
+
+
+# --- the prefix cache
+
+
+def run_step(batcher: Batcher) -> list[Chunk]:
+    chunks = batcher.schedule()
+    batcher.complete(chunks)
+    draw_tokens(chunks)
+    return chunks
+
+
+def finish(batcher: Batcher, sequence: Sequence) -> None:
+    batcher.add(sequence)
+    while not run_step(batcher)[-1].is_last:
+        pass
+    batcher.remove(sequence)
+
+
+def test_a_known_beginning_is_not_computed_again() -> None:
+    batcher = make_batcher(block_size=4, budget=16)
+    finish(batcher, make_sequence(1, 14))
+    batcher.add(make_sequence(2, 30))
+    assert seen(run_step(batcher)) == [(2, 12, 16, False)]
+
+
+def test_one_token_at_least_is_computed() -> None:
+    batcher = make_batcher(block_size=4, budget=16)
+    finish(batcher, make_sequence(1, 8))
+    batcher.add(make_sequence(2, 8))
+    assert seen(run_step(batcher)) == [(2, 4, 4, True)]
+
+
+def test_what_must_be_seen_is_computed() -> None:
+    batcher = make_batcher(block_size=4, budget=32)
+    finish(batcher, make_sequence(1, 30))
+    for key, most in ((2, 0), (3, 7), (4, 100)):
+        sequence = make_sequence(key, 20)
+        sequence.max_cached_tokens = most
+        finish(batcher, sequence)
+        assert sequence.num_cached_tokens == min(most // 4 * 4, 16)
+
+
+def test_salts_share_nothing() -> None:
+    batcher = make_batcher(block_size=4)
+    finish(batcher, make_sequence(1, 12))
+    other = make_sequence(2, 12)
+    other.salt = "another tenant"
+    batcher.add(other)
+    assert seen(run_step(batcher)) == [(2, 0, 12, True)]
+
+
+def test_without_a_cache_all_is_computed() -> None:
+    blocks = BlockManager(100, 4)
+    batcher = Batcher(
+        blocks, max_num_seqs=8, max_num_batched_tokens=16, enable_prefix_caching=False
+    )
+    finish(batcher, make_sequence(1, 12))
+    batcher.add(make_sequence(2, 12))
+    assert seen(run_step(batcher)) == [(2, 0, 12, True)]
+    assert blocks.num_cached == 0
+
+
+def test_output_is_cached_too() -> None:
+    batcher = make_batcher(block_size=4)
+    turn = make_sequence(1, 5)
+    batcher.add(turn)
+    for _ in range(5):
+        run_step(batcher)
+    batcher.remove(turn)  # of its 10 tokens 9 are computed
+    batcher.add(make_sequence(2, 12))
+    assert seen(run_step(batcher)) == [(2, 8, 4, True)]
+
+
+def test_a_preempted_sequence_finds_what_is_left_of_its_blocks() -> None:
+    batcher = make_batcher(num_blocks=6, block_size=4, budget=32)
+    first, second = make_sequence(1, 12), make_sequence(2, 11)
+    second.salt = "shares nothing"
+    batcher.add(first)
+    batcher.add(second)
+    run_step(batcher)
+    run_step(batcher)  # the first one takes a block from the second one
+    assert batcher.num_preemptions == 1
+    batcher.remove(first)
+    assert seen(run_step(batcher)) == [(2, 8, 4, True)]
+
+
+def test_samples_of_a_lease_compute_their_prompt_once() -> None:
+    batcher = make_batcher(block_size=4, budget=100)
+    samples = [make_sequence(key, 26) for key in range(4)]
+    for sample in samples[1:]:
+        sample.leader = samples[0]
+    for sample in samples:
+        batcher.add(sample)
+    batcher.add(make_sequence(9, 3))
+    # The others wait for the leader, and whoever comes after them does not.
+    assert seen(run_step(batcher)) == [(0, 0, 26, True), (9, 0, 3, True)]
+    assert seen(run_step(batcher)) == [
+        (0, 26, 1, True),
+        (9, 3, 1, True),
+        (1, 24, 2, True),
+        (2, 24, 2, True),
+        (3, 24, 2, True),
+    ]
+    assert batcher.blocks.num_used(samples[3].block_table) == 7
+    assert {tuple(sample.block_table[:6]) for sample in samples} == {(0, 1, 2, 3, 4, 5)}
+
+
+def test_samples_of_a_short_prompt_wait_for_nobody() -> None:
+    batcher = make_batcher(block_size=4)
+    leader, other = make_sequence(0, 4), make_sequence(1, 4)
+    other.leader = leader
+    batcher.add(leader)
+    batcher.add(other)
+    assert seen(run_step(batcher)) == [(0, 0, 4, True), (1, 0, 4, True)]
+
+
+def test_samples_go_on_when_their_leader_was_preempted_or_has_ended() -> None:
+    batcher = make_batcher(num_blocks=7, block_size=4, budget=100)
+    oldest, leader, other = make_sequence(0, 12), make_sequence(1, 12), make_sequence(2, 12)
+    oldest.salt = "shares nothing"
+    other.leader = leader
+    for sequence in (oldest, leader, other):
+        batcher.add(sequence)
+    batcher.schedule()  # and never completed, as if the step had gone wrong
+    batcher.complete([])
+    draw_tokens([Chunk(leader, 0, 12, is_last=True), Chunk(oldest, 0, 12, is_last=True)])
+    assert [chunk.sequence.key for chunk in run_step(batcher)] == [0]
+    assert batcher.num_preemptions == 1
+    batcher.remove(oldest)
+    assert [chunk.sequence.key for chunk in run_step(batcher)] == [1]
+    batcher.remove(leader)
+    assert seen(run_step(batcher)) == [(2, 8, 4, True)]
+
+
+def test_a_step_that_was_not_completed_leaves_nothing_in_the_cache() -> None:
+    batcher = make_batcher(block_size=4)
+    sequence = make_sequence(1, 12)
+    batcher.add(sequence)
+    batcher.schedule()
+    batcher.remove(sequence, is_sound=False)
+    assert batcher.blocks.num_cached == 0

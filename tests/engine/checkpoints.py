@@ -1,6 +1,9 @@
 """Tiny checkpoints with random weights, made on the spot with transformers."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -8,9 +11,13 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -26,6 +33,25 @@ _SENTENCES = [
 ]
 
 
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
+    "qwen3": Qwen3Config,
+    "llama": partial(LlamaConfig, rope_parameters=_LLAMA3_ROPE),
+    "qwen2": Qwen2Config,
+    "mistral": partial(MistralConfig, sliding_window=None),
+    "qwen3_moe": partial(
+        Qwen3MoeConfig, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=32
+    ),
+}
+
+
 def make_checkpoint(
     folder: Path,
     family: str = "qwen3",
@@ -36,10 +62,12 @@ def make_checkpoint(
     with_tokenizer: bool = True,
     seed: int = 0,
     max_context: int = 1024,
+    **fields: Any,
 ) -> Path:
     """Write a 2-layer model (hidden 64, 4 heads on 2 kv heads) in float32; returns ``folder``.
 
-    Llama comes with llama3 rope scaling. The EOS token is <|im_end|>, id 2.
+    Llama comes with llama3 rope scaling. The EOS token is <|im_end|>, id 2. ``fields`` are more
+    fields of the family's config.
     """
     shape = {
         "vocab_size": vocab_size,
@@ -56,25 +84,24 @@ def make_checkpoint(
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    if family == "qwen3":
-        config = Qwen3Config(**shape)
-    else:
-        scaling = {
-            "rope_type": "llama3",
-            "rope_theta": 10_000.0,
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        }
-        config = LlamaConfig(**shape, rope_parameters=scaling)
+    config = _CONFIGS[family](**shape | fields)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if family not in ("qwen3", "llama"):
+        _shake_vectors(model)
     model.generation_config = GenerationConfig(eos_token_id=[2], pad_token_id=0)
     model.save_pretrained(folder, max_shard_size="100KB" if sharded else "1GB")
     if with_tokenizer:
         _make_tokenizer(vocab_size).save_pretrained(folder)
     return folder
+
+
+def _shake_vectors(model: PreTrainedModel) -> None:
+    """Biases and norms other than the zeros and ones that they begin with."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.3 * torch.randn_like(parameter)
 
 
 def reference_model(folder: Path) -> PreTrainedModel:

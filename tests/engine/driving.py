@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from executor_svc.core.engine import (
     LeaseFailure,
     LeaseRequest,
+    PromptScores,
     SamplingParams,
     SequenceEnd,
     StepOutput,
 )
 from executor_svc.torch_engine.config import EngineConfig
-from executor_svc.torch_engine.engine import ResidentModel, TorchEngine
+from executor_svc.torch_engine.engine import TorchEngine
+from executor_svc.torch_engine.resident import ResidentModel
 
 MODEL = "tiny"
 
@@ -46,10 +49,21 @@ class Record:
     indices: dict[int, list[int]] = field(default_factory=dict)
     ends: dict[int, SequenceEnd] = field(default_factory=dict)
     failures: dict[int, LeaseFailure] = field(default_factory=dict)
+    num_cached: dict[int, int] = field(default_factory=dict)  # by lease key
+    scores: dict[int, PromptScores] = field(default_factory=dict)  # by lease key
+    tops: dict[int, list[list[tuple[int, float]]]] = field(default_factory=dict)
     num_steps: int = 0
 
     def take(self, output: StepOutput) -> None:
         self.num_steps += 1
+        for scores in output.prompt_scores:
+            assert scores.key not in self.tokens.keys() | self.scores.keys(), "late or told twice"
+            self.scores[scores.key] = scores
+        if output.num_top:
+            tops = iter(zip(output.top_token_id, output.top_logprob, strict=True))
+            for key, num_top in zip(output.key, output.num_top, strict=True):
+                self.tops.setdefault(key, []).append(list(islice(tops, num_top)))
+            assert next(tops, None) is None
         rows = zip(output.key, output.index, output.token_id, output.logprob, strict=True)
         for key, index, token_id, logprob in rows:
             assert key not in self.ends, "a token after the end"
@@ -60,6 +74,8 @@ class Record:
             assert end.key not in self.ends, "two ends"
             self.ends[end.key] = end
         self.failures |= {failure.key: failure for failure in output.failures}
+        assert not self.num_cached.keys() & output.num_cached.keys(), "told twice"
+        self.num_cached |= output.num_cached
 
 
 def run(engine: TorchEngine, *leases: LeaseRequest) -> Record:

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from executor_svc.core.engine import InvalidLeaseError, SamplingParams
-from executor_svc.torch_engine.engine import ResidentModel, TorchEngine
+from executor_svc.torch_engine.engine import TorchEngine
 from headway.reasons import Reason
 from tests.engine.checkpoints import CHAT_TEMPLATE, make_checkpoint
 from tests.engine.driving import Record, build, lease, only, run
@@ -132,11 +132,6 @@ def test_a_fault_in_one_lease_ends_that_lease_only(engine: TorchEngine) -> None:
     assert only(engine)._batcher.blocks.num_free == only(engine)._batcher.blocks.num_blocks
 
 
-def only_model(engine: TorchEngine) -> ResidentModel:
-    (model,) = engine._resident.values()
-    return model
-
-
 def test_an_engine_in_which_nothing_runs_dies(
     engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +143,7 @@ def test_an_engine_in_which_nothing_runs_dies(
     def forward(*_: object) -> None:
         raise RuntimeError("nothing works")
 
-    monkeypatch.setattr(only_model(engine)._runner._model, "forward", forward)
+    monkeypatch.setattr(only(engine)._runner._model, "forward", forward)
     with pytest.raises(RuntimeError, match="nothing works"):
         engine.step()
 
@@ -161,7 +156,7 @@ def test_an_engine_that_lost_its_device_dies(
     def forward(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(only_model(engine)._runner._model, "forward", forward)
+    monkeypatch.setattr(only(engine)._runner._model, "forward", forward)
     with pytest.raises(torch.AcceleratorError):
         engine.step()
 

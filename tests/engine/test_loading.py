@@ -6,21 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import safetensors.torch
 import torch
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
-from huggingface_hub.utils import filter_repo_objects
 
-from executor_svc.torch_engine.config import EngineConfig, load_spec
+from executor_svc.core.engine import ModelLoadError
+from executor_svc.torch_engine.config import EngineConfig
 from executor_svc.torch_engine.engine import TorchEngine
 from executor_svc.torch_engine.files import ModelError
-from executor_svc.torch_engine.loader import find_model
+from executor_svc.torch_engine.model_config import load_spec
 from tests.engine.checkpoints import make_checkpoint
 from tests.engine.driving import build, lease, run
 
@@ -184,6 +178,86 @@ def test_corrupt_file(folder: Path, spoil: Callable[[bytes], bytes]) -> None:
         build(folder)
 
 
+def _lie(change: Callable[[dict[str, Any]], Any]) -> Callable[[bytes], bytes]:
+    """A file whose header says something else about K_PROJ; the data stay as they are."""
+
+    def spoil(data: bytes) -> bytes:
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length])
+        change(header[K_PROJ])
+        text = json.dumps(header).encode()
+        return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entry: entry.update(shape=[32, 1 << 40]), "not a sound safetensors file"),
+        (lambda entry: entry.update(shape=[1 << 63, 2]), "not a sound safetensors file"),
+        (lambda entry: entry.update(shape=[-1, 64]), "not a sound safetensors file"),
+        (lambda entry: entry.update(dtype="BF16"), "not a sound safetensors file"),
+        (lambda entry: entry.update(dtype="Q4"), "not a sound safetensors file"),
+        (lambda entry: entry.update(data_offsets=[0, 1 << 60]), "not a sound safetensors file"),
+        (lambda entry: entry.update(dtype="I32"), "has dtype I32"),
+        (lambda entry: entry.update(shape=[64, 32]), "has shape"),
+    ],
+    ids=["huge", "overflow", "negative", "narrow", "unknown dtype", "beyond", "whole", "turned"],
+)
+def test_a_header_that_lies(
+    folder: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(_lie(change)(path.read_bytes()))
+    with pytest.raises(ModelError, match=rf"model\.safetensors: .*{message}"):
+        build(folder)
+
+
+def test_a_file_that_is_overwritten_does_not_change_a_model_that_was_loaded(folder: Path) -> None:
+    engine = build(folder)
+    before = run(engine, lease(0, [5]))
+    with (folder / "model.safetensors").open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        size = file.seek(0, 2) - 8 - length
+        file.seek(8 + length)
+        file.write(bytes(size))
+    after = run(engine, lease(1, [5]))
+    assert (after.tokens[1], after.logprobs[1]) == (before.tokens[0], before.logprobs[0])
+
+
+def test_a_file_that_changes_before_its_model_is_loaded_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = make_checkpoint(tmp_path / "other", "llama")
+    engine = TorchEngine(
+        EngineConfig(
+            models=(("other", str(other)), ("tiny", str(folder))),
+            max_models=1,
+            kv_bytes=1 << 22,
+            num_threads=1,
+        )
+    )
+    _edit_weights(folder, lambda weights: weights[K_PROJ].zero_())
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors: has changed since"):
+        engine.load("tiny", ("other",))
+    assert engine.load("other", ()) >= 0
+
+
+@pytest.mark.parametrize("place", ["vocabulary", "added tokens"])
+def test_a_tokenizer_with_ids_beyond_the_vocabulary(folder: Path, place: str) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    if place == "vocabulary":
+        tokenizer["model"]["vocab"]["beyond"] = 320
+    else:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        tokenizer["added_tokens"].append({"id": 320, "content": "beyond"} | flags)
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=r"tokenizer\.json: token id 320 is beyond .* of 320"):
+        build(folder)
+
+
 def test_missing_files(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors: no such file"):
@@ -236,89 +310,6 @@ def test_a_folder_named_snapshots_opens_no_door(folder: Path, tmp_path: Path) ->
     (folder / "generation_config.json").symlink_to(home / "secret.json")
     with pytest.raises(ModelError, match="leads out of the model folder"):
         build(folder)
-
-
-# What the repositories of Llama and Mistral hold.
-REPOSITORY = [
-    ".gitattributes",
-    "LICENSE",
-    "README.md",
-    "chat_template.jinja",
-    "config.json",
-    "consolidated.safetensors",
-    "generation_config.json",
-    "model-00001-of-00002.safetensors",
-    "model-00002-of-00002.safetensors",
-    "model.safetensors.index.json",
-    "onnx/model.safetensors",
-    "original/consolidated.00.pth",
-    "original/tokenizer.model",
-    "pytorch_model.bin",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-]
-
-
-def test_only_the_files_of_use_are_asked_of_the_hub(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def snapshot_download(repo_id: str, *, allow_patterns: list[str]) -> str:
-        assert repo_id == "owner/name"
-        asked.extend(filter_repo_objects(REPOSITORY, allow_patterns=allow_patterns))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert find_model("owner/name") == folder
-    assert asked == [
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-        "model.safetensors.index.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        LocalEntryNotFoundError("Got: ConnectError: Name or service not known\nTry again."),
-        OfflineModeIsEnabled("Cannot reach the hub:\noffline mode is enabled."),
-        HFValidationError("Repo id must not end with '-'."),
-        httpx.ReadTimeout("The read\noperation timed out"),
-        RuntimeError("Data processing error"),
-        TimeoutError(),
-    ],
-    ids=repr,
-)
-def test_a_hub_that_cannot_be_had_is_one_line(
-    fault: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def snapshot_download(*_: object, **__: object) -> str:
-        raise fault
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(ModelError) as caught:
-        find_model("models/my-model")
-    text = str(caught.value)
-    assert text.startswith("models/my-model: no such folder, and not to be had from the hub: ")
-    assert "\n" not in text
-    assert not text.endswith(": ")
-
-
-def test_the_hub_cache_may_link_to_its_blobs(folder: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
-    blobs = tmp_path / "models--a--b" / "blobs"
-    snapshot.mkdir(parents=True)
-    folder.rename(blobs)
-    for path in blobs.iterdir():
-        (snapshot / path.name).symlink_to(path)
-    assert run(build(snapshot), lease(0, [5])).tokens[0]
 
 
 def test_a_tied_head_may_be_stored_twice(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from executor_svc.torch_engine.config import Llama3Scaling, ModelSpec, load_spec
+from executor_svc.torch_engine.config import ExpertsSpec, Llama3Scaling, ModelSpec
 from executor_svc.torch_engine.files import ModelError
-from executor_svc.torch_engine.models.decoder import tensor_shapes
+from executor_svc.torch_engine.model_config import load_spec
+from executor_svc.torch_engine.models.tensors import tensor_shapes
 
 _QWEN3: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -111,6 +112,73 @@ LLAMA_GENERATION = {
     "top_p": 0.9,
     "transformers_version": "4.42.3",
 }
+QWEN2_5_7B_INSTRUCT: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "model_type": "qwen2",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.1",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+MISTRAL_7B_V0_3: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.42.0.dev0",
+    "use_cache": True,
+    "vocab_size": 32768,
+}
+QWEN3_30B_A3B = _QWEN3 | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "decoder_sparse_step": 1,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+    "tie_word_embeddings": False,
+}
 
 
 def _spec(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None) -> ModelSpec:
@@ -181,8 +249,51 @@ def _as_transformers_5_writes_it(config: dict[str, Any]) -> dict[str, Any]:
             },
             8_030_261_248,
         ),
+        (
+            QWEN2_5_7B_INSTRUCT,
+            None,
+            {
+                "head_dim": 128,  # not in the file
+                "has_qk_norm": False,
+                "has_qkv_bias": True,
+                "max_context_tokens": 32_768,
+                "experts": None,
+                "kv_bytes_per_token": 57_344,
+            },
+            7_615_616_512,
+        ),
+        (
+            MISTRAL_7B_V0_3,
+            None,
+            {
+                "head_dim": 128,  # not in the file
+                "has_qkv_bias": False,
+                "max_context_tokens": 32_768,
+                "eos_token_ids": (2,),
+                "kv_bytes_per_token": 131_072,
+            },
+            7_248_023_552,
+        ),
+        (
+            QWEN3_30B_A3B,
+            QWEN3_GENERATION,
+            {
+                "has_qk_norm": True,
+                "experts": ExpertsSpec(128, 8, 768, True, frozenset(range(48))),
+                "kv_bytes_per_token": 98_304,
+            },
+            30_532_122_624,
+        ),
     ],
-    ids=["Qwen3-0.6B", "Qwen3-8B", "Llama-3.2-1B", "Llama-3.1-8B-Instruct"],
+    ids=[
+        "Qwen3-0.6B",
+        "Qwen3-8B",
+        "Llama-3.2-1B",
+        "Llama-3.1-8B-Instruct",
+        "Qwen2.5-7B-Instruct",
+        "Mistral-7B-v0.3",
+        "Qwen3-30B-A3B",
+    ],
 )
 def test_published_configs_are_read_in_full(
     tmp_path: Path,
@@ -206,3 +317,53 @@ def test_a_rope_for_each_type_of_layer_is_refused(tmp_path: Path) -> None:
     config = QWEN3_0_6B | {"rope_parameters": rope}
     with pytest.raises(ModelError, match="rope_parameters: a rope for each type of layer"):
         _spec(tmp_path, config, None)
+
+
+@pytest.mark.parametrize("window", [{"sliding_window": 4096}, {}], ids=["told", "by default"])
+def test_a_window_within_the_context_is_refused_and_a_context_within_it_served(
+    tmp_path: Path, window: dict[str, Any]
+) -> None:
+    config = MISTRAL_7B_V0_3.copy()
+    del config["sliding_window"]
+    config |= window  # transformers takes 4096 where it is missing
+    with pytest.raises(ModelError, match=r"sliding_window: 4096 is shorter than .* 32768 tokens"):
+        _spec(tmp_path, config, None)
+    assert load_spec(tmp_path, max_model_len=4096).max_context_tokens == 32_768
+    with pytest.raises(ModelError, match="set max_model_len to 4096"):
+        load_spec(tmp_path, max_model_len=4097)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_experts": None}, "num_experts: is missing"),
+        ({"num_experts_per_tok": 129}, "num_experts_per_tok: must not be above num_experts"),
+        ({"moe_intermediate_size": 0}, "moe_intermediate_size: 0 is not a positive"),
+        ({"norm_topk_prob": 1}, "norm_topk_prob: 1 is not true or false"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step: 0 is not a positive"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers: 3 is not a list"),
+        ({"mlp_only_layers": ["3"]}, r"mlp_only_layers: \['3'\] is not a list"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: 'sliding_"),
+        ({"layer_types": {"0": "full_attention"}}, "layer_types: .* is not supported"),
+        ({"use_sliding_window": True}, "use_sliding_window: is not supported"),
+        ({"head_dim": None}, "head_dim: is missing"),
+        ({"num_key_value_heads": None}, "num_key_value_heads: is missing"),
+    ],
+    ids=str,
+)
+def test_bad_fields_of_experts_and_layers_are_named(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        _spec(tmp_path, QWEN3_30B_A3B | changes, None)
+
+
+def test_layers_without_experts_are_found_as_transformers_does(tmp_path: Path) -> None:
+    changes = {"decoder_sparse_step": 2, "mlp_only_layers": [1, 5], "num_hidden_layers": 8}
+    spec = _spec(tmp_path, QWEN3_30B_A3B | changes, None)
+    assert spec.experts is not None
+    assert spec.experts.layers == {3, 7}
+    shapes = tensor_shapes(spec)
+    assert "model.layers.2.mlp.down_proj.weight" in shapes
+    assert "model.layers.3.mlp.experts.127.down_proj.weight" in shapes
+    assert shapes["model.layers.3.mlp.gate.weight"] == (128, 2048)

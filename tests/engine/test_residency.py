@@ -1,18 +1,25 @@
 """Several models in one engine: each as exact as alone, and none beyond what fits."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from executor_svc.core.engine import InvalidLeaseError, LeaseRequest, ModelLoadError, SamplingParams
 from executor_svc.torch_engine import residency
 from executor_svc.torch_engine.config import EngineConfig
 from executor_svc.torch_engine.engine import TorchEngine
 from executor_svc.torch_engine.files import ModelError
+from executor_svc.torch_engine.host_weights import HostBlock
+from executor_svc.torch_engine.known_model import weight_bytes
+from executor_svc.torch_engine.model_config import load_spec
+from executor_svc.torch_engine.models.sharding import Shard
 from headway.reasons import Reason
 from tests.engine.driving import Record, build, lease, run
+from tests.engine.test_published_configs import QWEN3_0_6B, QWEN3_30B_A3B
 
 PARAMS = SamplingParams(max_tokens=12, seed=5, ignore_eos=True)
 PROMPT = [10, 20, 30]
@@ -155,3 +162,57 @@ def test_an_engine_that_cannot_load_its_first_models_is_not_built(
     monkeypatch.setattr(residency, "_free_bytes", lambda device: 0)
     with pytest.raises(ModelError, match="0 MiB are free"):
         make()
+
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("config", "num_parameters", "num_embedding", "num_vectors"),
+    [
+        (QWEN3_0_6B, 596_049_920, 151_936 * 1024, 28 * (2 * 1024 + 2 * 128) + 1024),
+        (QWEN3_30B_A3B, 30_532_122_624, None, None),
+    ],
+    ids=["Qwen3-0.6B", "Qwen3-30B-A3B"],
+)
+def test_weights_are_counted_before_they_are_loaded(
+    tmp_path: Path,
+    config: dict[str, Any],
+    num_parameters: int,
+    num_embedding: int | None,
+    num_vectors: int | None,
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = load_spec(tmp_path)
+    whole, half = Shard(), Shard(1, 2)
+    on_gpu = weight_bytes(spec, whole, CUDA, "none")
+    assert on_gpu == 2 * num_parameters
+    # Norms and routers are on both ranks.
+    assert on_gpu / 2 <= weight_bytes(spec, half, CUDA, "none") < on_gpu / 2 * 1.01
+    if num_embedding is not None and num_vectors is not None:  # the head is tied
+        on_cpu = weight_bytes(spec, whole, CPU, "none")
+        assert on_cpu == 2 * (num_parameters + num_embedding), "the packed head"
+        narrow = num_parameters - num_embedding - num_vectors + num_embedding
+        assert weight_bytes(spec, whole, CPU, "int8") == narrow + 2 * (num_embedding + num_vectors)
+
+
+def test_a_block_of_host_memory_holds_each_tensor_apart() -> None:
+    shapes = {"a": (3, 5), "b": (7,), "c": (2, 2, 64)}
+    block = HostBlock(shapes, torch.bfloat16)
+    for i, (name, shape) in enumerate(shapes.items()):
+        assert block.tensors[name].shape == shape
+        assert block.tensors[name].data_ptr() % 16 == 0
+        block.tensors[name].fill_(i)
+    assert [tensor.unique().tolist() for tensor in block.tensors.values()] == [[0], [1], [2]]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("max_models", [1, 2])
+def test_weights_that_went_to_the_host_come_back_as_they_were(make: Any, max_models: int) -> None:
+    engine = make(
+        "qwen3", "llama", "qwen3-moe", max_models=max_models, device="cuda", dtype="bfloat16"
+    )
+    before = run(engine, for_model("qwen3"))
+    engine.load("qwen3-moe", ("qwen3",))
+    engine.load("qwen3", ("qwen3-moe",))
+    assert run(engine, for_model("qwen3")).tokens == before.tokens

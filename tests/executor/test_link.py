@@ -12,7 +12,8 @@ import pytest
 from executor_svc.core.engine import StepOutput
 from executor_svc.core.session import Session
 from executor_svc.link import Link
-from executor_svc.mock_engine import MockConfig, MockEngine, mock_tokens
+from executor_svc.mock_engine import MockConfig, MockEngine
+from executor_svc.mock_formulas import mock_tokens
 from executor_svc.settings import ExecutorSettings
 from executor_svc.stream import AttachRefusedError
 from executor_svc.worker import EngineDiedError, Worker

@@ -13,7 +13,8 @@ from executor_svc.core.engine import (
     SequenceEnd,
     StepOutput,
 )
-from executor_svc.mock_engine import MockConfig, MockEngine, mock_tokens
+from executor_svc.mock_engine import MockConfig, MockEngine
+from executor_svc.mock_formulas import mock_tokens
 from headway.reasons import Reason
 
 VOCAB = 100

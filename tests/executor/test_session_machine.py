@@ -15,6 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from executor_svc.core.engine import (
     FinishReason,
     ModelInfo,
+    PromptScores,
+    PromptScoring,
     SamplingParams,
     SequenceEnd,
     StepOutput,
@@ -56,6 +58,30 @@ def token(request_id: str, sample: int, index: int) -> int:
     return hash((int(request_id), sample, index)) % 1000
 
 
+def num_top(request_id: str) -> int:
+    """Every second request asks for alternatives: a token and the id after it."""
+    return 2 * (int(request_id) % 2)
+
+
+def is_scored(request_id: str) -> bool:
+    """Every third request has its prompt scored."""
+    return int(request_id) % 3 == 0
+
+
+def emit(output: StepOutput, key: int, sample: "EngineSample", index: int) -> None:
+    """One token of a step, with all that belongs to it."""
+    token_id = token(sample.request_id, sample.number, index)
+    count = num_top(sample.request_id)
+    output.key.append(key + sample.number)
+    output.index.append(index)
+    output.token_id.append(token_id)
+    output.logprob.append(0.0)
+    if count or output.num_top:
+        output.num_top += [0] * (len(output.key) - 1 - len(output.num_top)) + [count]
+    output.top_token_id += range(token_id, token_id + count)
+    output.top_logprob += [0.0] * count
+
+
 @dataclass
 class EngineSample:
     request_id: str
@@ -73,6 +99,8 @@ class Held:
     ends: dict[int, SequenceEnd] = field(default_factory=dict)
     ended: LeaseEnded | None = None
     is_revoked: bool = False
+    has_scores: bool = False
+    are_scores_elsewhere: bool = False
 
 
 class SessionMachine(RuleBasedStateMachine):
@@ -87,6 +115,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.next_handle = 1
         self.next_request = 0
         self.running: dict[int, list[EngineSample]] = {}  # the engine, by lease key
+        self.unscored: set[int] = set()  # lease keys whose prompt the engine is to score
         self.model_of: dict[int, str] = {}  # of each of them
         self.resident = {"m"}  # the engine's
         self.loading: list[LoadModel] = []  # the engine's inbox
@@ -99,6 +128,7 @@ class SessionMachine(RuleBasedStateMachine):
     def tell(self, event: object) -> None:
         for effect in self.session.handle(event, self.now_ms):  # type: ignore[arg-type]
             if isinstance(effect, AbortLease):
+                self.unscored.discard(effect.key)
                 del self.running[effect.key]  # never an abort for what the engine lacks
             elif isinstance(effect, LoadModel):
                 self.loading.append(effect)
@@ -107,6 +137,8 @@ class SessionMachine(RuleBasedStateMachine):
                 assert request.key not in self.running
                 self.model_of[request.key] = request.model
                 assert all(request.key > key for key in self.running)
+                if request.scoring is not None:
+                    self.unscored.add(request.key)
                 self.running[request.key] = [
                     EngineSample(str(request.prompt_token_ids[0]), number, start)
                     for number in range(request.num_samples)
@@ -135,14 +167,12 @@ class SessionMachine(RuleBasedStateMachine):
         output = StepOutput()
         keys = data.draw(st.lists(st.sampled_from(sorted(self.running)), unique=True))
         for key in keys:
+            self.score(output, key)
             for sample in list(self.running[key]):
                 for _ in range(data.draw(st.integers(0, 2))):
                     if sample.index == MAX_TOKENS:
                         break
-                    output.key.append(key + sample.number)
-                    output.index.append(sample.index)
-                    output.token_id.append(token(sample.request_id, sample.number, sample.index))
-                    output.logprob.append(0.0)
+                    emit(output, key, sample, sample.index)
                     sample.index += 1
                 if sample.index == MAX_TOKENS:
                     end = SequenceEnd(key + sample.number, MAX_TOKENS, FinishReason.LENGTH)
@@ -151,6 +181,11 @@ class SessionMachine(RuleBasedStateMachine):
             if not self.running[key]:
                 del self.running[key]
         self.tell(StepDone(output))
+
+    def score(self, output: StepOutput, key: int) -> None:
+        if key in self.unscored:
+            self.unscored.remove(key)
+            output.prompt_scores.append(PromptScores(key, [0.0, 0.0]))
 
     @precondition(lambda self: self.loading)
     @rule(works=st.booleans())
@@ -180,7 +215,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.next_request += 1
         starts = [data.draw(st.integers(0, MAX_TOKENS - 1)) for _ in range(num_samples)]
         samples = [[token(request_id, n, i) for i in range(s)] for n, s in enumerate(starts)]
-        self._grant(request_id, samples, {}, gap)
+        self._grant(request_id, samples, {}, gap, has_scores=any(samples))
 
     @precondition(lambda self: self.is_attached and self.held)
     @rule(data=st.data())
@@ -189,12 +224,19 @@ class SessionMachine(RuleBasedStateMachine):
         old = self.held.pop(data.draw(st.sampled_from(sorted(self.held))))
         for number in range(len(old.samples)):
             self.routes.pop(old.handle + number, None)
-        self._grant(old.ref.request_id, old.samples, old.ends, 0)
+        self._grant(old.ref.request_id, old.samples, old.ends, 0, has_scores=old.has_scores)
 
     def _grant(
-        self, name: str, samples: list[list[int]], ends: dict[int, SequenceEnd], gap: int
+        self,
+        name: str,
+        samples: list[list[int]],
+        ends: dict[int, SequenceEnd],
+        gap: int,
+        *,
+        has_scores: bool,
     ) -> None:
         lease = Held(self.new_ref(name), self.new_handle(len(samples), gap), samples, ends)
+        lease.has_scores = lease.are_scores_elsewhere = has_scores
         self.held[name] = lease
         self.route(lease)
         grant = Grant(
@@ -202,11 +244,14 @@ class SessionMachine(RuleBasedStateMachine):
             handle=lease.handle,
             model=min(self.usable, default="m"),
             prompt_token_ids=[int(name)],
-            params=SamplingParams(max_tokens=MAX_TOKENS),
+            params=SamplingParams(max_tokens=MAX_TOKENS, top_logprobs=num_top(name)),
             num_samples=len(samples),
             generated=tuple(
-                GeneratedSample(list(tokens), end=ends.get(n)) for n, tokens in enumerate(samples)
+                self._generated(name, tokens, ends.get(number))
+                for number, tokens in enumerate(samples)
             ),
+            scoring=PromptScoring(wants_logprobs=True) if is_scored(name) else None,
+            has_prompt_scores=has_scores,
         )
         if grant.model in self.usable:
             self.tell(OrdersReceived(grants=(grant,)))
@@ -215,6 +260,10 @@ class SessionMachine(RuleBasedStateMachine):
         for number in range(len(samples)):
             del self.routes[lease.handle + number]
         self.tell(OrdersReceived(grants=(grant,)))
+
+    def _generated(self, name: str, tokens: list[int], end: SequenceEnd | None) -> GeneratedSample:
+        tops = [token_id + place for token_id in tokens for place in range(num_top(name))]
+        return GeneratedSample(list(tokens), (), end, tops, [0.0] * len(tops))
 
     @property
     def usable(self) -> set[str]:
@@ -241,9 +290,23 @@ class SessionMachine(RuleBasedStateMachine):
             return
         frame = report.frame
         assert len(frame.handle) <= 3
-        for handle, index, token_id in zip(frame.handle, frame.index, frame.token_id, strict=True):
+        for scores in frame.prompt_scores:
+            if scores.key in self.routes:
+                lease, number = self.routes[scores.key]
+                assert number == 0
+                assert not lease.has_scores, "they are sent once"
+                lease.has_scores = True
+        num_tops, stop = frame.num_top or [0] * len(frame.handle), 0
+        assert sum(num_tops) == len(frame.top_token_id) == len(frame.top_logprob)
+        for handle, index, token_id, count in zip(
+            frame.handle, frame.index, frame.token_id, num_tops, strict=True
+        ):
+            start, stop = stop, stop + count
+            assert frame.top_token_id[start:stop] == list(range(token_id, token_id + count))
             if handle in self.routes:
                 lease, number = self.routes[handle]
+                assert count == num_top(lease.ref.request_id)
+                assert lease.has_scores or not is_scored(lease.ref.request_id)
                 tokens = lease.samples[number]
                 assert index <= len(tokens), "a gap"
                 assert token_id == token(lease.ref.request_id, number, index)
@@ -278,6 +341,7 @@ class SessionMachine(RuleBasedStateMachine):
         if ended.outcome is Outcome.COMPLETED:
             assert all(len(tokens) == MAX_TOKENS for tokens in lease.samples)
             assert len(lease.ends) == len(lease.samples)
+            assert lease.has_scores or not is_scored(lease.ref.request_id)
         elif ended.outcome is Outcome.REVOKED:
             assert lease.is_revoked
         else:
@@ -333,7 +397,10 @@ class SessionMachine(RuleBasedStateMachine):
                 next_index.append(kept)
             lease.ends.clear()
             self.route(lease)
-            adopts.append(Adopt(held, lease.ref, lease.handle, tuple(next_index)))
+            if not any(next_index) and not lease.are_scores_elsewhere:  # lost with all tokens
+                lease.has_scores = lease.has_scores and data.draw(st.booleans())
+            adopt = Adopt(held, lease.ref, lease.handle, tuple(next_index), lease.has_scores)
+            adopts.append(adopt)
         self.tell(Welcomed(GRACE_MS, tuple(data.draw(st.permutations(adopts)))))
 
     # --- always ---
@@ -375,12 +442,10 @@ class SessionMachine(RuleBasedStateMachine):
     def _rest(self) -> StepOutput:
         output = StepOutput()
         for key, samples in self.running.items():
+            self.score(output, key)
             for sample in samples:
                 for index in range(sample.index, MAX_TOKENS):
-                    output.key.append(key + sample.number)
-                    output.index.append(index)
-                    output.token_id.append(token(sample.request_id, sample.number, index))
-                    output.logprob.append(0.0)
+                    emit(output, key, sample, index)
                 end = SequenceEnd(key + sample.number, MAX_TOKENS, FinishReason.LENGTH)
                 output.ends.append(end)
         self.running.clear()

@@ -20,7 +20,8 @@ from executor_svc.core.messages import (
     ModelLoadFailed,
     StartLease,
 )
-from executor_svc.mock_engine import MockConfig, MockEngine, mock_tokens
+from executor_svc.mock_engine import MockConfig, MockEngine
+from executor_svc.mock_formulas import mock_tokens
 from executor_svc.worker import EngineDiedError, Worker
 from headway.reasons import Reason
 

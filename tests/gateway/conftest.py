@@ -34,6 +34,7 @@ def settings_for(scheduler: ScriptedScheduler, **changes: object) -> GatewaySett
         "reconnect_backoff_min_ms": 1,
         "reconnect_backoff_max_ms": 20,
         "shutdown_grace_s": 1,
+        "num_text_workers": 0,  # a process for each test would cost more than the test
         **changes,
     }
     return GatewaySettings(**values)

@@ -1,6 +1,7 @@
 """A scheduler that does what a test tells it, behind real gRPC on a free port."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -39,8 +40,13 @@ class Run:
         usage = generation_pb2.Usage(
             num_prompt_tokens=len(self.request.prompt_token_ids),
             num_generated_tokens=sum(map(len, self.tokens)),
+            num_cached_prompt_tokens=2,
         )
-        timing = generation_pb2.Timing(num_attempts=1)
+        timing = generation_pb2.Timing(num_attempts=1, executor_id="executor-1")
+        timing.queued.FromMilliseconds(300)
+        timing.model_wait.FromMilliseconds(100)
+        timing.first_token.FromMilliseconds(500)
+        timing.total.FromMilliseconds(1500)
         self.finished = scheduler_pb2.Finished(usage=usage, timing=timing, failure=failure)
 
 
@@ -58,6 +64,8 @@ class _Session:
     def publish(self, handle: int) -> None:
         run, cursors, told_ends = self.followed[handle]
         frame = generation_pb2.StepFrame()
+        if run.request.HasField("prompt_scoring") and not any(cursors) and any(run.tokens):
+            frame.prompt_scores.append(scores_of(run.request, handle))
         for sample, tokens in enumerate(run.tokens):
             for index in range(cursors[sample], len(tokens)):
                 frame.handle.append(handle + sample)
@@ -65,6 +73,7 @@ class _Session:
                 frame.token_id.append(tokens[index])
                 if run.request.sampling.logprobs:
                     frame.logprob.append(-float(index) - 0.5)
+                    add_alternatives(frame, tokens[index], run.request.sampling.top_logprobs)
             cursors[sample] = len(tokens)
             end = run.ends[sample]
             if end is not None and not told_ends[sample]:
@@ -79,6 +88,29 @@ class _Session:
             del self.followed[handle]
         if frame.handle or frame.ends or finished:
             self.send(frame=frame, finished=finished)
+
+
+def add_alternatives(frame: generation_pb2.StepFrame, token_id: int, num_top: int) -> None:
+    """The token itself and the ones after it, half as likely each."""
+    frame.num_top.append(num_top)
+    for number in range(num_top):
+        frame.top_token_id.append(token_id + number)
+        frame.top_logprob.append(-0.5 - number)
+
+
+def scores_of(
+    request: generation_pb2.GenerationRequest, handle: int
+) -> generation_pb2.PromptScores:
+    """Prompt token i has the logprob -i, and alternatives as generated tokens have them."""
+    scores = generation_pb2.PromptScores(handle=handle)
+    rows = generation_pb2.StepFrame()
+    for index, token_id in enumerate(request.prompt_token_ids):
+        scores.logprob.append(-float(index) if index else math.nan)
+        if index:
+            add_alternatives(rows, token_id, request.prompt_scoring.top_logprobs)
+    scores.top_token_id.extend(rows.top_token_id)
+    scores.top_logprob.extend(rows.top_logprob)
+    return scores
 
 
 def reply_at_once(run: Run) -> None:
@@ -118,6 +150,7 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.num_submits = 0
         self.num_heartbeats = 0
         self.generation_config = b""
+        self.chat_template = tiny_model.TEMPLATE
         self._sessions: list[_Session] = []
         self._news = asyncio.Condition()
         self._server = Server(
@@ -298,6 +331,8 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         if response.HasField("assets"):
             self.num_asset_reads += 1
             response.assets.generation_config_json = self.generation_config
+            if response.assets.chat_template:
+                response.assets.chat_template = self.chat_template
         return response
 
 

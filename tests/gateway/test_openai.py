@@ -56,6 +56,7 @@ async def test_a_chat(http: httpx.AsyncClient, scheduler: ScriptedScheduler) -> 
         "prompt_tokens": len(request.prompt_token_ids),
         "completion_tokens": 2 * num_reply_tokens,
         "total_tokens": len(request.prompt_token_ids) + 2 * num_reply_tokens,
+        "prompt_tokens_details": {"cached_tokens": 2},
     }
     assert request.sampling.seed == 2**64 - 1
     assert not request.sampling.HasField("max_tokens")
@@ -87,7 +88,7 @@ async def test_a_streamed_chat(http: httpx.AsyncClient, scheduler: ScriptedSched
         for entry in (event["choices"][0]["logprobs"] or {"content": []})["content"]
     ]
     assert [entry["logprob"] for entry in logprobs] == [-i - 0.5 for i in range(len(run.tokens[0]))]
-    assert "\nid:" not in text  # without a key nothing leads back to it
+    assert text.count("\nid: run-0:") == len(events) - 2  # all but opening and usage
 
 
 async def test_completions_of_every_kind_of_prompt(
@@ -128,8 +129,12 @@ async def test_every_field_reaches_the_scheduler(
         "user": "me",
         "metadata": {"a": "b"},
         "store": False,
-        "frequency_penalty": 0,
-        "logit_bias": None,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.5,
+        "repetition_penalty": 1.25,
+        "logit_bias": {"5": -100, "6": 2.5},
+        "logprobs": True,
+        "top_logprobs": 2,
         "some_new_parameter": None,
     }
     headers = {"Idempotency-Key": "key-1"}
@@ -143,6 +148,10 @@ async def test_every_field_reaches_the_scheduler(
     assert list(sampling.stop_strings) == ["a b", "c"]
     assert list(sampling.stop_token_ids) == [4]
     assert sampling.ignore_eos
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-0.5, 0.5)
+    assert sampling.repetition_penalty == 1.25
+    assert {one.token_id: one.bias for one in sampling.logit_bias} == {5: -100, 6: 2.5}
+    assert (sampling.logprobs, sampling.top_logprobs) == (True, 2)
     assert (request.session_id, request.band, request.idempotency_key) == ("s", 2, "key-1")
     assert request.queue_timeout.ToMilliseconds() == 1500
     assert request.execution_timeout.ToMilliseconds() == 60_000
@@ -207,7 +216,7 @@ PARAMETERS: list[tuple[str, dict[str, Any]]] = [
     ("queue_timeout_s", {"queue_timeout_s": -1}),
     ("messages", {"messages": []}),
     ("messages[0].content", {"messages": [{"role": "user"}]}),
-    ("messages[0].role", {"messages": [{"role": "tool", "content": "x"}]}),
+    ("messages[0].role", {"messages": [{"role": "poet", "content": "x"}]}),
     ("messages[0].weird", {"messages": [{"role": "user", "content": "x", "weird": 1}]}),
     (
         "messages[0].content[0].type",
@@ -216,12 +225,31 @@ PARAMETERS: list[tuple[str, dict[str, Any]]] = [
     ("messages", {"messages": [{"role": "assistant", "content": "first"}]}),
     ("model", {"model": 5}),
     ("stream_options", {"stream_options": {"include_usage": True}}),
-    ("tools", {"tools": [{"type": "function"}]}),
-    ("response_format", {"response_format": {"type": "json_object"}}),
-    ("presence_penalty", {"presence_penalty": 0.5}),
+    ("max_tokens", {"max_tokens": -1}),
+    ("max_tokens", {"max_tokens": 0}),
+    ("tools[0].function", {"tools": [{"type": "function"}]}),
+    ("tools[0].type", {"tools": [{"type": "web_search"}]}),
+    ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}),  # no known format
+    ("response_format.type", {"response_format": {"type": "grammar"}}),
+    ("presence_penalty", {"presence_penalty": 3}),
+    ("frequency_penalty", {"frequency_penalty": -2.5}),
+    ("repetition_penalty", {"repetition_penalty": 0}),
+    ("logit_bias", {"logit_bias": {"a": 1}}),
+    ("logit_bias[...]", {"logit_bias": {"1": 101}}),
+    ("logit_bias", {"logit_bias": {"100000": 1}}),
+    ("logit_bias", {"logit_bias": {str(number): 1 for number in range(1025)}}),
     ("top_logprobs", {"top_logprobs": 3}),
+    ("top_logprobs", {"top_logprobs": 21, "logprobs": True}),
     ("store", {"store": True}),
     ("reasoning_effort", {"reasoning_effort": "high"}),
+    ("chat_template", {"chat_template": "{{ 1 }}"}),
+    ("chat_template_kwargs.date", {"chat_template_kwargs": {"date": "x"}}),
+    ("chat_template_kwargs.enable_thinking", {"chat_template_kwargs": {"enable_thinking": 1}}),
+    ("continue_final_message", {"continue_final_message": True}),
+    ("guided_json", {"guided_json": {}}),
+    ("functions", {"functions": [{"name": "f"}]}),
+    ("n", {"n": 65}),
+    ("best_of", {"best_of": 2}),
 ]
 
 
@@ -238,11 +266,10 @@ async def test_bad_parameters_are_refused_by_name(
 
 
 async def test_unsupported_is_its_own_code(asgi: httpx.AsyncClient) -> None:
-    for change in ({"tools": [1]}, {"no_such": 1}):
+    for change in ({"best_of": 3}, {"no_such": 1}, {"messages": [{"role": "user", "no": 1}]}):
         response = await asgi.post("/v1/chat/completions", json={**CHAT, **change})
         assert response.json()["error"]["code"] == "unsupported_parameter"
-    response = await asgi.post("/v1/completions", json={**COMPLETION, "logprobs": 5})
-    assert response.json()["error"]["code"] == "unsupported_parameter"
+    response = await asgi.post("/v1/completions", json={**COMPLETION, "logprobs": 21})
     assert response.json()["error"]["param"] == "logprobs"
 
 
@@ -520,7 +547,9 @@ async def test_a_completion_that_names_no_length_fits_into_the_context(
 async def test_what_the_models_makers_want_stands_in_for_what_is_left_out(
     asgi: httpx.AsyncClient, scheduler: ScriptedScheduler
 ) -> None:
-    scheduler.generation_config = b'{"temperature": 0.25, "top_p": 0.5, "top_k": 20, "x": 1}'
+    scheduler.generation_config = (
+        b'{"temperature": 0.25, "top_p": 0.5, "top_k": 20, "repetition_penalty": 1.5, "x": 1}'
+    )
     for path, body in (("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)):
         scheduler.runs.clear()
         assert (await asgi.post(path, json=body)).status_code == 200
@@ -529,6 +558,7 @@ async def test_what_the_models_makers_want_stands_in_for_what_is_left_out(
         wanted, asked = (run.request.sampling for run in scheduler.runs)
         assert (wanted.temperature, wanted.top_p, wanted.top_k) == (0.25, 0.5, 20)
         assert (asked.temperature, asked.top_p, asked.top_k) == (1, 1, 0)
+        assert wanted.repetition_penalty == 1.5
 
 
 async def test_the_real_sdk(base_url: str, scheduler: ScriptedScheduler) -> None:

@@ -1,16 +1,19 @@
 """Tokens to text in any chunks, stop strings, templates."""
 
 import asyncio
+import json
 import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from gateway_http.detokenize import MAX_UNSETTLED_TOKENS, Detokenizer, StopTrimmer
+from gateway_http.model_text import Text
 from gateway_http.settings import GatewaySettings
-from gateway_http.text import Text, TextPool
+from gateway_http.text import Chat, opens_thought
+from gateway_http.text_pool import TextPool
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
@@ -131,35 +134,47 @@ def test_a_match_before_min_tokens_is_no_stop() -> None:
 async def loaded(
     template: str = tiny_model.TEMPLATE, name: str = tiny_model.NAME, **changes: object
 ) -> Text:
-    pool = TextPool(GatewaySettings(**changes))
+    """Without worker processes; test_text_pool has them."""
+    pool = TextPool(GatewaySettings(**{"num_text_workers": 0, **changes}))
     assets = tiny_model.assets(name)
     if name == tiny_model.NAME:
         assets.chat_template = template
-    return await pool.load(tiny_model.card(name), assets)
+    card = tiny_model.card(name)
+    return Text(card, await pool.load(card, assets), pool)
 
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
+CHAT = Chat(messages=MESSAGES)
 
 
-async def test_a_chat_becomes_tokens() -> None:
+async def render(text: Text, chat: Chat = CHAT) -> str:
+    return await text.render_chat(chat, "messages")
+
+
+async def test_a_chat_becomes_text_and_tokens() -> None:
     text = await loaded()
-    token_ids = await text.encode_chat(MESSAGES, "messages")
-    written = tiny_model.tokenizer().decode(token_ids, skip_special_tokens=False)
-    assert written == "<|user|>Hi<|end|>\n<|assistant|>"
+    rendered = await render(text)
+    assert rendered == "<|user|>Hi<|end|>\n<|assistant|>"
+    token_ids = await text.encode(rendered, "messages", False)
+    assert await text.decode(token_ids, "tokens") == rendered
+    assert len(token_ids) == 6
 
 
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
         ("{{ messages | tojson }}", '[{"role": "user", "content": "Hi"}]'),
+        ("{{ {'b': '<ü>', 'a': 1} | tojson }}", '{"b": "<ü>", "a": 1}'),
+        ("{{ [1, {}] | tojson(indent=1) }}", "[\n 1,\n {}\n]"),
         ("{{ eos_token }}{{ strftime_now('%%') }}", "<|end|>%"),
         ("{% for m in messages %}{% generation %}x{% endgeneration %}{% break %}{% endfor %}", "x"),
+        ("{% for i in range(4) %}{% if i % 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "02"),
+        ("{{ tools is none }}{{ documents is none }}{{ no_such is defined }}", "TrueTrueFalse"),
+        ("{% set ns = namespace(n=1) %}{% set ns.n = 2 %}{{ ns.n }}", "2"),
     ],
 )
 async def test_templates_have_the_names_they_expect(template: str, expected: str) -> None:
-    text = await loaded(template)
-    token_ids = await text.encode_chat(MESSAGES, "messages")
-    assert tiny_model.tokenizer().decode(token_ids, skip_special_tokens=False) == expected
+    assert await render(await loaded(template)) == expected
 
 
 @pytest.mark.parametrize(
@@ -169,50 +184,190 @@ async def test_templates_have_the_names_they_expect(template: str, expected: str
         ("{{ messages.append(1) }}", "does not take these messages"),
         ("{{ ''.__class__.__mro__ }}{{ x.__globals__.y }}", "does not take these messages"),
         ("{{ messages[0] + 1 }}", "does not take these messages"),
+        ("{{ 1 / 0 }}", "does not take these messages"),
+        ("{% include 'file' %}", "does not take these messages"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "does not take these messages"),
     ],
 )
 async def test_templates_that_refuse_or_misbehave(template: str, message: str) -> None:
-    text = await loaded(template)
     with pytest.raises(HeadwayError, match=message) as caught:
-        await text.encode_chat(MESSAGES, "messages")
+        await render(await loaded(template))
     assert caught.value.reason is Reason.INVALID_REQUEST
+    assert caught.value.field == "messages"
+
+
+async def test_constants_of_a_template_are_not_worked_out_when_it_is_read() -> None:
+    """Or "a" times ten billion would take the memory of whoever loads the model."""
+    await loaded("{% if no_such %}{{ 'a' * 10000000000000 }}{% endif %}")
 
 
 async def test_output_of_a_template_is_bounded() -> None:
-    text = await loaded("{% for i in range(9999) %}{{ 'x' * 1000 }}{% endfor %}")
-    with pytest.raises(HeadwayError) as caught:
-        await text.encode_chat(MESSAGES, "messages")
-    assert caught.value.reason is Reason.PROMPT_TOO_LONG
-    text = await loaded("{% for i in range(9999) %}{{ i }}{% endfor %}", max_rendered_chars=10)
-    with pytest.raises(HeadwayError) as caught:
-        await text.encode_chat(MESSAGES, "messages")
-    assert caught.value.reason is Reason.PROMPT_TOO_LONG
+    wild = "{% for i in range(9999) %}{{ 'x' * 1000 }}{% endfor %}"
+    for template in (wild, "{% for i in range(9999) %}{{ i }}{% endfor %}"):
+        with pytest.raises(HeadwayError) as caught:
+            await render(await loaded(template, max_rendered_chars=10_000))
+        assert caught.value.reason is Reason.PROMPT_TOO_LONG
+
+
+async def test_a_final_message_goes_on() -> None:
+    messages = [*MESSAGES, {"role": "assistant", "content": "Well, "}]
+    chat = Chat(messages=messages, continues_final_message=True, has_generation_prompt=False)
+    assert await render(await loaded(), chat) == "<|user|>Hi<|end|>\n<|assistant|>Well, "
+    with pytest.raises(HeadwayError, match="leaves out the final message"):
+        await render(await loaded("{{ messages[0].content }}"), chat)
+
+
+async def test_a_thought_that_the_template_opens_can_be_closed() -> None:
+    text = await loaded(tiny_model.TEMPLATE.replace("<|assistant|>{%", "<|assistant|><think>\n{%"))
+    assert opens_thought(await render(text))
+    at_once = Chat(messages=MESSAGES, answers_at_once=True, answer_start="<tool_call>")
+    assert (await render(text, at_once)).endswith("<think>\n\n</think>\n\n<tool_call>")
+    assert (await render(await loaded(), at_once)).endswith("<|assistant|><tool_call>")
+
+
+async def test_variables_of_a_template_hide_none_of_ours() -> None:
+    chat = Chat(messages=MESSAGES, names={"x": 1, "eos_token": "no", "messages": []})
+    text = await loaded("{{ x }}{{ eos_token }}{{ messages | length }}")
+    assert await render(text, chat) == "1<|end|>1"
 
 
 async def test_a_model_without_files_refuses_text_and_chats() -> None:
     text = await loaded(name=tiny_model.BARE_NAME)
     assert not text.has_tokenizer
-    for call in (text.encode("x", "prompt"), text.encode_chat(MESSAGES, "messages")):
+    for call in (text.encode("x", "prompt"), render(text)):
         with pytest.raises(HeadwayError, match="no tokenizer"):
             await call
-    no_template = await loaded("")
     with pytest.raises(HeadwayError, match="no chat template"):
-        await no_template.encode_chat(MESSAGES, "messages")
+        await render(await loaded(""))
 
 
 async def test_unreadable_files_leave_token_ids_usable() -> None:
-    pool = TextPool(GatewaySettings())
     assets = generation_pb2.ModelAssets(
         tokenizer_json=b"{", tokenizer_config_json=b"[", chat_template="{% if %}"
     )
-    assert not (await pool.load(tiny_model.card(), assets)).has_tokenizer
+    pool = TextPool(GatewaySettings(num_text_workers=0))
+    files = await pool.load(tiny_model.card(), assets)
+    assert not Text(tiny_model.card(), files, pool).has_tokenizer
 
 
 async def test_waiting_texts_are_bounded() -> None:
-    text = await loaded(max_text_jobs=1, inline_text_chars=1, num_text_threads=1)
+    text = await loaded(max_text_jobs=1, inline_text_chars=1)
     results = await asyncio.gather(
         text.encode("some text", "prompt"), text.encode("more", "prompt"), return_exceptions=True
     )
     assert isinstance(results[0], list)
     assert isinstance(results[1], HeadwayError)
     assert results[1].reason is Reason.NO_CAPACITY
+
+
+async def test_bytes_of_tokens_that_are_part_of_a_character() -> None:
+    text = await loaded()
+    token_ids = tiny_model.encode("a🙂ü")
+    data = b"".join(text.token_bytes(token_id) or b"" for token_id in token_ids)
+    assert data == "a🙂ü".encode()
+    assert any("\ufffd" in text.token_text(token_id) for token_id in token_ids)
+
+
+# --- three kinds of tokenizers -------------------------------------------------------------------
+
+CORPUS = ["the queue in front of the fleet, grüße 世界 ok 🙂 low lower lowest", "a b  c   d"] * 8
+
+
+def llama2_style() -> Tokenizer:
+    """SentencePiece BPE: Metaspace, byte fallback, the first space stripped."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=specials, show_progress=False, limit_alphabet=40
+    )
+    tokenizer.train_from_iterator([line.replace(" ", "▁") for line in CORPUS], trainer)
+    # trained as special tokens, bytes would be left out of texts
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [one for one in data["added_tokens"] if one["id"] < 3]
+    return Tokenizer.from_str(json.dumps(data))
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def word_piece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=120, special_tokens=["[UNK]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+TOKENIZERS = {
+    "byte-level": tiny_model.tokenizer(),
+    "llama2": llama2_style(),
+    "unigram": unigram(),
+    "wordpiece": word_piece(),
+}
+
+
+def special_ids(tokenizer: Tokenizer) -> set[int]:
+    added = tokenizer.get_added_tokens_decoder()
+    return {token_id for token_id, token in added.items() if token.special}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_pieces_of_any_tokenizer_add_up_to_one_decode(name: str, data: st.DataObject) -> None:
+    """ByteFallback takes back all characters of a run of bytes if its last one is wrong, which no
+    stream can do: such tokens come from whole characters here."""
+    tokenizer = TOKENIZERS[name]
+    ids = st.integers(0, tokenizer.get_vocab_size() - 1).filter(
+        lambda token_id: not str(tokenizer.id_to_token(token_id)).startswith("<0x")
+    )
+    text_ids = st.text().map(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+    token_ids = data.draw(st.lists(ids, max_size=60) | text_ids)
+    one = Detokenizer(tokenizer.decode, special_ids(tokenizer))
+    pieces = [one.push(token_id) for token_id in token_ids]
+    assert "".join(pieces) + one.flush() == tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=100, deadline=None)
+@given(text=st.text("thequ ühr世🙂", max_size=40))
+def test_no_piece_of_a_text_is_half_a_character(name: str, text: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    one = Detokenizer(tokenizer.decode, ())
+    token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+    whole = tokenizer.decode(token_ids)
+    if "\ufffd" not in whole:
+        assert all("\ufffd" not in one.push(token_id) for token_id in token_ids)
+
+
+def test_a_special_token_that_is_shown_stands_between_what_surrounds_it() -> None:
+    end = tiny_model.eos_id()
+    token_ids = [*tiny_model.encode("the queue"), end, *tiny_model.encode(" in")]
+    one = Detokenizer(tiny_model.tokenizer().decode, {end}, (), {end: "<|end|>"})
+    assert "".join(map(one.push, token_ids)) + one.flush() == "the queue<|end|> in"
+    half = tiny_model.encode("🙂")[:-1]
+    one = Detokenizer(tiny_model.tokenizer().decode, {end}, (), {end: "<|end|>"})
+    text = "".join(map(one.push, [*half, end, *tiny_model.encode("x")])) + one.flush()
+    assert text == "\ufffd<|end|>x"

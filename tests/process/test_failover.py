@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from bench.stack import Stack
-from executor_svc.mock_engine import MockConfig, mock_tokens
+from executor_svc.mock_engine import MockConfig
+from executor_svc.mock_formulas import mock_tokens
 from headway.server import connect
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 

@@ -10,7 +10,8 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from headway.v1 import scheduler_pb2 as scheduler
 from scheduler_svc.outputs import Output
-from scheduler_svc.relay import Lease, Routes
+from scheduler_svc.relay import Routes
+from scheduler_svc.routes import Lease
 from scheduler_svc.subscriptions import Feed
 from tests.scheduler.world import LENGTH
 

@@ -29,6 +29,7 @@ def test_an_open_address_needs_the_flag() -> None:
     [
         {"heartbeat_timeout_ms": 1_500},
         {"default_band": 4},
+        {"stall_timeout_ms": 1_500},
         {"retry_after_min_ms": 70_000},
         {"max_samples": 0},
         {"no_such_key": 1},

@@ -79,6 +79,7 @@ class Executor:
         leases: Sequence[fleet.HeldLease] = (),
         max_models: int = 4,
         absent: Sequence[generation.ModelCard] = (),
+        exactness_class: str = "",
     ) -> fleet.ExecutorWelcome:
         self.call = self._stub.Attach()
         await self.send(
@@ -87,7 +88,10 @@ class Executor:
                 incarnation="1",
                 capacity=fleet.Capacity(num_slots=num_slots, max_models=max_models),
                 models=[
-                    *(fleet.ModelOffer(card=card, resident=True) for card in models),
+                    *(
+                        fleet.ModelOffer(card=card, resident=True, exactness_class=exactness_class)
+                        for card in models
+                    ),
                     *(fleet.ModelOffer(card=card, load_time=duration(LOAD_MS)) for card in absent),
                 ],
                 leases=leases,

@@ -12,7 +12,9 @@ class StepLayout:
     """How the tokens of a step lie: the chunks one after the other, without padding.
 
     Chunk i has ``query_lens[i]`` new tokens; they are the last of ``context_lens[i]`` tokens,
-    whose keys and values are in the blocks of ``block_tables[i]``.
+    whose keys and values are in the blocks of ``block_tables[i]``. A chunk with one new token and
+    no context is a dummy, which fills a step up to the size of a CUDA graph: its slot is negative,
+    nothing is stored for it, and its row comes out 0. Only backends that support graphs get some.
     """
 
     query_lens: Sequence[int]
@@ -21,8 +23,37 @@ class StepLayout:
     kv_slot_mapping: Tensor  # [tokens]: where the keys and values of the new tokens go
 
 
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The most that a step may hold; buffers that stay are as large as that."""
+
+    max_num_seqs: int
+    max_num_tokens: int
+    max_context_tokens: int
+
+
 class AttentionBackend(Protocol):
     """Causal attention over a paged KV cache that the backend was built with."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the setting ``attention_backend``."""
+        ...
+
+    @property
+    def numerics(self) -> str:
+        """All choices that a result's bits depend on: equal engines, equal text."""
+        ...
+
+    @property
+    def supports_graphs(self) -> bool:
+        """Decode steps may be captured: what ``run`` reads stays where it is."""
+        ...
+
+    @property
+    def can_replay(self) -> bool:
+        """The planned step launches just what any decode step of as many chunks launches."""
+        ...
 
     def plan(self, layout: StepLayout) -> None:
         """Prepare a step: everything that is the same in all layers."""

@@ -38,9 +38,14 @@ class _Group:
 class CpuAttention:
     """See the module's text. ``key_tile`` is part of the numbers: equal engines, equal tiles."""
 
+    name = "cpu"
+    supports_graphs = False
+    can_replay = False
+
     def __init__(self, cache: KVCache, *, num_heads: int, key_tile: int = _KEY_TILE) -> None:
         self._cache = cache
         self._key_tile = key_tile
+        self.numerics = f"cpu key_tile={key_tile} row_multiple={_ROW_MULTIPLE}"
         _, self._num_kv_heads, _, self._head_dim = cache.keys.shape
         self._group_size = num_heads // self._num_kv_heads
         self._device = cache.keys.device

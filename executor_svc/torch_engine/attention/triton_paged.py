@@ -1,0 +1,214 @@
+"""Attention by our own Triton kernels: pages of any size, exact by construction.
+
+Decode rows go through split-KV decode and merge, longer chunks through the prefill kernel, or, if
+told so, through torch's FlashAttention over gathered keys: faster, but with other bits than decode
+has, so exact engines do without.
+"""
+
+import math
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+
+from executor_svc.torch_engine.attention.base import StepLayout, StepLimits
+from executor_svc.torch_engine.attention.gathered import GatheredPrefill
+from executor_svc.torch_engine.attention.triton_plan import (
+    TritonPlan,
+    make_plan,
+    max_meta_len,
+    max_num_items,
+)
+from executor_svc.torch_engine.kernels.kv_store import store_kv
+from executor_svc.torch_engine.kernels.paged_attention import (
+    CHUNK,
+    DECODE_ROWS,
+    NUM_WARPS,
+    PREFILL_ROWS,
+    decode_kernel,
+    merge_kernel,
+    prefill_kernel,
+)
+from executor_svc.torch_engine.kv_cache import PagedKVCache
+from executor_svc.torch_engine.staging import Staging
+
+_WORKSPACE_BYTES = 64 << 20  # for partials: 16k chunks of keys of 8 heads of 128
+_PROGRAMS_PER_PROCESSOR = 4  # of decode, on each multiprocessor
+_INTERPRETED_PROGRAMS = 3  # one after the other, so a few show all that matters
+
+
+class TritonAttention:
+    """See the module's text; ``max_items`` is the size of the workspace, for tests."""
+
+    name = "triton"
+    supports_graphs = True
+
+    def __init__(
+        self,
+        cache: PagedKVCache,
+        *,
+        num_heads: int,
+        limits: StepLimits,
+        prefills_with_flash: bool = False,
+        max_items: int | None = None,
+    ) -> None:
+        self._cache = cache
+        _, _, _, self._num_kv_heads, self._head_dim = cache.keys.shape
+        self._num_heads = num_heads
+        self._device = cache.keys.device
+        self._shape = kernel_shape(
+            num_heads // self._num_kv_heads, self._head_dim, cache.block_size, cache.keys.dtype
+        )
+        self._decode_rows = decode_rows(self._shape["GROUP"])
+        self._prefill_rows = max(PREFILL_ROWS, self._decode_rows)
+        self._queries_per_tile = self._prefill_rows // self._shape["GROUP"]
+        self._gathered = GatheredPrefill(cache) if prefills_with_flash else None
+        max_items = max_items or _workspace_items(limits, num_heads, self._head_dim)
+        self._staging = Staging(self._device)
+        self._meta = torch.zeros(
+            max_meta_len(
+                limits, block_size=cache.block_size, queries_per_tile=self._queries_per_tile
+            ),
+            dtype=torch.int32,
+            device=self._device,
+        )
+        self._slots = torch.full((limits.max_num_tokens,), -1, device=self._device)
+        self._greatest = torch.empty(max_items, num_heads, device=self._device)
+        self._total = torch.empty_like(self._greatest)
+        self._mixed = torch.empty(max_items, num_heads, self._head_dim, device=self._device)
+        self._plan = TritonPlan(np.empty(0, np.int32), (), 0, False, False)
+        self._num_tokens = 0
+        self._num_programs = _num_programs(self._device)
+
+    @property
+    def numerics(self) -> str:
+        prefill = "flash" if self._gathered is not None else f"rows={self._prefill_rows}"
+        return (
+            f"triton {triton.__version__} chunk={CHUNK} tile={self._shape['TILE']} "
+            f"warps={NUM_WARPS} prefill={prefill}"
+        )
+
+    @property
+    def can_replay(self) -> bool:
+        return self._plan.is_pure_decode and len(self._plan.slices) == 1
+
+    def plan(self, layout: StepLayout) -> None:
+        self._plan = make_plan(
+            layout,
+            queries_per_tile=self._queries_per_tile,
+            max_items=len(self._greatest),
+        )
+        with self._staging.step():
+            self._staging.copy(self._plan.meta, out=self._meta)
+        self._num_tokens = len(layout.kv_slot_mapping)
+        self._slots[: self._num_tokens] = layout.kv_slot_mapping
+        if self._gathered is not None:
+            self._gathered.plan(layout)
+
+    def run(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
+        store_kv(k, v, self._slots[: self._num_tokens], keys, values)
+        q = _with_heads_side_by_side(q)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        out[self._num_tokens :] = 0
+        if self._plan.has_decode:
+            self._decode(out, q, keys, values)
+        if self._gathered is not None:
+            self._gathered.run(out, q, keys, values)
+        elif self._plan.num_tiles:
+            self._prefill(out, q, keys, values)
+        return out.flatten(1)
+
+    def _decode(self, out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> None:
+        partials = (self._greatest, self._total, self._mixed)
+        for index, sequences in enumerate(self._plan.slices):
+            decode_kernel[(self._num_programs,)](
+                q,
+                keys,
+                values,
+                self._meta,
+                *partials,
+                index,
+                self._scale,
+                q.stride(0),
+                keys.stride(1),
+                self._num_kv_heads,
+                **self._shape,
+                ROWS=self._decode_rows,
+                num_warps=NUM_WARPS,
+                num_stages=2,
+            )
+            merge_kernel[(len(sequences), self._num_kv_heads)](
+                out,
+                self._meta,
+                *partials,
+                index,
+                sequences.start,
+                self._num_heads,
+                GROUP=self._shape["GROUP"],
+                HEAD_DIM=self._shape["HEAD_DIM"],
+                DIM=self._shape["DIM"],
+                ROWS=self._decode_rows,
+                num_warps=NUM_WARPS,
+            )
+
+    def _prefill(self, out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> None:
+        prefill_kernel[(self._plan.num_tiles, self._num_kv_heads)](
+            out,
+            q,
+            keys,
+            values,
+            self._meta,
+            self._scale,
+            q.stride(0),
+            keys.stride(1),
+            self._num_kv_heads,
+            **self._shape,
+            ROWS=self._prefill_rows,
+            num_warps=NUM_WARPS,
+            num_stages=2,
+        )
+
+    @property
+    def _scale(self) -> float:
+        """Of the scores, for powers of 2."""
+        return self._head_dim**-0.5 * math.log2(math.e)
+
+
+def kernel_shape(
+    group_size: int, head_dim: int, block_size: int, dtype: torch.dtype
+) -> dict[str, int]:
+    """The constants that both attention kernels are compiled for."""
+    padded_dim = max(16, triton.next_power_of_2(head_dim))
+    return {
+        "GROUP": group_size,
+        "HEAD_DIM": head_dim,
+        "DIM": padded_dim,
+        "BLOCK": block_size,
+        "CHUNK": CHUNK,
+        "TILE": 64 if padded_dim * dtype.itemsize <= 256 else 32,  # 16 KiB of keys at 128 dims
+    }
+
+
+def decode_rows(group_size: int) -> int:
+    """Rows of decode's matrix of queries: those of a kv head, padded."""
+    return max(DECODE_ROWS, triton.next_power_of_2(group_size))
+
+
+def _workspace_items(limits: StepLimits, num_heads: int, head_dim: int) -> int:
+    """Partials to make room for: those of all sequences, or fewer if that is much."""
+    one_sequence = max_num_items(limits.max_context_tokens)
+    fitting = _WORKSPACE_BYTES // (num_heads * (head_dim + 2) * 4)
+    return max(one_sequence, min(fitting, limits.max_num_seqs * one_sequence))
+
+
+def _num_programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _INTERPRETED_PROGRAMS
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return _PROGRAMS_PER_PROCESSOR * processors
+
+
+def _with_heads_side_by_side(q: Tensor) -> Tensor:
+    return q if q.stride(1) == q.shape[2] and q.stride(2) == 1 else q.contiguous()

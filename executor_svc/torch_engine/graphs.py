@@ -1,0 +1,117 @@
+"""Decode steps as CUDA graphs: one launch instead of some hundred.
+
+Rule: there is a graph for some numbers of rows; a decode step is filled up with dummy rows to the
+next one. A graph reads and writes the same addresses each time it is replayed, so a step is put
+into buffers that stay: token ids and positions here, everything else by ``backend.plan``. Dummies
+store nothing and have no keys; a row does not depend on its company, so theirs changes nothing.
+
+Prompt chunks, and steps too large for the largest graph, go the usual way. All graphs share a pool
+of memory: no two run at the same time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from executor_svc.torch_engine.attention.base import AttentionBackend
+from executor_svc.torch_engine.host_step import HostStep
+from executor_svc.torch_engine.models.decoder import Model
+from executor_svc.torch_engine.staging import Staging
+
+_MAX_BUCKET = 256
+_BUCKET_STEP = 16
+
+# Runs a computation once, and gives what runs it again on the same addresses.
+Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
+
+
+def bucket_sizes(max_num_seqs: int) -> tuple[int, ...]:
+    """Numbers of rows that have a graph: 1, 2, 4, 8, then each 16, and the most that is needed."""
+    largest = min(max_num_seqs, _MAX_BUCKET)
+    sizes = (1, 2, 4, 8, *range(_BUCKET_STEP, _MAX_BUCKET, _BUCKET_STEP))
+    return (*(size for size in sizes if size < largest), largest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    hidden: Tensor  # [rows, hidden]: what a replay writes
+    replay: Callable[[], None]
+
+
+class DecodeGraphs:
+    """The graphs of one model with its attention backend."""
+
+    def __init__(
+        self,
+        model: Model,
+        backend: AttentionBackend,
+        staging: Staging,
+        *,
+        max_num_seqs: int,
+        device: torch.device,
+        capture: Capture | None = None,
+    ) -> None:
+        assert backend.supports_graphs
+        self._model, self._backend, self._staging = model, backend, staging
+        self._sizes = bucket_sizes(max_num_seqs)
+        self._token_ids = torch.zeros(self._sizes[-1], dtype=torch.int64, device=device)
+        self._positions = torch.zeros_like(self._token_ids)
+        self._capture = capture or cuda_capture()
+        self._graphs: dict[int, _Graph] = {}  # by number of rows
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Capture all graphs, the largest first, so that the others find room in its memory."""
+        for size in reversed(self._sizes):
+            with self._staging.step():
+                self._fill(HostStep.of_dummies(size))
+            self._graphs[size] = self._captured(size)
+
+    def forward(self, step: HostStep) -> Tensor | None:
+        """Hidden states [at least tokens, hidden], valid until the next step.
+
+        None if no graph serves this step: then nothing was computed, and the backend has no plan.
+        """
+        num_rows = len(step.token_ids)
+        if not step.is_decode or num_rows > self._sizes[-1]:
+            return None
+        size = next(size for size in self._sizes if size >= num_rows)
+        self._fill(step.with_dummies(size))
+        if not self._backend.can_replay:
+            return None
+        graph = self._graphs[size]
+        graph.replay()
+        return graph.hidden
+
+    def _fill(self, step: HostStep) -> None:
+        """Put a step into the buffers that graphs read."""
+        self._backend.plan(step.layout(self._staging.copy(step.slots)))
+        self._staging.copy(step.token_ids, out=self._token_ids)
+        self._staging.copy(step.positions, out=self._positions)
+
+    def _captured(self, size: int) -> _Graph:
+        token_ids, positions = self._token_ids[:size], self._positions[:size]
+        return _Graph(
+            *self._capture(lambda: self._model.forward(token_ids, positions, self._backend))
+        )
+
+
+def cuda_capture() -> Capture:
+    """Captures into CUDA graphs that share a pool of memory."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        # Kernels are compiled and libraries set up outside of the capture, on a stream of its own.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            compute()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            out = compute()
+        return out, graph.replay
+
+    return capture

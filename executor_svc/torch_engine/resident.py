@@ -1,0 +1,296 @@
+"""A model on the device, its KV cache, and the leases that run on it.
+
+Rule: a lease's fault is the lease's alone. What it asks for is checked when it comes in; if a
+step raises all the same, its chunks are run again one by one, and those that raise alone end
+their leases with INTERNAL. That is safe because a chunk writes only to its own blocks and its
+result does not depend on its company.
+
+A fault of the engine is not the leases': if the device is lost, or if of several leases each one
+raises alone, ``step`` raises. The process then ends, and other executors take the leases over;
+else a broken device would go on taking leases and fail them faster than healthy ones can serve.
+"""
+
+import math
+
+import torch
+
+from executor_svc.core.batcher import Batcher, Chunk
+from executor_svc.core.block_manager import BlockManager
+from executor_svc.core.engine import LeaseFailure, LeaseRequest, SequenceEnd, StepOutput
+from executor_svc.core.lease_rules import check_lease
+from executor_svc.core.sequence import Sequence
+from executor_svc.core.stopping import StopMatcher, StopRules
+from executor_svc.torch_engine.attention.choice import make_attention
+from executor_svc.torch_engine.config import EngineConfig
+from executor_svc.torch_engine.known_model import KnownModel
+from executor_svc.torch_engine.models.decoder import Model
+from executor_svc.torch_engine.runner import Runner, Top
+from executor_svc.torch_engine.sampler import Row
+from executor_svc.torch_engine.scoring import PromptScorer
+from executor_svc.torch_engine.tensor_parallel import RankDiedError
+from headway.reasons import Reason
+
+_NOT_FINITE = "the model's logits are not finite"
+
+
+class ResidentModel:
+    """Serves the leases of one model, which it holds with their sequences and blocks."""
+
+    def __init__(
+        self, known: KnownModel, model: Model, config: EngineConfig, device: torch.device
+    ) -> None:
+        num_blocks, block_size = known.num_blocks, config.block_size
+        attention = model.attach(
+            make_attention(known.spec, config, num_blocks=num_blocks, device=device)
+        )
+        self.attention_numerics = attention.numerics
+        has_graphs = (
+            attention.supports_graphs
+            and device.type == "cuda"
+            and not config.enforce_eager
+            and known.spec.experts is None  # in a loop over them the host reads who has rows
+        )
+        self._runner = Runner(
+            model,
+            attention,
+            block_size=block_size,
+            device=device,
+            graphs_up_to=config.max_num_seqs if has_graphs else 0,
+        )
+        self._batcher = Batcher(
+            BlockManager(num_blocks, block_size),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        self._info = known.info
+        self._token_bytes, self._grammars = known.token_bytes, known.grammars
+        self._max_logits_rows = config.max_logits_rows
+        self._leases: dict[int, list[Sequence]] = {}  # by lease key: the sequences that live
+        self._rows: dict[int, Row] = {}  # by sequence key, for the same sequences
+        self._early_ends: dict[int, list[SequenceEnd]] = {}  # by lease key: known before a step
+        self._fresh: set[int] = set()  # keys of leases that did not begin yet
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._batcher.num_preemptions
+
+    def has_work(self) -> bool:
+        return bool(self._leases or self._early_ends)
+
+    def close(self) -> None:
+        """Forget all leases."""
+        for key in list(self._leases):
+            self.abort(key)
+        self._early_ends.clear()
+
+    def add(self, request: LeaseRequest) -> None:
+        """Take a lease; raises InvalidLeaseError and then holds nothing of it."""
+        check_lease(request, self._info, can_match_text=self._can_match_text)
+        assert request.key not in self._leases.keys() | self._early_ends.keys()
+        assert not any(request.key + i in self._rows for i in range(request.num_samples))
+        live, ends = [], []
+        for sample in range(request.num_samples):
+            if sample in request.ended:
+                continue
+            sequence, end = self._sequence(request, sample)
+            if end is not None:
+                ends.append(end)
+            else:
+                live.append(sequence)
+        rows = [self._row(request, sequence) for sequence in live]
+        if ends:
+            self._early_ends[request.key] = ends
+        if live:
+            self._leases[request.key] = live
+            self._fresh.add(request.key)
+        for sequence, row in zip(live, rows, strict=True):
+            if sequence is not live[0]:
+                sequence.leader = live[0]
+            elif request.scoring is not None:
+                row.scorer = PromptScorer(
+                    request.scoring,
+                    request.prompt_token_ids,
+                    request.params,
+                    vocab_size=self._info.vocab_size,
+                    max_rows=self._max_logits_rows,
+                )
+                sequence.max_cached_tokens = row.scorer.next_row
+            self._rows[sequence.key] = row
+            self._batcher.add(sequence)
+
+    def abort(self, key: int, *, is_sound: bool = True) -> None:
+        """Forget a lease, if it is here; the cache keeps what it computed, if that is sound."""
+        self._early_ends.pop(key, None)
+        self._fresh.discard(key)
+        for sequence in self._leases.pop(key, ()):
+            self._batcher.remove(sequence, is_sound=is_sound)
+            del self._rows[sequence.key]
+
+    def step(self, output: StepOutput) -> None:
+        """Run one step and append what it makes."""
+        for ends in self._early_ends.values():
+            output.ends += ends
+        self._early_ends.clear()
+        chunks = self._batcher.schedule()
+        if self._fresh:
+            self._tell_cached(chunks, output)
+        if chunks:
+            self._run(chunks, output)
+
+    def _tell_cached(self, chunks: list[Chunk], output: StepOutput) -> None:
+        """Say of each lease that begins with this step what part of its prompt was cached."""
+        for sequence in (chunk.sequence for chunk in chunks):
+            if sequence.lease_key in self._fresh:
+                self._fresh.remove(sequence.lease_key)
+                num_cached = min(sequence.num_cached_tokens, sequence.num_prompt_tokens)
+                output.num_cached[sequence.lease_key] = num_cached
+
+    @property
+    def _can_match_text(self) -> bool:
+        return self._token_bytes is not None and self._token_bytes.is_supported
+
+    def _sequence(self, request: LeaseRequest, sample: int) -> tuple[Sequence, SequenceEnd | None]:
+        """Sample number ``sample`` of a lease, replayed up to where an earlier attempt came.
+
+        The end is given if what is there already ends the sequence.
+        """
+        params = request.params
+        stop_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_token_ids |= frozenset(self._info.eos_token_ids)
+        matcher = StopMatcher(params.stop_strings) if params.stop_strings else None
+        sequence = Sequence(
+            key=request.key + sample,
+            lease_key=request.key,
+            sample=sample,
+            params=params,
+            stops=StopRules(params.max_tokens, params.min_tokens, stop_token_ids, matcher),
+            token_ids=list(request.prompt_token_ids),
+            num_prompt_tokens=len(request.prompt_token_ids),
+            salt=request.cache_salt,
+        )
+        end = None
+        for token_id in request.generated[sample] if request.generated else ():
+            end = sequence.append(token_id, self._piece(sequence, token_id))
+        return sequence, end
+
+    def _row(self, request: LeaseRequest, sequence: Sequence) -> Row:
+        """What the sampler has to know of a sequence. Raises InvalidLeaseError."""
+        grammar, matcher = request.params.grammar, None
+        stop_token_ids = sequence.stops.stop_token_ids
+        if grammar is not None:
+            assert self._grammars is not None  # check_lease has seen to that
+            matcher = self._grammars.matcher(
+                grammar, salt=request.cache_salt, terminators=stop_token_ids
+            )
+        return Row.of(request.params, sequence.sample, stop_token_ids, matcher=matcher)
+
+    def _piece(self, sequence: Sequence, token_id: int) -> bytes:
+        """The token's bytes, where the sequence looks at them."""
+        if sequence.stops.matcher is None or self._token_bytes is None:
+            return b""
+        return self._token_bytes[token_id]
+
+    def _run(self, chunks: list[Chunk], output: StepOutput) -> None:
+        """Run chunks together, or one by one if that raises, and take in what comes out."""
+        last = [chunk.sequence for chunk in chunks if chunk.is_last]
+        try:
+            rows = [self._rows[chunk.sequence.key] for chunk in chunks]
+            result = self._runner.run(chunks, rows)
+        except (torch.AcceleratorError, RankDiedError):
+            raise  # whatever comes after it fails too
+        except Exception as fault:
+            if len(chunks) == 1:
+                self._fail(chunks[0].sequence.lease_key, repr(fault), output)
+                return
+            num_failures = len(output.failures)
+            lease_keys = {chunk.sequence.lease_key for chunk in chunks}
+            for chunk in chunks:
+                if chunk.sequence.lease_key in self._leases:
+                    self._run([chunk], output)
+            if len(output.failures) - num_failures == len(lease_keys) > 1:
+                raise
+            return
+        self._batcher.complete(chunks)
+        for chunk, row in zip(chunks, rows, strict=True):
+            if row.scorer is not None:
+                self._take_scores(chunk.sequence, row, row.scorer, output)
+        for i, sequence in enumerate(last):
+            if sequence.lease_key not in self._leases:
+                continue  # another sample of the lease has just failed
+            if problem := result.problems.get(i):
+                self._fail(sequence.lease_key, problem, output, reason=Reason.INVALID_REQUEST)
+                continue
+            logprob = result.logprobs[i]
+            if not math.isfinite(logprob):
+                self._fail(sequence.lease_key, _NOT_FINITE, output)
+                continue
+            try:
+                top = result.tops[i] if result.tops else None
+                self._accept(sequence, result.token_ids[i], logprob, top, output)
+            except Exception as fault:
+                self._fail(sequence.lease_key, repr(fault), output)
+        if output.num_top:
+            _fill_num_top(output)
+
+    def _take_scores(
+        self, sequence: Sequence, row: Row, scorer: PromptScorer, output: StepOutput
+    ) -> None:
+        """Report the scores of a lease's prompt, if they are complete."""
+        if not scorer.is_complete:
+            # What is not scored yet has to be computed, whatever the cache has.
+            sequence.max_cached_tokens = scorer.next_row
+            return
+        row.scorer = sequence.max_cached_tokens = None
+        if scorer.is_finite:
+            output.prompt_scores.append(scorer.result(sequence.lease_key))
+        else:
+            self._fail(sequence.lease_key, _NOT_FINITE, output)
+
+    def _accept(
+        self,
+        sequence: Sequence,
+        token_id: int,
+        logprob: float,
+        top: Top | None,
+        output: StepOutput,
+    ) -> None:
+        """Add a token to its sequence and to the output; finish the sequence if it was the last."""
+        index = sequence.num_output_tokens
+        end = sequence.append(token_id, self._piece(sequence, token_id))
+        if top is not None:
+            _fill_num_top(output)
+            output.num_top.append(len(top.token_ids))
+            output.top_token_id += top.token_ids
+            output.top_logprob += top.logprobs
+        output.key.append(sequence.key)
+        output.index.append(index)
+        output.token_id.append(token_id)
+        output.logprob.append(logprob)
+        if end is None:
+            return
+        output.ends.append(end)
+        self._batcher.remove(sequence)
+        del self._rows[sequence.key]
+        live = self._leases[sequence.lease_key]
+        live.remove(sequence)
+        if not live:
+            del self._leases[sequence.lease_key]
+
+    def _fail(
+        self,
+        lease_key: int,
+        detail: str,
+        output: StepOutput,
+        *,
+        reason: Reason = Reason.INTERNAL,
+    ) -> None:
+        """End a lease; unless it is to blame itself, its blocks are not to be trusted."""
+        self.abort(lease_key, is_sound=reason is not Reason.INTERNAL)
+        output.failures.append(LeaseFailure(lease_key, reason, detail))
+
+
+def _fill_num_top(output: StepOutput) -> None:
+    """Entries so far that have no alternatives get their 0."""
+    output.num_top += [0] * (len(output.key) - len(output.num_top))

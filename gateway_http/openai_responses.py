@@ -1,0 +1,110 @@
+"""POST /v1/responses: one turn, of which nothing is kept."""
+
+import time
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from gateway_http.http_errors import invalid
+from gateway_http.openai_choice import ReplySpec
+from gateway_http.openai_endpoint import Call, Endpoint, resume_from
+from gateway_http.openai_job import Job
+from gateway_http.openai_prompt import ChatWish
+from gateway_http.openai_responses_output import ResponsesFormat
+from gateway_http.openai_responses_schema import ResponsesRequest
+from gateway_http.openai_sampling import (
+    check_limits,
+    check_most,
+    grammar_of,
+    sampling_params,
+)
+from gateway_http.openai_schema import decode
+
+
+class Responses(Endpoint):
+    """A chat in other words: items in, items out."""
+
+    async def prepare(self, call: Call) -> Job:
+        body = decode(ResponsesRequest, await call.request.body())
+        num_top = body.top_logprobs or 0
+        check_most("top_logprobs", num_top, self.settings.max_top_logprobs)
+        wants_logprobs = body.wants_logprobs
+        if num_top and not wants_logprobs:
+            message = "top_logprobs needs include: message.output_text.logprobs."
+            raise invalid(message, "top_logprobs")
+        if body.stream_options is not None and not body.stream:
+            raise invalid("stream_options needs stream: true.", "stream_options")
+        model = await self.client.model(body.model)
+        check_limits(body, self.settings, model.text.has_tokenizer)
+        prompt = await self.prompts.make(model, self._wish(body))
+        sampling = sampling_params(
+            body,
+            model,
+            max_tokens=body.max_output_tokens,
+            logprobs=wants_logprobs,
+            num_top=num_top,
+            grammar=prompt.grammar,
+        )
+        requests = self.requests(call, body, model, [prompt.token_ids], sampling)
+        spec = ReplySpec(
+            kind="chat",
+            model=body.model,
+            created=int(time.time()),
+            stop_strings=body.stop_strings,
+            wants_logprobs=wants_logprobs,
+            has_timing=bool(body.include_timing),
+            form=prompt.form,
+            has_call_reason=False,
+        )
+        return Job(
+            spec=spec,
+            text=model.text,
+            make_format=partial(ResponsesFormat, said=_said_back(body)),
+            is_streaming=bool(body.stream),
+            requests=requests,
+            is_kept=bool(requests[0].idempotency_key),
+            resume_from=resume_from(call.request, can_resume=False),
+            caller_id=call.caller_id,
+        )
+
+    def _wish(self, body: ResponsesRequest) -> ChatWish:
+        outputs, form = body.structured_outputs, body.response_format()
+        return ChatWish(
+            messages=body.messages(),
+            tools=body.chat_tools(),
+            tool_choice=body.chat_choice(),
+            is_parallel=body.parallel_tool_calls is not False,
+            kwargs=body.chat_template_kwargs,
+            wants_no_thought=body.reasoning is not None and body.reasoning.effort == "none",
+            grammar=grammar_of(form, outputs, self.settings, "text.format"),
+        )
+
+
+def _said_back(body: ResponsesRequest) -> dict[str, Any]:
+    """What a response says of its request."""
+    choice = body.tool_choice
+    return {
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_logprobs": body.top_logprobs or 0,
+        "tool_choice": choice if isinstance(choice, str) else msgspec.to_builtins(choice) or "auto",
+        "tools": [msgspec.to_builtins(tool) for tool in body.tools or ()],
+        "text": {"format": _format(body)},
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "previous_response_id": None,
+        "store": False,
+        "background": False,
+        "truncation": "disabled",
+    }
+
+
+def _format(body: ResponsesRequest) -> dict[str, Any]:
+    form = body.text.format if body.text is not None else None
+    if form is None or form.type != "json_schema":
+        return {"type": form.type if form is not None else "text"}
+    return {"type": form.type, "name": form.name, "schema": form.schema, "strict": True}
