@@ -66,10 +66,6 @@ class Tenants:
         """Whether any key, or none, will do."""
         return not self._own and self._file is None
 
-    def of(self, connection: HTTPConnection) -> str:
-        """The tenant of ``caller``."""
-        return self.caller(connection).tenant
-
     def caller(self, connection: HTTPConnection, scope: Scope = Scope.SAMPLE) -> Caller:
         """Whose key this call carries. Raises UNAUTHENTICATED or PERMISSION_DENIED."""
         if self.is_open:

@@ -1,6 +1,7 @@
 """uvicorn's HTTP/1.1 protocol, with the limits that it lacks, and our answers for its own errors.
 
-Headers and trailers are bounded in bytes while they come in, and headers must be there in time;
+Headers and trailers are bounded in bytes while they come in, and so is what stands around the
+bytes of a body in chunks; headers must be there in time, and follow the rules of ``http_head``;
 a connection that is neither idle in its keep-alive nor at work is on the same clock. Pipelining is
 off, because a connection whose reading is paused by it cannot tell us that its client went away.
 An offer to upgrade is taken out of the headers, for the parser would drop the body that comes with
@@ -16,23 +17,32 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway_http.http_errors import error_response, invalid
+from gateway_http.http_head import HeadRules
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 
 ABORT = "abort"  # in a scope's state: cuts the connection at once
+_FRAMING_PER_BODY_BYTE = 16  # chunks of one byte take five
 _UPGRADE = re.compile(rb"(?i)\r\nupgrade:[^\r\n]*(?=\r\n[^ \t]|\Z)")
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """Closes connections that overdo it; ``limits`` come before uvicorn's own arguments."""
 
-    def __init__(self, limits: GatewaySettings, /, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, limits: GatewaySettings, rules: HeadRules, /, *args: Any, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._rules = rules
         self._served_app = self.app
-        self._num_header_bytes = 0  # in complete fields
+        self._refusal: HeadwayError | None = None
+        self._num_header_bytes = 0  # in the target and complete fields
+        self._num_header_fields = 0
         self._num_read_bytes = 0  # since the headers or trailers began
+        self._num_spare_bytes = 0  # that may still come around the bytes of a body
+        self._num_dropped_bytes = 0  # of a body that was answered before it was read
         self._is_in_headers = True  # or in trailers
         self._is_past_headers = False
         self._is_between_messages = True
@@ -58,6 +68,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if was_in_headers and self._is_in_headers:
             self._num_read_bytes += len(data)
             self._check_size()
+        elif not was_in_headers:
+            self._num_spare_bytes -= len(data)
+            if self._num_spare_bytes < 0:
+                self.transport.close()
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and self._header_timer is None and not self.transport.is_closing():
             # The rest of a body that nobody reads, or empty lines: uvicorn's timer is off by now.
@@ -76,9 +90,16 @@ class BoundedProtocol(HttpToolsProtocol):
         # close() would wait for ever for a client that takes nothing
         self.scope["state"][ABORT] = self.transport.abort
 
+    def on_url(self, url: bytes) -> None:
+        """A piece of the target."""
+        self._num_header_bytes += len(url)
+        self._check_size()
+        super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer; the latter is counted and dropped."""
         self._num_header_bytes += len(name) + len(value)
+        self._num_header_fields += 1
         self._check_size()
         if not self._is_past_headers:
             super().on_header(name, value)
@@ -87,18 +108,30 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_header_timer()
         self._is_in_headers = False
         self._is_past_headers = True
+        self._num_spare_bytes = self._limits.max_header_bytes
+        self._num_dropped_bytes = 0
         most = self._limits.max_connections
-        is_crowded = len(self.connections) > most or len(self.tasks) >= most
-        self.app = self._refuse if is_crowded else self._served_app
+        if len(self.connections) > most or len(self.tasks) >= most:
+            message = "This gateway has too many connections."
+            self._refusal = HeadwayError(Reason.NO_CAPACITY, message)
+        else:
+            version = self.parser.get_http_version()
+            self._refusal = self._rules.refusal(version, self.url, self.headers)
+        self.app = self._served_app if self._refusal is None else self._refuse
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
         """Before a chunk of a body, or before the trailers."""
         self._is_in_headers = True
-        self._num_header_bytes = self._num_read_bytes = 0
+        self._num_header_bytes = self._num_header_fields = self._num_read_bytes = 0
 
     def on_body(self, body: bytes) -> None:
         self._is_in_headers = False
+        self._num_spare_bytes += len(body) * (1 + _FRAMING_PER_BODY_BYTE)
+        if self.cycle.response_complete:
+            self._num_dropped_bytes += len(body)
+            if self._num_dropped_bytes > self._limits.max_body_bytes:
+                self.transport.close()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -128,22 +161,26 @@ class BoundedProtocol(HttpToolsProtocol):
         self._expect_flush()
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Instead of the application, when there are too many connections or requests."""
-        error = HeadwayError(Reason.NO_CAPACITY, "This gateway has too many connections.")
-        response = error_response(error, scope["path"], self._limits)
+        """Instead of the application: too many connections or requests, or a wrong head."""
+        assert self._refusal is not None
+        response = error_response(self._refusal, scope["path"], self._limits)
         response.headers["connection"] = "close"
         await response(scope, receive, send)
 
     # --- clocks
 
     def _check_size(self) -> None:
-        if max(self._num_header_bytes, self._num_read_bytes) > self._limits.max_header_bytes:
+        num_bytes = max(self._num_header_bytes, self._num_read_bytes)
+        limits = self._limits
+        if num_bytes > limits.max_header_bytes or (
+            self._num_header_fields > limits.max_header_fields
+        ):
             self.transport.close()
 
     def _expect_headers(self) -> None:
         self._is_in_headers = True
         self._is_past_headers = False
-        self._num_header_bytes = self._num_read_bytes = 0
+        self._num_header_bytes = self._num_header_fields = self._num_read_bytes = 0
         self._stop_header_timer()
         self._start_header_timer()
 
@@ -173,4 +210,4 @@ class BoundedProtocol(HttpToolsProtocol):
 
 def bounded_protocol(limits: GatewaySettings) -> Any:
     """What uvicorn's Config wants for ``http``: called like a protocol class."""
-    return partial(BoundedProtocol, limits)
+    return partial(BoundedProtocol, limits, HeadRules(limits))

@@ -185,13 +185,13 @@ class _ModelList:
 
     async def all(self, request: Request) -> Response:
         """GET /v1/models."""
-        self._tenants.of(request)
+        self._tenants.caller(request)
         cards = await self._client.list_models()
         return json_response({"object": "list", "data": [_describe(card) for card in cards]})
 
     async def one(self, request: Request) -> Response:
         """GET /v1/models/{name}; names may hold slashes."""
-        self._tenants.of(request)
+        self._tenants.caller(request)
         name = request.path_params["name"]
         for card in await self._client.list_models():
             if card.name == name:

@@ -31,7 +31,7 @@ class Tokenizing:
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text or of a chat; a text may be longer than the context."""
-        self._tenants.of(request)
+        self._tenants.caller(request)
         body = decode(TokenizeRequest, await request.body())
         if (body.prompt is None) == (body.messages is None):
             raise invalid("Give a prompt or messages.", "prompt")
@@ -48,7 +48,7 @@ class Tokenizing:
 
     async def detokenize(self, request: Request) -> Response:
         """The text of token ids, special tokens as they are written."""
-        self._tenants.of(request)
+        self._tenants.caller(request)
         body = decode(DetokenizeRequest, await request.body())
         model = await self._client.model(body.model)
         if body.tokens and max(body.tokens) >= model.card.vocab_size:

@@ -40,6 +40,9 @@ class GatewaySettings(Settings):
     """Secret under which the file's keys are hashed; the same at all gateways."""
     allow_insecure: bool = False
     """Serve without API keys on an address that is not loopback."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Comma separated names that requests may have as their Host, without ports; * is any. None:
+    any with API keys or allow_insecure, else localhost and addresses, against DNS rebinding."""
 
     scheduler_addresses: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50051",)
     """Comma separated host:port of the schedulers, tried in turn."""
@@ -80,6 +83,8 @@ class GatewaySettings(Settings):
     """Slowest pace of a request body."""
     max_header_bytes: PositiveInt = 64 * 1024
     """Largest sum of all HTTP request headers; then the connection is closed."""
+    max_header_fields: PositiveInt = 100
+    """Most HTTP request headers; then the connection is closed."""
     header_timeout_s: PositiveFloat = 10.0
     """Longest time from the first byte of a request, or of a connection, to its last header."""
     max_connections: PositiveInt = 16_384
@@ -161,6 +166,7 @@ class GatewaySettings(Settings):
     @field_validator(
         "scheduler_addresses",
         "api_keys",
+        "allowed_hosts",
         "chat_template_kwargs",
         "reasoning_formats",
         "tool_formats",

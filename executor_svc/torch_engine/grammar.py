@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _WORD_BITS = 32
+# A schema may say otherwise in its "x-guidance".
+_JSON_OPTIONS: Any = {
+    # A weak model would go on with white space until max_tokens.
+    "whitespace_pattern": r"[ \n\t]{0,8}",
+    # As anyOf, which is the same where a field tells the cases apart, as in pydantic's unions.
+    "coerce_one_of": True,
+}
 _MAX_MESSAGE_CHARACTERS = 300
 _NOTHING_FITS = "NoExtension"  # in llguidance's words
 _DEAD_END = "grammar: a dead end, no token leads on to a complete text"
@@ -218,9 +225,12 @@ def _source(grammar: Grammar) -> str:
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
             _check_json_schema(grammar.sources[0])
-            return LLMatcher.grammar_from_json_schema(grammar.sources[0])
+            try:
+                return LLMatcher.grammar_from_json_schema(grammar.sources[0], _JSON_OPTIONS)
+            except ValueError as fault:  # its own parser is stricter in places
+                raise _invalid(f"grammar: {_short(fault)}") from None
         case GrammarKind.JSON_OBJECT:
-            return LLMatcher.grammar_from_json_schema('{"type": "object"}')
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}', _JSON_OPTIONS)
         case GrammarKind.REGEX:
             return LLMatcher.grammar_from_regex(grammar.sources[0])
         case GrammarKind.CHOICE:

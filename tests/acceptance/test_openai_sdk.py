@@ -14,7 +14,6 @@ import httpx
 import openai
 import pydantic
 import pytest
-from tokenizers import Tokenizer
 
 from bench.stack import ROOT, Stack
 
@@ -31,16 +30,6 @@ TEMPLATE = (
     "{% endif %}"
 )
 HI: Any = [{"role": "user", "content": "What does json.dumps do?"}]
-
-
-def _white_space() -> dict[str, int]:
-    """Between the parts of JSON there may be any amount of it, and this model loves it."""
-    tokenizer = Tokenizer.from_file(str(BUILTIN / "tokenizer.json"))
-    ids = range(tokenizer.get_vocab_size())
-    return {str(one): -100 for one in ids if tokenizer.decode([one]).isspace()}
-
-
-NO_SPACE: Any = {"logit_bias": _white_space()}
 
 
 class Weather(pydantic.BaseModel):
@@ -118,7 +107,7 @@ def test_a_completion_with_its_prompt(sdk: openai.OpenAI) -> None:
 
 def test_formats_hold(sdk: openai.OpenAI) -> None:
     parsed = sdk.chat.completions.parse(
-        model=MODEL, messages=HI, response_format=Weather, max_tokens=80, extra_body=NO_SPACE
+        model=MODEL, messages=HI, response_format=Weather, max_tokens=80
     )
     assert isinstance(parsed.choices[0].message.parsed, Weather)
     chosen = chat(sdk, extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
@@ -126,7 +115,7 @@ def test_formats_hold(sdk: openai.OpenAI) -> None:
     matched = chat(sdk, extra_body={"structured_outputs": {"regex": "[a-c]{3}-[0-9]"}})
     assert matched.choices[0].message.content[3] == "-"
     response = sdk.responses.parse(
-        model=MODEL, input="Hi", text_format=Weather, max_output_tokens=80, extra_body=NO_SPACE
+        model=MODEL, input="Hi", text_format=Weather, max_output_tokens=80
     )
     assert isinstance(response.output_parsed, Weather)
 
@@ -138,7 +127,6 @@ def test_tools_are_called(sdk: openai.OpenAI) -> None:
         "messages": HI,
         "tools": [tool],
         "max_tokens": 80,
-        "extra_body": NO_SPACE,
     }
     called = sdk.chat.completions.parse(**wish, tool_choice="required")
     (call,) = called.choices[0].message.tool_calls or ()
@@ -184,7 +172,6 @@ def test_responses(sdk: openai.OpenAI) -> None:
         **{**wish, "max_output_tokens": 80},
         tools=[flat],
         tool_choice="required",
-        extra_body=NO_SPACE,
     )
     (item,) = called.output
     assert item.type == "function_call"

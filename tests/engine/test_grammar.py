@@ -49,7 +49,7 @@ SCHEMA = {
     "required": ["name", "kind", "inner"],
     "additionalProperties": False,
     "$defs": {"inner": {"type": "object", "properties": {"ok": {"type": "boolean"}}}},
-    "x-guidance": {"whitespace_flexible": False},
+    "x-guidance": {"whitespace_pattern": ""},
 }
 SCHEMA["$defs"]["inner"]["additionalProperties"] = False  # type: ignore[index]
 
@@ -510,3 +510,38 @@ def test_the_cache_is_bounded_in_bytes(
         compiler.matcher(_regex(source), salt="", terminators={EOS})
         assert compiler.num_cached == 1  # one is kept, even if it is too large
     assert len(compiled) == 3
+
+
+def test_white_space_between_values_is_bounded(tokenizer_json: bytes) -> None:
+    """A weak model may love white space: where it is forced to, it comes to an end."""
+    compiler = _compiler(tokenizer_json)
+    pieces = TokenBytes(tokenizer_json)
+    for grammar in (JSON_OBJECT, _schema({"type": "object"})):
+        matcher = compiler.matcher(grammar, salt="", terminators={EOS})
+        (opening,) = (token for token in range(256) if pieces[token] == b"{")
+        spaces = {token for token in range(300) if pieces[token].isspace()}
+        token_ids = [opening]
+        while allowed := spaces & _allowed(matcher, token_ids):
+            token_ids.append(min(allowed))
+            assert len(token_ids) < 20
+
+
+def _allowed(matcher: GrammarMatcher, token_ids: list[int]) -> set[int]:
+    words = matcher.allowed(token_ids, 0, may_end=True)
+    return {token for token in range(320) if words[token // 32] >> (token % 32) & 1}
+
+
+def test_unions_that_a_field_tells_apart(shared_engine: TorchEngine, pieces: TokenBytes) -> None:
+    """What pydantic makes of a discriminated union."""
+    cases = [
+        {
+            "type": "object",
+            "properties": {"kind": {"const": kind}},
+            "required": ["kind"],
+            "additionalProperties": False,
+        }
+        for kind in ("cat", "dog")
+    ]
+    schema = {"oneOf": cases, "discriminator": {"propertyName": "kind"}}
+    kinds = {json.loads(text)["kind"] for text in _many(shared_engine, _schema(schema), pieces)}
+    assert kinds == {"cat", "dog"}

@@ -67,7 +67,7 @@ async def test_unknown_paths_and_methods_answer_in_the_style_of_their_place(
     plain = await http.get("/nothing")
     assert (plain.status_code, plain.json()["code"]) == (404, "REQUEST_NOT_FOUND")
     assert plain.json()["error"] == "There is no such path here."
-    slash = await http.post(f"{PATH}/", json=CHAT, headers={"Host": "elsewhere.example"})
+    slash = await http.post(f"{PATH}/", json=CHAT, headers={"Host": "elsewhere.localhost"})
     assert (slash.status_code, slash.headers.get("location")) == (404, None)
     method = await http.get(PATH)
     assert method.status_code == 405
@@ -91,6 +91,12 @@ async def test_unknown_exceptions_tell_nothing(
     assert response.json()["error"]["code"] == "internal"
 
 
+def head_of_post(num_bytes: int) -> bytes:
+    return (
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {num_bytes}\r\n\r\n".encode()
+    )
+
+
 async def chunks(num_bytes: int) -> AsyncIterator[bytes]:
     for _ in range(0, num_bytes, 1000):
         yield b" " * 1000
@@ -105,7 +111,7 @@ async def test_body_limits(client: SchedulerClient, scheduler: ScriptedScheduler
             assert response.status_code == 413
             assert response.json()["error"]["code"] == "body_too_large"
         reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
-        writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{{".encode())
+        writer.write(head_of_post(10) + b"{")
         assert b"400 Bad Request" in await reader.readline()
         writer.close()
         await writer.wait_closed()
@@ -131,7 +137,7 @@ async def test_a_body_may_not_drip(client: SchedulerClient, scheduler: ScriptedS
     settings = settings_for(scheduler, body_timeout_s=0.2, min_body_bytes_per_s=10**6)
     async with serving(client, settings) as url:
         reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
-        writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000\r\n\r\n".encode())
+        writer.write(head_of_post(10_000))
         status = asyncio.create_task(reader.readline())
         while not status.done():  # always a little, never enough
             writer.write(b" ")
@@ -189,7 +195,7 @@ async def test_a_pipelined_request_ends_the_connection_and_its_work(
 ) -> None:
     scheduler.script = leave_alone
     body = json.dumps(CHAT).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = head_of_post(len(body))
     async with serving(client, settings) as url:
         first = asyncio.create_task(raw(url, head + body + head + body))
         assert await first == b""
@@ -353,4 +359,4 @@ async def test_every_connection_can_be_cut(
 
     monkeypatch.setattr(Health, "ready", cut)
     async with serving(client, settings) as url:
-        assert await raw(url, b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+        assert await raw(url, b"GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n") == b""

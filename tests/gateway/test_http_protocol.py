@@ -14,14 +14,15 @@ from uvicorn.server import ServerState
 
 from gateway_http import __main__ as gateway_main
 from gateway_http.client import SchedulerClient
+from gateway_http.http_head import HeadRules
 from gateway_http.http_protocol import BoundedProtocol
 from gateway_http.settings import GatewaySettings
 from tests.gateway.conftest import serving, settings_for
 from tests.gateway.scripted import ScriptedScheduler
 
 WAIT_S = 10.0
-GET = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-CHUNKED = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CHUNKED = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
@@ -178,8 +179,8 @@ async def test_long_headers_are_refused_also_if_they_come_at_once(
 @pytest.mark.parametrize(
     ("request_head", "rest"),
     [
-        (b"POST /echo HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"\r\n"),
-        (b"POST /early HTTP/1.1\r\nContent-Length: 100\r\n\r\n", b"some"),
+        (b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n", b"\r\n"),
+        (b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n", b"some"),
     ],
 )
 async def test_a_connection_is_always_on_some_clock(
@@ -213,7 +214,8 @@ async def test_a_client_that_does_not_take_its_answer_is_cut_off(
     async with serving(client, settings) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as peer:
-            peer.sendall(b"GET /large HTTP/1.1\r\nConnection: " + connection + b"\r\n\r\n")
+            head = b"GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: "
+            peer.sendall(head + connection + b"\r\n\r\n")
             await asyncio.wait_for(is_lost.wait(), WAIT_S)  # nothing is read from the peer
 
 
@@ -241,7 +243,7 @@ async def test_a_slow_reader_is_left_alone_while_it_reads(
 ) -> None:
     settings = GatewaySettings(stream_write_timeout_s=0.001)
     config = gateway_main.Server(client, settings).config
-    protocol = BoundedProtocol(settings, config, ServerState(), {})
+    protocol = BoundedProtocol(settings, HeadRules(settings), config, ServerState(), {})
     transport = SlowTransport(*sizes)
     protocol.transport = transport  # type: ignore[assignment]
     protocol._expect_flush()
@@ -254,10 +256,70 @@ async def test_an_offer_to_upgrade_is_ignored(
     client: SchedulerClient, settings: GatewaySettings
 ) -> None:
     body = b"\r\nUpgrade: body\r\n\r\n"
-    head = b"POST /echo HTTP/1.1\r\nContent-Length: %d\r\n" % len(body)
+    head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n" % len(body)
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
     async with serving(client, settings) as url, connected(url) as (reader, writer):
         for headers in (offer, b"", offer.lower()):
             writer.write(head + headers + b"\r\n" + body)
             status, _, echoed = await read_answer(reader)
             assert (status, echoed) == (200, body)
+
+
+@pytest.mark.usefixtures("small_app")
+async def test_framing_may_not_outweigh_what_it_frames(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    settings = settings_for(scheduler, max_header_bytes=1_000)
+    async with serving(client, settings) as url:
+        for framing in (b"1;" + b"x" * 5_000, (b"1;" + b"x" * 100 + b"\r\nx\r\n") * 100):
+            async with connected(url) as (reader, writer):
+                writer.write(CHUNKED)
+                await writer.drain()
+                writer.write(b"1\r\nx\r\n")
+                for start in range(0, len(framing), 50):
+                    writer.write(framing[start : start + 50])
+                assert await closes(reader)
+
+
+@pytest.mark.usefixtures("small_app")
+async def test_the_rest_of_a_body_that_was_answered_is_taken_but_not_for_ever(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    settings = settings_for(scheduler, max_body_bytes=1 << 20)
+    head = b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n\r\n"
+    async with serving(client, settings) as url, connected(url) as (reader, writer):
+        writer.write(head)
+        assert (await read_answer(reader))[0] == 200
+        writer.write(b"x" * 500_000)
+        await writer.drain()
+        assert not reader.at_eof()
+        writer.write(b"x" * 1_500_000)
+        assert await closes(reader)
+
+
+@pytest.mark.parametrize(
+    ("changes", "host", "status"),
+    [
+        ({}, "localhost:80", 200),
+        ({}, "[::1]", 200),
+        ({}, "rebound.example", 403),
+        ({"allowed_hosts": "gate.example,other"}, "GATE.example.:8080", 200),
+        ({"allowed_hosts": "gate.example,other"}, "localhost", 403),
+        ({"allowed_hosts": "*"}, "rebound.example", 200),
+        ({"allow_insecure": True}, "gateway", 200),
+        ({"api_keys": "t=key", "signing_key": "0123456789abcdef"}, "gate.example", 200),
+    ],
+)
+async def test_hosts_that_are_answered(
+    client: SchedulerClient,
+    scheduler: ScriptedScheduler,
+    changes: dict[str, object],
+    host: str,
+    status: int,
+) -> None:
+    settings = settings_for(scheduler, **changes)
+    async with serving(client, settings) as url, connected(url) as (reader, writer):
+        writer.write(GET.replace(b"localhost", host.encode()))
+        found, _, body = await read_answer(reader)
+        assert found == status
+        assert (status == 200) or json.loads(body)["code"] == "PERMISSION_DENIED"

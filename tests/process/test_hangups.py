@@ -8,10 +8,12 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from google.protobuf import duration_pb2
 
 from bench.stack import Stack
 from headway.server import connect
@@ -19,10 +21,20 @@ from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 NUM_CLIENTS = 500
 NUM_TOKENS = 10_000  # more than any of them lives to see
-STEP_MS = 400
+STEP_MS = 800
 MAX_STEPS = 2
-WITNESS = 1
+EVENTUALLY = 50  # steps; a seat that leaked stays away for ever
+WITNESS = SQUATTER = 1
 CLIENTS = Path(__file__).parent / "doomed_clients.py"
+
+
+def generation(num_samples: int) -> generation_pb2.GenerationRequest:
+    return generation_pb2.GenerationRequest(
+        model="mock",
+        prompt_token_ids=[9],
+        num_samples=num_samples,
+        sampling=generation_pb2.SamplingParams(max_tokens=NUM_TOKENS),
+    )
 
 
 class Witness:
@@ -42,12 +54,8 @@ class Witness:
         await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self) -> None:
-        request = generation_pb2.GenerationRequest(
-            model="mock",
-            prompt_token_ids=[9],
-            sampling=generation_pb2.SamplingParams(max_tokens=NUM_TOKENS),
-        )
-        async for message in self._stub.Generate(scheduler_pb2.GenerateRequest(request=request)):
+        request = scheduler_pb2.GenerateRequest(request=generation(num_samples=1))
+        async for message in self._stub.Generate(request):
             async with self._moved:
                 self.num_steps += len(message.frame.index)
                 self._moved.notify_all()
@@ -61,7 +69,7 @@ class Witness:
 
 def start(num_slots: int) -> contextlib.AbstractContextManager[Stack]:
     return Stack.start(
-        scheduler={"log_level": "debug", "generate_flush_ms": 0},
+        scheduler={"log_level": "debug", "generate_flush_ms": 0, "max_samples": NUM_CLIENTS},
         executor={"max_num_seqs": num_slots, "mock_step_ms": STEP_MS},
     )
 
@@ -86,90 +94,115 @@ def wait_for_line(process: subprocess.Popen[str], line: str) -> None:
     raise AssertionError(f"the clients ended before they said {line!r}")
 
 
-def wait_for_grants(stack: Stack, number: int) -> None:
-    stack.scheduler.wait_for("lease.granted", lambda _: count(stack, "lease.granted") >= number)
+def wait_for_events(stack: Stack, event: str, number: int) -> None:
+    stack.scheduler.wait_for(event, lambda _: count(stack, event) >= number)
 
 
 def count(stack: Stack, event: str) -> int:
     return sum(line["event"] == event for line in stack.scheduler.lines)
 
 
-async def is_quiet(admin: scheduler_pb2_grpc.AdminServiceStub) -> bool:
-    """Whether the witness is all that is left, in the queue and on the executor."""
-    (snapshot, executor) = await look(admin)
-    is_free = executor.num_free == executor.num_slots - WITNESS
-    return is_free and (snapshot.num_running, snapshot.num_waiting) == (WITNESS, 0)
+async def become_quiet(
+    admin: scheduler_pb2_grpc.AdminServiceStub, witness: Witness, max_steps: int
+) -> None:
+    """Within so many steps the witness is all that is left, in the queue and on the executor."""
+    killed_at = witness.num_steps
+    interval = duration_pb2.Duration()
+    interval.FromMilliseconds(100)  # the least there is
+    async for message in admin.WatchSnapshot(scheduler_pb2.WatchSnapshotRequest(interval=interval)):
+        num_steps = witness.num_steps - killed_at
+        if is_quiet(message.snapshot):
+            return
+        assert num_steps <= max_steps, message.snapshot
 
 
-async def look(
-    admin: scheduler_pb2_grpc.AdminServiceStub,
-) -> tuple[scheduler_pb2.Snapshot, scheduler_pb2.ExecutorRow]:
-    snapshot = (await admin.GetSnapshot(scheduler_pb2.GetSnapshotRequest())).snapshot
+def is_quiet(snapshot: scheduler_pb2.Snapshot, num_left: int = WITNESS) -> bool:
     (executor,) = snapshot.executors
-    return snapshot, executor
+    is_free = executor.num_free == executor.num_slots - num_left
+    return is_free and (snapshot.num_running, snapshot.num_waiting) == (num_left, 0)
 
 
-def all_wait(stack: Stack, process: subprocess.Popen[str]) -> None:
-    """The witness has the only seat."""
-    admitted = NUM_CLIENTS + WITNESS
-    stack.scheduler.wait_for(
-        "request.admitted", lambda _: count(stack, "request.admitted") >= admitted
-    )
+async def look(admin: scheduler_pb2_grpc.AdminServiceStub) -> scheduler_pb2.Snapshot:
+    return (await admin.GetSnapshot(scheduler_pb2.GetSnapshotRequest())).snapshot
 
 
-def grants_begin(stack: Stack, process: subprocess.Popen[str]) -> None:
-    """Some are granted, some are on their way there, some have not been read yet."""
-    wait_for_grants(stack, NUM_CLIENTS // 5)
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What the clients have come to when they are killed."""
+
+    stack: Stack
+    scheduler: scheduler_pb2_grpc.SchedulerServiceStub
+    witness: Witness
+    clients: subprocess.Popen[str]
+    squatter_id: str
+
+    async def arriving(self) -> None:
+        """Some are granted, some are queued, some have not been read yet."""
+        await asyncio.to_thread(
+            wait_for_events, self.stack, "lease.granted", WITNESS + NUM_CLIENTS // 5
+        )
+
+    async def waiting(self) -> None:
+        """All are accepted; as many as there are seats for run."""
+        number = NUM_CLIENTS + WITNESS + (SQUATTER if self.squatter_id else 0)
+        await asyncio.to_thread(wait_for_events, self.stack, "request.admitted", number)
+        await self.witness.next_step()
+
+    async def granted(self) -> None:
+        """All seats were taken by one request, which has just gone: grants go out."""
+        await self.waiting()
+        request = scheduler_pb2.CancelRequest(request_id=self.squatter_id)
+        await self.scheduler.Cancel(request)
+        before = WITNESS + SQUATTER
+        await asyncio.to_thread(wait_for_events, self.stack, "lease.granted", before + 1)
+
+    async def streaming(self) -> None:
+        """All have read a token."""
+        await asyncio.to_thread(wait_for_line, self.clients, "streaming")
+        await self.witness.next_step()
 
 
-def all_stream(stack: Stack, process: subprocess.Popen[str]) -> None:
-    wait_for_line(process, "streaming")
+async def squat(stub: scheduler_pb2_grpc.SchedulerServiceStub) -> str:
+    """Take all seats but the witness's; gives the request's id."""
+    request = generation(num_samples=NUM_CLIENTS)
+    return (await stub.Submit(scheduler_pb2.SubmitRequest(request=request))).request_id
 
 
 @pytest.mark.parametrize(
-    ("num_slots", "stage"),
+    ("reach", "num_seats", "max_steps"),
     [
-        pytest.param(WITNESS, all_wait, id="queued"),
-        pytest.param(NUM_CLIENTS + WITNESS, grants_begin, id="granted"),
-        pytest.param(NUM_CLIENTS + WITNESS, all_stream, id="streaming"),
-        pytest.param(NUM_CLIENTS // 2 + WITNESS, all_wait, id="half-queued-half-streaming"),
+        pytest.param(Scene.arriving, NUM_CLIENTS, EVENTUALLY, id="arriving"),
+        pytest.param(Scene.waiting, 0, MAX_STEPS, id="queued"),
+        pytest.param(Scene.waiting, NUM_CLIENTS // 2, MAX_STEPS, id="half-queued"),
+        pytest.param(Scene.granted, NUM_CLIENTS, MAX_STEPS, id="at-grant"),
+        pytest.param(Scene.streaming, NUM_CLIENTS, MAX_STEPS, id="streaming"),
     ],
 )
 async def test_their_slots_are_free_within_two_steps(
-    num_slots: int, stage: Callable[[Stack, subprocess.Popen[str]], None]
+    reach: Callable[[Scene], Awaitable[None]], num_seats: int, max_steps: int
 ) -> None:
-    with start(num_slots) as stack:
+    with start(num_seats + WITNESS) as stack:
         async with connect(stack.scheduler_address, max_message_bytes=1 << 24) as channel:
             admin = scheduler_pb2_grpc.AdminServiceStub(channel)
-            witness = Witness(scheduler_pb2_grpc.SchedulerServiceStub(channel))
+            scheduler = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+            witness = Witness(scheduler)
             async with witness.watching():
-                with doomed(stack) as process:
-                    await asyncio.to_thread(stage, stack, process)
-                    if stage is not grants_begin:  # there the instant is what it is about
-                        await witness.next_step()
-                    process.kill()
-                    killed_at = witness.num_steps
-                    while not await is_quiet(admin):
-                        pass
-                    num_steps = witness.num_steps - killed_at
-                assert num_steps <= MAX_STEPS
-                # whatever the gateway still had to read has been read and dropped by now
-                await witness.next_step()
-                await witness.next_step()
-                assert await is_quiet(admin)
-            await asyncio.to_thread(wait_for_ends, stack)
-            snapshot, executor = await look(admin)
-        assert snapshot.num_running == snapshot.num_waiting == 0
-        assert executor.num_free == executor.num_slots == num_slots
-        assert count(stack, "lease.granted") <= num_slots, "nobody was granted a dead one's seat"
+                squatter_id = await squat(scheduler) if reach is Scene.granted else ""
+                with doomed(stack) as clients:
+                    await reach(Scene(stack, scheduler, witness, clients, squatter_id))
+                    clients.kill()
+                    await become_quiet(admin, witness, max_steps)
+                for _ in range(MAX_STEPS):  # nothing comes back
+                    await witness.next_step()
+                assert is_quiet(await look(admin))
+            await asyncio.to_thread(check_ends, stack)
+            assert is_quiet(await look(admin), num_left=0)
 
 
-def wait_for_ends(stack: Stack) -> None:
-    """As many as were admitted, the witness too; each ended once."""
+def check_ends(stack: Stack) -> None:
+    """Whoever was admitted ended once, the witness too."""
     admitted = count(stack, "request.admitted")
-    ended = stack.scheduler.lines
-    stack.scheduler.wait_for(
-        "request.finished", lambda _: count(stack, "request.finished") >= admitted
-    )
-    finished = [line["request_id"] for line in ended if line["event"] == "request.finished"]
-    assert len(finished) == len(set(finished)) == admitted
+    wait_for_events(stack, "request.finished", admitted)
+    lines = stack.scheduler.lines
+    ended = [line["request_id"] for line in lines if line["event"] == "request.finished"]
+    assert len(ended) == len(set(ended)) == admitted
