@@ -128,8 +128,10 @@ class Link:
 
     def _log_load(self, event: Event) -> None:
         match event:
-            case ModelLoaded(model, load_ms):
-                self._log.info("model.loaded", model=model, load_ms=load_ms)
+            case ModelLoaded(model, load_ms, exactness_class):
+                self._log.info(
+                    "model.loaded", model=model, load_ms=load_ms, is_exact=bool(exactness_class)
+                )
             case ModelLoadFailed(model, message):
                 self._log.error("model.load_failed", model=model, message=message)
 

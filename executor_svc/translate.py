@@ -181,6 +181,7 @@ def _model_change(change: ModelChange) -> fleet.ModelChange:
         model=change.model,
         state=_MODEL_STATES[change.state],
         load_time=_duration(change.load_ms),
+        exactness_class=change.exactness_class,
     )
     if change.state is ModelState.FAILED:
         message.failure.reason = Reason.INTERNAL

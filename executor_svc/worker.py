@@ -150,7 +150,9 @@ class Worker:
 
     def _load(self, model: str, evict: tuple[str, ...]) -> Answer:
         try:
-            return ModelLoaded(model, self._engine.load(model, evict))
+            load_ms = self._engine.load(model, evict)
+            (info,) = (info for info in self._engine.models if info.name == model)
+            return ModelLoaded(model, load_ms, info.exactness_class)
         except ModelLoadError as error:
             return ModelLoadFailed(model, str(error))
 

@@ -61,7 +61,7 @@ class TextFormat(msgspec.Struct, forbid_unknown_fields=True):
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str = ""
-    schema: msgspec.Raw = msgspec.Raw(b"{}")
+    schema: msgspec.Raw = raw_default(b"{}")
     description: str | None = None
     strict: bool | None = None
 

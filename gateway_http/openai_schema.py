@@ -55,6 +55,11 @@ _HINTS = {
 }
 
 
+def raw_default(text: bytes) -> Any:
+    """A field's default; a factory, because a JSON Schema cannot show a Raw."""
+    return msgspec.field(default_factory=lambda: msgspec.Raw(text))
+
+
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """``include_obfuscation`` pads events against traffic analysis: ours are never padded."""
 
@@ -66,7 +71,7 @@ class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True):
     """The schema of a response_format; it always holds, as if strict."""
 
     name: str = ""
-    schema: msgspec.Raw = msgspec.Raw(b"{}")
+    schema: msgspec.Raw = raw_default(b"{}")
     description: str | None = None
     strict: bool | None = None
 
@@ -81,7 +86,7 @@ class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
     """vLLM's way to say what an output has to fit: one of these."""
 
-    json: msgspec.Raw = msgspec.Raw(b"null")
+    json: msgspec.Raw = raw_default(b"null")
     json_object: bool | None = None
     regex: str | None = None
     choice: list[str] | None = None

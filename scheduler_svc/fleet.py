@@ -73,7 +73,7 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         self._leases: LeaseNews  # from hello on
         self._executor_id = ""
         self._incarnation = ""
-        self._exactness_classes: dict[str, str] = {}  # of the models that hello offered
+        self._exactness_classes: dict[str, str] = {}  # of the models that are offered
         self._outbox = Outbox(self._settings.max_orders_bytes)
 
     # --- from the executor
@@ -159,6 +159,8 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         event = fleet_translate.model_changed(change, self._executor_id, self._session)
         if event.state is not messages.ModelState.ABSENT:
             self._progress.model_changed(event.model)
+        if event.state is messages.ModelState.RESIDENT:
+            self._exactness_classes[event.model] = change.exactness_class
         _log.log(
             logging.WARNING if event.state is messages.ModelState.FAILED else logging.INFO,
             "model.changed",

@@ -14,6 +14,7 @@ from scheduler_svc.core import messages
 from scheduler_svc.settings import SchedulerSettings
 
 _MAX_MESSAGE_CHARS = 500
+_MAX_CLASS_CHARS = 128
 _MAX_LEASES = 100_000  # in one message
 _MAX_LOAD_MS = 86_400_000
 
@@ -46,12 +47,7 @@ def attached(
         raise out_of_turn("more models are resident than capacity.max_models")
     check_leases(hello.leases)
     for offer in hello.models:
-        check_name(
-            offer.exactness_class,
-            "models.exactness_class",
-            settings.max_name_chars,
-            may_be_empty=True,
-        )
+        _check_class(offer.exactness_class)
     for held in hello.leases:
         _check_ref(held.lease, settings)
     return messages.ExecutorAttached(
@@ -88,6 +84,7 @@ def model_changed(
     state = _MODEL_STATES.get(change.state)
     if state is None:
         raise out_of_turn("a model changes without a state")
+    _check_class(change.exactness_class)
     message = change.failure.message[:_MAX_MESSAGE_CHARS]
     return messages.ModelChanged(
         executor_id, session, change.model, state, _load_ms(change), message
@@ -134,3 +131,8 @@ def _load_ms(message: fleet.ModelOffer | fleet.ModelChange) -> int | None:
     if not message.HasField("load_time"):
         return None
     return translate.duration_ms(message.load_time, "load_time", least=0, most=_MAX_LOAD_MS)
+
+
+def _check_class(exactness_class: str) -> None:
+    """Only compared, but kept."""
+    check_name(exactness_class, "exactness_class", _MAX_CLASS_CHARS, may_be_empty=True)

@@ -149,6 +149,7 @@ class ModelLoaded:
 
     model: str
     load_ms: int
+    exactness_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +261,7 @@ class ModelChange:
     state: ModelState
     load_ms: int | None = None
     message: str = ""
+    exactness_class: str = ""
 
 
 @dataclass(slots=True)

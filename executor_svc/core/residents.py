@@ -51,7 +51,7 @@ class Residents:
         if load.model in self._loading:
             return False  # said twice: its end will be the answer
         if load.model in self._models and self._models[load.model].is_resident:
-            self._changes.append(ModelChange(load.model, ModelState.RESIDENT))
+            self._tell_resident(load.model)
             return False
         if fault := self._fault(load, busy):
             self.refuse(load, fault)
@@ -69,19 +69,30 @@ class Residents:
         """
         for model in self._models.values():
             if model.is_resident:
-                self._changes.append(ModelChange(model.name, ModelState.RESIDENT))
+                self._tell_resident(model.name)
         self._changes.append(ModelChange(load.model, ModelState.FAILED, message=message))
 
-    def loaded(self, model: str, load_ms: int) -> None:
+    def loaded(self, model: str, load_ms: int, exactness_class: str) -> None:
         """The engine has put the model on the device."""
         self._loading.remove(model)
-        self._models[model] = replace(self._models[model], is_resident=True, load_ms=load_ms)
-        self._changes.append(ModelChange(model, ModelState.RESIDENT, load_ms))
+        self._models[model] = replace(
+            self._models[model],
+            is_resident=True,
+            load_ms=load_ms,
+            exactness_class=exactness_class,
+        )
+        self._tell_resident(model, load_ms)
 
     def failed(self, model: str, message: str) -> None:
         """The engine could not load the model."""
         self._loading.remove(model)
         self._changes.append(ModelChange(model, ModelState.FAILED, message=message))
+
+    def _tell_resident(self, model: str, load_ms: int | None = None) -> None:
+        exactness_class = self._models[model].exactness_class
+        self._changes.append(
+            ModelChange(model, ModelState.RESIDENT, load_ms, exactness_class=exactness_class)
+        )
 
     def _present(self) -> set[str]:
         """Models that take a place on the device."""

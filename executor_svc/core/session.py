@@ -141,8 +141,8 @@ class Session:
                 self._obey(event)
             case LeaseRefused(key, reason, message):
                 self._fail(key, Failure(reason, message))
-            case ModelLoaded(model, load_ms):
-                self._residents.loaded(model, load_ms)
+            case ModelLoaded(model, load_ms, exactness_class):
+                self._residents.loaded(model, load_ms, exactness_class)
             case ModelLoadFailed(model, message):
                 self._residents.failed(model, message)
             case Welcomed():

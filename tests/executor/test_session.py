@@ -451,6 +451,19 @@ def changes(session: Session) -> tuple[ModelChange, ...]:
     return () if taken is None else taken.models
 
 
+def test_a_load_proves_a_models_class() -> None:
+    session = attached()
+    load(session, "n", "m")
+    changes(session)
+    session.handle(ModelLoaded("n", 1500, "proved"), 0)
+    assert changes(session) == (
+        ModelChange("n", ModelState.RESIDENT, 1500, exactness_class="proved"),
+    )
+    assert load(session, "n", "m") == []  # said twice
+    assert changes(session) == (ModelChange("n", ModelState.RESIDENT, exactness_class="proved"),)
+    assert {info.name: info.exactness_class for info in session.offers()}["n"] == "proved"
+
+
 def test_a_model_comes_and_another_leaves() -> None:
     session = attached()
     assert load(session, "n", "m") == [LoadModel("n", ("m",))]

@@ -111,9 +111,9 @@ async def become_quiet(
     interval.FromMilliseconds(100)  # the least there is
     async for message in admin.WatchSnapshot(scheduler_pb2.WatchSnapshotRequest(interval=interval)):
         num_steps = witness.num_steps - killed_at
+        assert num_steps <= max_steps, message.snapshot
         if is_quiet(message.snapshot):
             return
-        assert num_steps <= max_steps, message.snapshot
 
 
 def is_quiet(snapshot: scheduler_pb2.Snapshot, num_left: int = WITNESS) -> bool:

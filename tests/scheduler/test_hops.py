@@ -228,6 +228,29 @@ async def test_going_on_in_another_exactness_class_is_said(
         assert (timing.inexact, timing.executor_id) == (is_inexact, "e2")
 
 
+async def test_a_class_that_a_load_proved_counts() -> None:
+    """It takes a load to prove it, so hello cannot know the class of a model that is absent."""
+    async with world(executor_grace_ms=0) as own:
+        first, second, client = own.executor(), own.executor("e2"), own.client()
+        await first.attach(exactness_class="x")
+        await client.open()
+        grant, _ = await granted(first, client)
+        await first.tokens(grant.handle, [1])
+        await client.until_token(1)
+        first.call.cancel()
+        await second.attach(models=(), absent=(CARD,))
+        while not (await second.read()).orders.loads:
+            pass
+        change = fleet.ModelChange(
+            model=CARD.name, state=fleet.ModelChange.STATE_RESIDENT, exactness_class="x"
+        )
+        await second.send(report=fleet.ExecutorReport(models=[change]))
+        again = await second.grant()
+        await second.tokens(again.handle, [2, 3, 4], start=1, end=True)
+        await second.end(again.lease, [4])
+        assert not (await client.finished()).timing.inexact
+
+
 async def test_an_adopted_lease_is_as_exact_as_before() -> None:
     async with world(executor_grace_ms=60_000) as own:
         executor, client = own.executor(), own.client()
