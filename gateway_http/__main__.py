@@ -65,7 +65,12 @@ class Server(uvicorn.Server):
 async def serve(settings: GatewaySettings) -> None:
     """Run until SIGTERM or SIGINT."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    listener = socket.create_server(
+        (settings.host, settings.port),
+        family=family,
+        backlog=BACKLOG,
+        reuse_port=settings.reuse_port,
+    )
     client = SchedulerClient(settings)
     async with client.running():
         host, port = listener.getsockname()[:2]

@@ -329,6 +329,18 @@ class SchedulerClient:
         response = await self._call(lambda stub, t: stub.ListModels(request, timeout=t))
         return list(response.models)
 
+    async def snapshot(self) -> scheduler_pb2.Snapshot:
+        """Queue and fleet at one instant, for the monitor."""
+        timeout_s = self._settings.unary_timeout_s
+        stub = await self._connection.admin(timeout_s)
+        try:
+            response = await stub.GetSnapshot(
+                scheduler_pb2.GetSnapshotRequest(), timeout=timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return response.snapshot
+
     async def model(self, name: str) -> LoadedModel:
         """A model's card and its tokenizer, cached. Raises MODEL_NOT_FOUND."""
         return await self._models.get(name)

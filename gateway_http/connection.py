@@ -42,6 +42,7 @@ class Connection:
         self._ready = asyncio.Event()
         self._is_closing = False
         self._stub: scheduler_pb2_grpc.SchedulerServiceStub | None = None
+        self._admin: scheduler_pb2_grpc.AdminServiceStub | None = None
         self._lost_at: float | None = None
         self._last_heard = 0.0
 
@@ -63,6 +64,12 @@ class Connection:
             raise unreachable() from None
         assert self._stub is not None
         return self._stub
+
+    async def admin(self, timeout_s: float) -> scheduler_pb2_grpc.AdminServiceStub:
+        """The same scheduler's door for operators. Raises NO_CAPACITY."""
+        await self.stub(timeout_s)
+        assert self._admin is not None
+        return self._admin
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -86,6 +93,7 @@ class Connection:
         """One connection from hello to its end; gives whether the scheduler welcomed us."""
         channel = connect(address, max_message_bytes=self._settings.max_message_bytes)
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        self._admin = scheduler_pb2_grpc.AdminServiceStub(channel)
         was_ready = False
         cause = ""
         try:

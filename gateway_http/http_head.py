@@ -46,12 +46,14 @@ class HeadRules:
     def _answers_to(self, value: bytes) -> bool:
         if self._is_any:
             return True
-        host = _without_port(value.decode("latin-1").lower())
-        return host in self._hosts or (not self._hosts and _is_local(host))
+        if not self._hosts:
+            return is_local_host(value)
+        return _without_port(value) in self._hosts
 
 
-def _is_local(host: str) -> bool:
-    """A name that no name server is asked for, or an address."""
+def is_local_host(value: bytes) -> bool:
+    """Whether a Host is a name that no name server is asked for, or an address."""
+    host = _without_port(value)
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -61,7 +63,8 @@ def _is_local(host: str) -> bool:
     return True
 
 
-def _without_port(value: str) -> str:
-    if value.startswith("["):
-        return value[1:].partition("]")[0]
-    return value.partition(":")[0].rstrip(".")
+def _without_port(value: bytes) -> str:
+    text = value.decode("latin-1").lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0].rstrip(".")

@@ -24,6 +24,7 @@ from gateway_http.openai_schema import (
     ResponseFormat,
     Sampling,
     StreamOptions,
+    raw_default,
 )
 
 LOGPROBS = "message.output_text.logprobs"

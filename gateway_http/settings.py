@@ -26,6 +26,8 @@ class GatewaySettings(Settings):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     """Port to listen on; 0 takes a free one, which the log line server.started names."""
+    reuse_port: bool = False
+    """Share the port with other gateway processes of this user, if all of them say so."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines to write."""
     client_id: str = "gateway"
@@ -43,6 +45,11 @@ class GatewaySettings(Settings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma separated names that requests may have as their Host, without ports; * is any. None:
     any with API keys or allow_insecure, else localhost and addresses, against DNS rebinding."""
+    monitor: Literal["off", "loopback", "key"] = "loopback"
+    """Who may see /monitor and /metrics: nobody, callers on this machine that come through no
+    proxy, or whoever has an API key with the scope monitor."""
+    monitor_interval_s: PositiveFloat = 1.0
+    """The scheduler is asked for its state this often at most, however many monitors are open."""
 
     scheduler_addresses: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50051",)
     """Comma separated host:port of the schedulers, tried in turn."""
@@ -216,6 +223,8 @@ class GatewaySettings(Settings):
             raise ValueError("scheduler_addresses: at least one is needed")
         if not (self.has_keys or self.allow_insecure or is_loopback(self.host)):
             raise ValueError(f"host {self.host} is not loopback: set api_keys, or allow_insecure")
+        if self.monitor == "key" and not self.has_keys:
+            raise ValueError("monitor: key needs api_keys or api_keys_file")
         if self.api_keys_file and len(self.key_pepper.get_secret_value()) < MIN_SECRET_CHARS:
             raise ValueError(
                 f"key_pepper: api_keys_file needs at least {MIN_SECRET_CHARS} characters"

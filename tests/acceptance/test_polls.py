@@ -1,4 +1,4 @@
-"""Waiting with the tinker SDK costs one held poll a sample, not a storm; the queue only moves on."""
+"""Waiting by the tinker SDK costs one held poll a sample, and the queue only moves on."""
 
 import json
 import subprocess

@@ -1,0 +1,118 @@
+"""What a gateway adds: Headway's beside LiteLLM's proxy, sglang-router and LitServe.
+
+One client, one run, one after the other: chats of one token (requests/s, CPU a request), streams
+paced as by a GPU (CPU a token), and streams one at a time (time to first token, less than that of
+the fake server asked directly). CPU is that of the gateway's processes with all that they start;
+for Headway of gateway and scheduler, for LitServe of all of it, as its engine is inside. Engines'
+CPU stands beside it. Ends with one line of JSON.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+
+import uvloop
+
+from bench.gateway_client import run_load
+from bench.gateway_fake import FAST, PACED
+from bench.gateway_peers import TARGETS, Target, tree_cpu_s
+
+WARM_S = 2.0
+TTFT_TOKENS = 2
+
+
+class Clock:
+    """CPU and wall time of a target since the start of a phase."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._gateway_s = tree_cpu_s(target.gateway_pids)
+        self._engine_s = tree_cpu_s(target.engine_pids)
+        self._wall_s = time.perf_counter()
+
+    def read(self, number: int, unit: str) -> dict[str, float]:
+        """CPU microseconds for each of ``number`` things, and how many there were a second."""
+        wall_s = time.perf_counter() - self._wall_s
+        gateway_s = tree_cpu_s(self._target.gateway_pids) - self._gateway_s
+        engine_s = tree_cpu_s(self._target.engine_pids) - self._engine_s
+        return {
+            f"{unit}s_per_s": round(number / wall_s, 1),
+            f"us_per_{unit}": round(1e6 * gateway_s / number, 1),
+            f"engine_us_per_{unit}": round(1e6 * engine_s / number, 1),
+        }
+
+
+async def measure(target: Target, arguments: argparse.Namespace) -> dict[str, float]:
+    url, seconds = target.url, arguments.seconds
+    plain = {"clients": arguments.clients, "num_tokens": 1, "is_streaming": False}
+    await run_load(url, FAST, **plain, seconds=WARM_S)
+    clock = Clock(target)
+    load = await run_load(url, FAST, **plain, seconds=seconds)
+    figures = clock.read(load.num_answers, "request")
+
+    paced = {"clients": arguments.streams, "num_tokens": arguments.tokens, "is_streaming": True}
+    await run_load(url, PACED, **paced, seconds=WARM_S)
+    clock = Clock(target)
+    load = await run_load(url, PACED, **paced, seconds=seconds)
+    figures |= clock.read(load.num_answers * arguments.tokens, "token")
+
+    alone = {"clients": 1, "num_tokens": TTFT_TOKENS, "is_streaming": True}
+    load = await run_load(url, FAST, **alone, seconds=seconds)
+    times = sorted(load.first_text_s)
+    figures["ttft_ms_p50"] = round(1000 * percentile(times, 0.5), 2)
+    figures["ttft_ms_p99"] = round(1000 * percentile(times, 0.99), 2)
+    return figures
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Of sorted values: the least one that so many are not above."""
+    return values[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def add_comparisons(figures: dict[str, dict[str, float | str]]) -> dict[str, dict[str, float]]:
+    """What each gateway adds to the first token, and its costs as multiples of Headway's."""
+    ratios: dict[str, dict[str, float]] = {}
+    direct, ours = figures["direct"], figures["headway"]
+    for name, row in figures.items():
+        if "reason" in row or name == "direct":
+            continue
+        for part in ("p50", "p99"):
+            row[f"ttft_added_ms_{part}"] = round(
+                float(row[f"ttft_ms_{part}"]) - float(direct[f"ttft_ms_{part}"]), 2
+            )
+        ratios[name] = {
+            key: round(float(row[key]) / float(ours[key]), 2)
+            for key in ("us_per_request", "us_per_token")
+        }
+    return ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=list(TARGETS), help="beside direct, headway")
+    parser.add_argument("--clients", type=int, default=32, help="one-token chats at once")
+    parser.add_argument("--streams", type=int, default=16, help="paced streams at once")
+    parser.add_argument("--tokens", type=int, default=128, help="of a paced stream")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of each part")
+    arguments = parser.parse_args()
+    wanted = TARGETS if arguments.only is None else {"direct", "headway", *arguments.only}
+    figures: dict[str, dict[str, float | str]] = {}
+    for name, start in TARGETS.items():
+        if name not in wanted:
+            continue
+        try:
+            with start() as target:
+                figures[name] = dict(uvloop.run(measure(target, arguments)))
+        except (RuntimeError, OSError, ExceptionGroup) as error:
+            if name in ("direct", "headway"):
+                raise
+            figures[name] = {"reason": repr(error)[-300:]}
+        print(name, figures[name], flush=True)
+    ratios = add_comparisons(figures)
+    print(json.dumps({"bench": "gateway", "peers": figures, "times_headway": ratios}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What /monitor/data says: the scheduler's snapshot under the names that monitors know.
+
+Shares are whole percents, utilisation has one decimal, durations are seconds. Null is what nobody
+knows: no samples yet, or no source in the snapshot.
+"""
+
+import math
+
+import msgspec
+from google.protobuf import duration_pb2
+
+from headway.v1 import scheduler_pb2
+
+_ID_CHARS = 12
+_SESSION_CHARS = 8
+_LIVE = (scheduler_pb2.ExecutorRow.STATE_ATTACHED, scheduler_pb2.ExecutorRow.STATE_DRAINING)
+_STATE_PREFIX = "STATE_"
+
+
+class AcceptTime(msgspec.Struct):
+    """Waits until the first grant over the last hour, in seconds."""
+
+    p10: float
+    mean: float
+    p90: float
+    sample_count: int
+
+
+class Reserved(msgspec.Struct):
+    """For which model an executor is drained, and why."""
+
+    model: str
+    reason: str
+    age_s: float
+    remaining_s: float
+
+
+class Backend(msgspec.Struct):
+    """One executor; ``active_models`` have running work, ``models`` are on the device."""
+
+    url: str
+    live: bool
+    state: str
+    active_models: list[str]
+    models: list[str]
+    loading_model: str | None
+    max_models: int
+    reservation: Reserved | None
+    slots_acquired: int
+    slots_total: int
+    last_poll_age: float | None
+    stat_requests: int
+    stat_share_pct: int | None
+    stat_utilization_pct: float | None
+    stat_avg_duration_s: float | None
+    stat_affinity: int | None
+
+
+class Waiting(msgspec.Struct):
+    """One request of the queue, in the order of grants; ids are cut short."""
+
+    request_id: str
+    model: str
+    tenant: str
+    session_id: str
+    age_s: float
+    estimated_tokens: int | None
+    priority: float | None
+    band: int
+    position: int
+    eta_s: float | None
+
+
+class ModelStats(msgspec.Struct):
+    """What is known of one model."""
+
+    requests: int | None
+    estimated_tokens: int | None
+    tracked_sessions: int | None
+
+
+class MonitorData(msgspec.Struct):
+    """Queue and fleet at one instant."""
+
+    uptime: float | None
+    total_requests: int
+    queue_depth: int
+    running: int
+    session_count: int | None
+    live_backend_count: int
+    session_hits: int | None
+    session_misses: int | None
+    session_hit_rate: int | None
+    accept_time: AcceptTime | None
+    backends: list[Backend]
+    queue: list[Waiting]
+    model_stats: dict[str, ModelStats]
+    decisions: dict[str, int]
+
+
+def view(snapshot: scheduler_pb2.Snapshot) -> MonitorData:
+    """The snapshot as monitors know it."""
+    backends = [_backend(row) for row in snapshot.executors]
+    queue = [_waiting(row) for row in snapshot.queue]
+    models = {name for backend in backends for name in backend.models}
+    models |= {row.model for row in queue}
+    return MonitorData(
+        uptime=None,
+        total_requests=snapshot.decisions.get("admitted", 0),
+        queue_depth=snapshot.num_waiting,
+        running=snapshot.num_running,
+        session_count=None,
+        live_backend_count=sum(backend.live for backend in backends),
+        session_hits=None,
+        session_misses=None,
+        session_hit_rate=None,
+        accept_time=_accept_time(snapshot),
+        backends=backends,
+        queue=queue,
+        model_stats={name: ModelStats(None, None, None) for name in sorted(models)},
+        decisions=dict(sorted(snapshot.decisions.items())),
+    )
+
+
+def _backend(row: scheduler_pb2.ExecutorRow) -> Backend:
+    stats = row.stats
+    has_mean = stats.HasField("mean_duration")
+    state = scheduler_pb2.ExecutorRow.State.Name(row.state)
+    return Backend(
+        url=row.executor_id,
+        live=row.state in _LIVE,
+        state=state.removeprefix(_STATE_PREFIX).lower(),
+        active_models=sorted(set(row.resident_models) - set(row.held_models))
+        if row.num_leased + row.num_in_doubt
+        else [],
+        models=sorted(row.resident_models),
+        loading_model=row.loading_model or None,
+        max_models=row.max_models,
+        reservation=_reserved(row.reservation) if row.HasField("reservation") else None,
+        slots_acquired=row.num_leased + row.num_in_doubt,
+        slots_total=row.num_slots,
+        last_poll_age=None,
+        stat_requests=stats.num_leases,
+        stat_share_pct=_percent(stats.share) if stats.HasField("share") else None,
+        stat_utilization_pct=round(100 * stats.utilisation, 1)
+        if stats.HasField("utilisation")
+        else None,
+        stat_avg_duration_s=round(seconds(stats.mean_duration), 2) if has_mean else None,
+        stat_affinity=_percent(stats.affinity) if stats.HasField("affinity") else None,
+    )
+
+
+def _reserved(row: scheduler_pb2.Reservation) -> Reserved:
+    return Reserved(row.model, row.reason, seconds(row.age), seconds(row.remaining))
+
+
+def _waiting(row: scheduler_pb2.QueueRow) -> Waiting:
+    status = row.status
+    has_priority = row.HasField("priority") and math.isfinite(row.priority)
+    return Waiting(
+        request_id=row.request_id[:_ID_CHARS],
+        model=row.model,
+        tenant=row.tenant,
+        session_id=row.session_id[:_SESSION_CHARS],
+        age_s=seconds(row.waited),
+        estimated_tokens=None,
+        priority=round(row.priority, 3) if has_priority else None,
+        band=row.band,
+        position=status.position,
+        eta_s=seconds(status.estimated_wait) if status.HasField("estimated_wait") else None,
+    )
+
+
+def _accept_time(snapshot: scheduler_pb2.Snapshot) -> AcceptTime | None:
+    if not snapshot.HasField("queue_wait"):
+        return None
+    wait = snapshot.queue_wait
+    return AcceptTime(seconds(wait.p10), seconds(wait.mean), seconds(wait.p90), wait.num_samples)
+
+
+def _percent(share: float) -> int:
+    return round(100 * share)
+
+
+def seconds(duration: duration_pb2.Duration) -> float:
+    """To the millisecond."""
+    return duration.ToMilliseconds() / 1000
