@@ -10,7 +10,7 @@ from collections import Counter
 from headway.reasons import Reason
 from scheduler_svc.core import priority
 from scheduler_svc.core.affinity import PrefixIndex, Sessions
-from scheduler_svc.core.deadlines import Deadlines, ModelDue, RequestDue, ReservationDue
+from scheduler_svc.core.deadlines import Deadlines, ModelDue, ReservationDue
 from scheduler_svc.core.domain import (
     RETRYABLE,
     CoreSettings,
@@ -64,6 +64,8 @@ class State:
         self.sessions = Sessions(settings.session_ttl_ms, settings.max_sessions)
         self.prefixes = PrefixIndex(settings.max_prefix_blocks)
         self.waits = Waits(settings.max_wait_samples)
+        # an executor that a lease's end gave slots back to, for which nobody was woken yet
+        self.freed: ExecutorRecord | None = None
         self._num_arrivals = 0
         self._num_executors = 0
         self._persist: list[Record] = []
@@ -120,7 +122,7 @@ class State:
         self.num_live_by_tenant[request.tenant] += 1
         self.num_live_by_model[request.model] += 1
         self.keys.add(request)
-        self.deadlines.set(RequestDue(request.request_id), deadline_ms)
+        self.deadlines.set(record, deadline_ms)
         self.queue.add(record)
         if any(self.queue.bands[request.band + 1 :]):
             self.decisions["position_rose.earlier_band"] += 1
@@ -143,7 +145,7 @@ class State:
             if not counter[name]:
                 del counter[name]
         self.keys.finished(request, self.now_ms)
-        self.deadlines.discard(RequestDue(request.request_id))
+        self.deadlines.discard(record)
         if record.lease is None:
             self.queue.remove(record)
             self.head_changed(request.model)
@@ -171,7 +173,7 @@ class State:
             record.first_grant_ms = self.now_ms
             self.waits.add(self.now_ms - record.accepted_ms, self.now_ms)
             record.deadline_ms = self.now_ms + record.request.execution_timeout_ms
-            self.deadlines.set(RequestDue(record.request.request_id), record.deadline_ms)
+            self.deadlines.set(record, record.deadline_ms)
 
     def overdue(self, record: RequestRecord) -> None:
         """The running clock of a request ran out; the caller revokes what is leased."""
@@ -183,21 +185,20 @@ class State:
     def _end_of(
         self, record: RequestRecord, reason: Reason | None, message: str
     ) -> RequestFinished:
-        def since_accepted(at_ms: int | None) -> int | None:
-            return None if at_ms is None else at_ms - record.accepted_ms
-
-        model = record.request.model
+        request, accepted_ms = record.request, record.accepted_ms
+        granted_ms, token_ms = record.first_grant_ms, record.first_token_ms
+        retry_after_ms = None
+        if reason in RETRYABLE:
+            retry_after_ms = self.estimator.retry_after_ms(request.model, self.now_ms)
         return RequestFinished(
-            request_id=record.request.request_id,
-            reason=reason,
-            message=message,
-            queued_ms=since_accepted(record.first_grant_ms),
-            first_token_ms=since_accepted(record.first_token_ms),
-            total_ms=self.now_ms - record.accepted_ms,
+            request.request_id,
+            reason,
+            message,
+            queued_ms=None if granted_ms is None else granted_ms - accepted_ms,
+            first_token_ms=None if token_ms is None else token_ms - accepted_ms,
+            total_ms=self.now_ms - accepted_ms,
             num_attempts=record.attempt,
-            retry_after_ms=(
-                self.estimator.retry_after_ms(model, self.now_ms) if reason in RETRYABLE else None
-            ),
+            retry_after_ms=retry_after_ms,
         )
 
     # --- fleet --------------------------------------------------------------------------
@@ -227,6 +228,10 @@ class State:
         if executor.reservation is not None and not executor.is_serving:
             self.end_reservation(executor.reservation.model, "executor away")
         self.slots_changed(executor)
+        self.wake_users(executor)
+
+    def wake_users(self, executor: ExecutorRecord) -> None:
+        """Whoever may be granted on an executor, or loaded there, is tried."""
         for model in executor.residences:
             self.waking.wake(model)
         if executor.loading is not None and not executor.is_serving:
@@ -258,8 +263,8 @@ class State:
             self.end_reservation(model, "nobody waits")
         self.estimator.backlog_ended(model)
         self.deadlines.discard(ModelDue(model))
-        for executor in self.fleet.unwanted(model):
-            self.waking.wake_waiting(executor)
+        self.fleet.unwanted(model)
+        self.waking.wake_instead(model)
 
     # --- reservations -------------------------------------------------------------------
 
