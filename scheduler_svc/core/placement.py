@@ -141,6 +141,8 @@ def jump(state: State, head: RequestRecord, executor: ExecutorRecord) -> Request
             break
         if num_missing(other, executor) <= 0 and _saves(state, other, executor):
             state.decisions["position_rose.locality"] += 1
+            if state.settings.has_decision_log:
+                state.decide("overtake", other, "its cache is there")
             return other
     return head
 

@@ -35,9 +35,8 @@ class Waking:
     def rank(self, head: RequestRecord) -> Rank:
         """Its place in the grant order, as things are now."""
         band = head.request.band
-        arrived_ms = head.arrival >> priority.ARRIVAL_BITS
-        if self.now_ms - arrived_ms >= self._band_limits_ms[band]:
-            band = priority.OVERDUE_BAND
+        if self._is_overdue(head.arrival, band):
+            band = self._first_band()
         warmth = self._fleet.warmth(head.request.model)
         return band, head.arrival - priority.shift(self._settings, warmth)
 
@@ -49,11 +48,26 @@ class Waking:
         if self.is_hopeless(model):
             self._estimator.backlog_began(model, self.now_ms)
             return
-        warmth = self._fleet.warmth(model)
-        bonus = self._full_bonus if warmth == 1.0 else priority.shift(self._settings, warmth)
-        if not warmth and not self._settings.is_fifo:
-            bonus = priority.FIRST_PLACE
-        self.awake[model] = bonus, self._settings.num_bands
+        self.awake[model] = self._bonus(model), self._settings.num_bands
+
+    def _bonus(self, model: str) -> int:
+        """By how much its heads go before their arrival: warm ones that find room by the bonus,
+        those that need a place by the model's claim to one."""
+        fleet = self._fleet
+        if self._settings.is_fifo:
+            return 0
+        if fleet.has_usable(model):
+            return self._full_bonus
+        head = self._queue.head(model)
+        assert head is not None
+        num_places = len(fleet.homes.get(model, ())) + len(fleet.loading.get(model, ()))
+        return priority.claim(
+            self._settings,
+            self.now_ms - head.accepted_ms,
+            self._queue.waited_ms(model, self.now_ms),
+            num_places,
+            self._estimator.placeless_ms(model, self.now_ms),
+        )
 
     def is_hopeless(self, model: str) -> bool:
         """Whether trying the heads of a waiting model would change nothing: it has homes, all are
@@ -96,24 +110,30 @@ class Waking:
                 del self.awake[model]
 
     def next_awake(self) -> RequestRecord | None:
-        """The head to try next: the one longest overdue, then of a band that is owed a grant, then
-        of the first band. Few models are awake at a time, so they are looked through."""
+        """The head to try next: of a band that is owed a grant, then of the first band, in which
+        the overdue ones of later bands count. Few models are awake at a time, so they are looked
+        through."""
         if not self.awake:
             return None
-        owed, now_ms = self.shares.owed(), self.now_ms
+        owed, first = self.shares.owed(), self._first_band()
         best: tuple[int, int, int] | None = None
         for model, (bonus, below) in self.awake.items():
             for band, flow in self._queue.flows[model].items():
                 if band < below:
-                    due_ms = (flow.head >> priority.ARRIVAL_BITS) + self._band_limits_ms[band]
-                    if due_ms <= now_ms:
-                        key = (-2, due_ms, flow.head)
-                    else:
-                        key = (-1 if band == owed else band, flow.head - bonus, flow.head)
+                    counts_as = first if self._is_overdue(flow.head, band) else band
+                    key = (-1 if band == owed else counts_as, flow.head - bonus, flow.head)
                     if best is None or key < best:
                         best = key
         assert best is not None
         return self._queue.at(best[2])
+
+    def _is_overdue(self, arrival: int, band: int) -> bool:
+        """Whether who came then has waited longer than its band may keep it behind others."""
+        return self.now_ms - (arrival >> priority.ARRIVAL_BITS) >= self._band_limits_ms[band]
+
+    def _first_band(self) -> int:
+        """The first band in which somebody waits; somebody does."""
+        return next(band for band, flows in enumerate(self._queue.bands) if flows)
 
     def forget(self, model: str) -> None:
         """Nothing is to be tried for it any more, or everything anew."""
