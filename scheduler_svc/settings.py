@@ -279,7 +279,7 @@ class SchedulerSettings(Settings):
         3_000, ge=0, le=_DAY_MS, description="An idle model is kept for follow-ups for so long."
     )
     switch_time_share: float = Field(
-        0.05, ge=0.001, le=1, description="Part of an executor's time for forced model switches."
+        0.02, ge=0.001, le=1, description="Part of an executor's time for forced model switches."
     )
     model_limits: dict[str, Limit] = Field(
         {}, max_length=10_000, description="Most requests of a model that run at once."

@@ -63,7 +63,7 @@ class CoreSettings:
     max_fair_accounts: int = 100_000
     # models
     model_hold_ms: int = 3_000
-    switch_time_share: float = 0.05
+    switch_time_share: float = 0.02
     model_limits: Mapping[str, int] = field(default_factory=dict)
     load_timeout_ms: int = 600_000
     load_backoff_ms: int = 1_000

@@ -248,14 +248,16 @@ class Fleet:
                 if model in self.homes
                 else (executor for group in groups for executor in group.members.values())
             )
-            warmth, num_slots = {model: self.warmth(model)}, 0
+            warmth, num_slots, num_largest = {model: self.warmth(model)}, 0, 0
             for executor in reach:
                 if executor.is_serving:
                     num_slots += executor.num_slots
-                    for other in executor.residences:
-                        if other not in warmth:
-                            warmth[other] = self.warmth(other)
-            pool = self._pools[model] = Pool(warmth, num_slots)
+                    num_largest = max(num_largest, executor.num_slots)
+                    if model in self.homes:
+                        for other in executor.residences:
+                            if other not in warmth:
+                                warmth[other] = self.warmth(other)
+            pool = self._pools[model] = Pool(warmth, num_slots, num_largest)
         return pool
 
     def has_open(self, model: str) -> bool:

@@ -61,7 +61,7 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
         state.end_reservation(model, "granted")
     state.slots_changed(executor)
     state.prefixes.add(executor.executor_id, request.prefix_hashes)
-    state.estimator.granted(model, state.now_ms)
+    state.estimator.granted(record, state.now_ms)
     state.decisions["granted"] += 1
     state.send(
         LeaseGranted(executor.executor_id, executor.session, request.request_id, record.attempt)
@@ -122,7 +122,7 @@ def _remember(state: State, record: RequestRecord, executor: ExecutorRecord) -> 
 def _conclude(state: State, record: RequestRecord, event: LeaseEnded) -> None:
     if event.outcome in (LeaseOutcome.COMPLETED, LeaseOutcome.FAILED):
         num_output = state.settings.output_token_weight * event.num_generated_tokens
-        state.queue.settle(record, record.request.num_prompt_tokens + num_output)
+        state.settle(record, record.request.num_prompt_tokens + num_output)
         model = record.request.model
         if model in state.fleet.reservations:  # it may be for who was the head before
             state.head_changed(model)

@@ -139,6 +139,8 @@ def jump(state: State, head: RequestRecord, executor: ExecutorRecord) -> Request
         other = queue.at(arrival)
         if _saves(state, other, executor) and num_missing(other, executor) <= 0:
             state.decisions["position_rose.locality"] += 1
+            if state.settings.has_decision_log:
+                state.decide("overtake", other, "its cache is there")
             return other
     return head
 

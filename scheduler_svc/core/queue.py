@@ -32,6 +32,8 @@ class Queue:
         self.flows: dict[str, dict[int, Flow]] = {}
         # model -> how many wait; no zeros
         self.num_by_model: dict[str, int] = {}
+        # model -> sum of accepted_ms over them, so that the sum of their waits is one product away
+        self.accepted_ms_by_model: dict[str, int] = {}
         self.fairness = Fairness(
             settings.tenant_weights, settings.locality_quantum_tokens, settings.max_fair_accounts
         )
@@ -76,6 +78,8 @@ class Queue:
         num = self.num_by_model.get(model, 0)
         self.num_by_model[model] = num + 1
         self.version += not num
+        since_ms = self.accepted_ms_by_model.get(model, 0)
+        self.accepted_ms_by_model[model] = since_ms + record.accepted_ms
         self.num_tokens += request.num_tokens
         self.num_bytes += request.num_bytes
 
@@ -91,8 +95,9 @@ class Queue:
             del flows[model]
             del self.flows[model][request.band]
         self.num_by_model[model] -= 1
+        self.accepted_ms_by_model[model] -= record.accepted_ms
         if not self.num_by_model[model]:
-            del self.num_by_model[model], self.flows[model]
+            del self.num_by_model[model], self.accepted_ms_by_model[model], self.flows[model]
             self.version += 1
         self.num_tokens -= request.num_tokens
         self.num_bytes -= request.num_bytes
@@ -115,6 +120,11 @@ class Queue:
             flow = self.bands[request.band].get(request.model)
             if flow is not None:
                 flow.charged(request.tenant, key)
+
+    def waited_ms(self, model: str, now_ms: int) -> int:
+        """Sum of the waits of a model's requests until now."""
+        num_waiting = self.num_by_model.get(model, 0)
+        return num_waiting * now_ms - self.accepted_ms_by_model.get(model, 0)
 
     def at(self, arrival: int) -> RequestRecord:
         """Who came then, and waits."""

@@ -16,6 +16,8 @@ nobody has waited longer for what it drops. Else only the first place of a model
 within the switch budget: after a forced switch that took load_ms none is begun there for
 load_ms / switch_time_share, by these or by drains.
 
+Who is tried first is a matter of claims (priority.py), asked anew after each load.
+
 A second place is worth a load only if those who wait for the model would wait longer for the
 places that it has or gets than the load takes; what was never measured is given the benefit.
 """
@@ -168,6 +170,7 @@ def order(state: State, head: RequestRecord, target: Target, is_first: bool) -> 
     for name in evict:
         del executor.residences[name]
     executor.loading = Load(model, state.now_ms, load_ms, is_forced)
+    state.estimator.placed(model, state.now_ms)
     state.fleet.enter(executor)
     if evict:
         state.prefixes.drop_executor(executor.executor_id)
@@ -257,6 +260,9 @@ def _came(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
     executor.residences.setdefault(model, Residence(last_used_ms=state.now_ms))
     state.fleet.enter(executor)
     state.decisions["load.done"] += 1
+    head = state.queue.head(model)
+    if head is not None and state.settings.has_decision_log:
+        state.decide("resident", head, f"on {executor.executor_id}")
 
 
 def _dwell(state: State, executor: ExecutorRecord, load_ms: int) -> None:

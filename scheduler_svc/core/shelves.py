@@ -81,3 +81,5 @@ class Pool:
     warmth: dict[str, float]
     # of its homes; if it has none, of the executors that could load it
     num_slots: int
+    # of the largest of these
+    num_largest: int

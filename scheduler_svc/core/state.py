@@ -124,14 +124,32 @@ class State:
         self.keys.add(request)
         self.deadlines.set(record, deadline_ms)
         self.queue.add(record)
+        self.estimator.accepted(record, self.now_ms)
         if any(self.queue.bands[request.band + 1 :]):
             self.decisions["position_rose.earlier_band"] += 1
+        if self.settings.has_decision_log:
+            self._log_overtaking(record)
         if self.queue.is_head(record):
             if self.queue.num_by_model[request.model] > 1:
                 self.decisions["position_rose.less_served"] += 1
             self.head_changed(request.model)
         elif self.fleet.has_open(request.model):
             self.waking.wake(request.model)
+
+    def _log_overtaking(self, record: RequestRecord) -> None:
+        """A request that just came goes before some that came earlier: say why."""
+        request = record.request
+        num_later = sum(
+            len(flow.everybody)
+            for flows in self.queue.bands[request.band + 1 :]
+            for flow in flows.values()
+        )
+        if num_later:
+            self.decide("overtake", record, f"{num_later} of later bands")
+        flow = self.queue.flows[request.model][request.band]
+        num_overtaken = len(flow.everybody) - 1 - flow.place(record).num_before
+        if num_overtaken:
+            self.decide("overtake", record, f"{num_overtaken} of tenants that had more service")
 
     def finish(self, record: RequestRecord, reason: Reason | None, message: str = "") -> None:
         """End a live request; a lease that it has stays in its executor's books."""
@@ -152,6 +170,16 @@ class State:
         self.decisions[f"finished.{reason or 'OK'}"] += 1
         self.record(self._end_of(record, reason, message))
 
+    def settle(self, record: RequestRecord, num_used_tokens: int) -> None:
+        """A lease came to its end: its tenant pays what was used, not what might have been."""
+        num_charged = record.num_charged_tokens
+        self.queue.settle(record, num_used_tokens)
+        if self.settings.has_decision_log and num_used_tokens < num_charged:
+            request = record.request
+            flow = self.queue.flows.get(request.model, {}).get(request.band)
+            if flow is not None and flow.rivals(2):
+                self.decide("refund", record, f"{num_charged - num_used_tokens} tokens")
+
     def requeue(self, record: RequestRecord, why: str) -> None:
         """A leased request goes back to the head of its flow; its execution clock runs on."""
         record.lease = None
@@ -160,6 +188,8 @@ class State:
         self.queue.add(record)
         self.decisions[f"requeued.{why}"] += 1
         self.decisions["position_rose.requeued"] += 1
+        if self.settings.has_decision_log:
+            self.decide("requeue", record, why)
         self.head_changed(record.request.model)
 
     def owner(self, lease: Lease) -> RequestRecord | None:

@@ -16,7 +16,7 @@ from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.queue import Queue
 
 # who goes before everybody of the first band, and who after everybody
-_OVERDUE, _OWED, _LAST = -2, -1, 1 << 30
+_OWED, _LAST = -1, 1 << 30
 _BITS = priority.ARRIVAL_BITS
 
 
@@ -44,9 +44,8 @@ class Waking:
     def rank(self, head: RequestRecord) -> Rank:
         """Its place in the grant order, as things are now."""
         band = head.request.band
-        arrived_ms = head.arrival >> priority.ARRIVAL_BITS
-        if self.now_ms - arrived_ms >= self._band_limits_ms[band]:
-            band = priority.OVERDUE_BAND
+        if self._is_overdue(head.arrival, band):
+            band = self._first_band()
         warmth = self._fleet.warmth(head.request.model)
         return band, head.arrival - priority.shift(self._settings, warmth)
 
@@ -58,11 +57,26 @@ class Waking:
         if self.is_hopeless(model):
             self._estimator.backlog_began(model, self.now_ms)
             return
-        warmth = self._fleet.warmth(model)
-        bonus = self._full_bonus if warmth == 1.0 else priority.shift(self._settings, warmth)
-        if not warmth and not self._settings.is_fifo:
-            bonus = priority.FIRST_PLACE
-        self.awake[model] = bonus, self._settings.num_bands
+        self.awake[model] = self._bonus(model), self._settings.num_bands
+
+    def _bonus(self, model: str) -> int:
+        """By how much its heads go before their arrival: warm ones that find room by the bonus,
+        those that need a place by the model's claim to one."""
+        fleet = self._fleet
+        if self._settings.is_fifo:
+            return 0
+        if fleet.has_usable(model):
+            return self._full_bonus
+        head = self._queue.head(model)
+        assert head is not None
+        num_places = len(fleet.homes.get(model, ())) + len(fleet.loading.get(model, ()))
+        return priority.claim(
+            self._settings,
+            self.now_ms - head.accepted_ms,
+            self._queue.waited_ms(model, self.now_ms),
+            num_places,
+            self._estimator.placeless_ms(model, self.now_ms),
+        )
 
     def is_hopeless(self, model: str) -> bool:
         """Whether trying the heads of a waiting model would change nothing: it has homes, all are
@@ -137,11 +151,12 @@ class Waking:
                 del self.awake[model]
 
     def next_awake(self) -> RequestRecord | None:
-        """The head to try next: the one longest overdue, then of a band that is owed a grant, then
-        of the first band. Few models are awake at a time, so they are looked through."""
+        """The head to try next: of a band that is owed a grant, then of the first band, in which
+        the overdue ones of later bands count. Few models are awake at a time, so they are looked
+        through."""
         if not self.awake:
             return None
-        owed, flows_of = self.shares.owed(), self._queue.flows
+        owed, flows_of, first = self.shares.owed(), self._queue.flows, self._first_band()
         # heads that arrived before this are overdue, by band
         limits = [self.now_ms + 1 - limit_ms << _BITS for limit_ms in self._band_limits_ms]
         best_turn, best_key, best = _LAST, 0, 0
@@ -150,16 +165,22 @@ class Waking:
                 if band >= below:
                     continue
                 head = flow.head
-                if head < limits[band]:
-                    turn, key = _OVERDUE, (head >> _BITS) + self._band_limits_ms[band]
-                else:
-                    turn, key = (_OWED if band == owed else band), head - bonus
+                turn = _OWED if band == owed else first if head < limits[band] else band
+                key = head - bonus
                 if turn < best_turn or (
                     turn == best_turn and (key < best_key or (key == best_key and head < best))
                 ):
                     best_turn, best_key, best = turn, key, head
         assert best_turn != _LAST
         return self._queue.at(best)
+
+    def _is_overdue(self, arrival: int, band: int) -> bool:
+        """Whether who came then has waited longer than its band may keep it behind others."""
+        return self.now_ms - (arrival >> priority.ARRIVAL_BITS) >= self._band_limits_ms[band]
+
+    def _first_band(self) -> int:
+        """The first band in which somebody waits; somebody does."""
+        return next(band for band, flows in enumerate(self._queue.bands) if flows)
 
     def forget(self, model: str) -> None:
         """Nothing is to be tried for it any more, or everything anew."""
