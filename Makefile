@@ -18,7 +18,7 @@ SCHEDULER_PORT ?= 50051
 PROTOS := $(shell find protos -name '*.proto')
 PIP    := install --quiet --disable-pip-version-check
 
-.PHONY: help run test demo lint types proto bench-relay bench-core sim clean
+.PHONY: help run test demo lint types proto bench-relay bench-core bench-eta sim clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ bench-relay: $(VENV)/.ready ## tokens/s and CPU per token through scheduler and 
 
 bench-core: $(VENV)/.ready ## decisions/s of the scheduler's core at 1,000 to 1,000,000 waiting requests
 	@$(BIN)/python -m bench.core
+
+bench-eta: $(VENV)/.ready ## estimates against real waits: scheduler, mock executors and clients for two minutes
+	@$(BIN)/python -m bench.eta
 
 sim: $(VENV)/.ready ## policies side by side on a virtual clock; TRACE=<name>, EXECUTORS=4, SEED=<one>, 1 to 5 else
 	@$(BIN)/python -m bench.sim $(if $(TRACE),--trace $(TRACE)) $(if $(SEED),--seed $(SEED)) \

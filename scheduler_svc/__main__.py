@@ -1,7 +1,6 @@
 """The scheduler process: ``headway-scheduler`` or ``python -m scheduler_svc``."""
 
 import asyncio
-import gc
 import signal
 
 import structlog
@@ -22,9 +21,6 @@ async def _serve(settings: SchedulerSettings) -> None:
     if not settings.is_loopback:
         _log.warning("server.exposed", host=settings.host, message="no TLS, no authentication")
     async with started(settings, make_store(settings)) as process:
-        # What exists now lives as long as the process: keep it out of every collection.
-        gc.collect()
-        gc.freeze()
         _log.info("server.started", host=settings.host, port=process.port)
         await stop.wait()
         await process.drain()

@@ -10,6 +10,7 @@ from headway.server import Server
 from headway.v1 import fleet_pb2, fleet_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 from scheduler_svc.admin import AdminService
 from scheduler_svc.catalog import Catalog
+from scheduler_svc.collector import Collector
 from scheduler_svc.core import messages
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.fleet import FleetService
@@ -67,7 +68,8 @@ async def _opened(store: Store) -> AsyncIterator[int]:
 async def started(settings: SchedulerSettings, store: Store) -> AsyncIterator[Process]:
     """Serve until the context ends; a task that dies ends it with an exception group."""
     async with _opened(store) as epoch, asyncio.TaskGroup() as tasks:
-        runtime = Runtime(Scheduler(settings.core(), epoch), store, settings, epoch=epoch)
+        core = Scheduler(settings.core(), epoch)
+        runtime = Runtime(core, store, settings, epoch=epoch)
         catalog = Catalog(settings)
         pulse = Pulse(settings, monotonic_ms)
         service = SchedulerService(runtime, catalog, pulse)
@@ -95,7 +97,8 @@ async def started(settings: SchedulerSettings, store: Store) -> AsyncIterator[Pr
         ):
             server.register(descriptor, add, servicer)
         port = await server.start(settings.address)
-        own = [tasks.create_task(task.run()) for task in (runtime, pulse, service)]
+        collector = Collector(settings, lambda: core.num_waiting + core.num_running, monotonic_ms)
+        own = [tasks.create_task(task.run()) for task in (runtime, pulse, service, collector)]
         try:
             yield Process(settings, server, runtime, port)
         finally:

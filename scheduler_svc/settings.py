@@ -50,6 +50,29 @@ class SchedulerSettings(Settings):
         10_000, ge=1, le=1_000_000, description="Open calls on one connection."
     )
 
+    # --- garbage collector (scheduler_svc.collector)
+    collect_young_objects: int = Field(
+        700, ge=100, le=1_000_000, description="Objects made between two collections of the young."
+    )
+    collect_young_rounds: int = Field(
+        3, ge=1, le=1_000, description="Of so many, one collects also what survived one before."
+    )
+    collect_interval_ms: int = Field(
+        10_000, ge=100, le=_DAY_MS, description="Time between two looks for a good time to collect."
+    )
+    collect_max_live: int = Field(
+        100,
+        ge=0,
+        le=10_000_000,
+        description="A full collection, which stops everything, waits for so few live requests.",
+    )
+    collect_longest_ms: int = Field(
+        3_600_000,
+        ge=100,
+        le=30 * _DAY_MS,
+        description="But no longer than this since the last one.",
+    )
+
     # --- streams
     heartbeat_interval_ms: int = Field(
         1_000, ge=10, le=60_000, description="Longest silence of a healthy peer."
@@ -308,7 +331,7 @@ class SchedulerSettings(Settings):
         3_000, ge=0, le=_DAY_MS, description="An idle model is kept for follow-ups for so long."
     )
     switch_time_share: float = Field(
-        0.05, ge=0.001, le=1, description="Part of an executor's time for forced model switches."
+        0.02, ge=0.001, le=1, description="Part of an executor's time for forced model switches."
     )
     model_limits: dict[str, Limit] = Field(
         {}, max_length=10_000, description="Most requests of a model that run at once."

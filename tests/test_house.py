@@ -15,7 +15,7 @@ from headway.settings import Settings
 ROOT = Path(__file__).parent.parent
 SERVICES = ("scheduler_svc", "executor_svc", "gateway_http")
 CORE_MAY_IMPORT = frozenset(
-    {"collections", "dataclasses", "enum", "functools", "heapq"}
+    {"array", "collections", "dataclasses", "enum", "functools", "heapq"}
     | {"bisect", "itertools", "math", "typing"}
 )
 TORCH_ENGINE_MAY_IMPORT = frozenset(

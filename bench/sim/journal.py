@@ -26,6 +26,11 @@ from scheduler_svc.core.messages import (
 Ask = Callable[[str, int], RequestStatus | None]
 # Of the waiting requests, so many of the oldest are asked for their position at each sample.
 NUM_SAMPLED = 64
+# Decisions after which a position may rise: somebody of the same model goes before others, ...
+OF_ONE_MODEL = {"overtake", "refund", "requeue"}
+# ... or a model gets or loses a place, which changes what the queue is shared with.
+CAUSES = OF_ONE_MODEL | {"load", "resident", "reserve", "release"}
+UNEXPLAINED = "unexplained"
 
 
 @dataclass(slots=True)
@@ -45,8 +50,6 @@ class Record:
     # what the policy said at arrival, if the request had to wait then
     has_waited: bool = False
     estimated_wait_ms: int | None = None
-    # at the last sample
-    position: int | None = None
 
 
 class Journal:
@@ -62,7 +65,10 @@ class Journal:
         # why a position was larger than at the sample before
         self.rises: Counter[str] = Counter()
         self.num_positions = 0
-        self._recent: set[str] = set()
+        # request -> position at the last sample, or at its arrival since then
+        self._positions: dict[str, int] = {}
+        # kinds of decisions since the last sample -> the models that they were about
+        self._recent: dict[str, set[str]] = {}
         self._hash = hashlib.sha256()
 
     @property
@@ -102,7 +108,6 @@ class Journal:
                     self._ended(action.request_id, f"rejected.{action.reason}", now_ms)
                 case ModelLoadOrdered():
                     self.counts["load"] += 1
-                    self._recent.add("load")
                     self._log(f"{now_ms} L {action.model} {action.executor_id} {action.evict}")
                 case LeaseRevoked():
                     self.counts["revoke"] += 1
@@ -116,12 +121,13 @@ class Journal:
         """The policy said why."""
         for decision in decisions:
             self.counts[f"decision.{decision.kind}"] += 1
-            self._recent.add(decision.kind)
+            if decision.kind in CAUSES:
+                self._recent.setdefault(decision.kind, set()).add(decision.model)
 
     def fault(self, kind: str) -> None:
         """Something broke."""
         self.counts[f"fault.{kind}"] += 1
-        self._recent.add(f"fault.{kind}")
+        self._recent.setdefault(f"fault.{kind}", set())
 
     def estimate(self, request_id: str, status: RequestStatus | None) -> None:
         """What the policy says right after arrival."""
@@ -129,20 +135,29 @@ class Journal:
         if status is not None and not status.is_running:
             record.has_waited = True
             record.estimated_wait_ms = status.estimated_wait_ms
-            record.position = status.position
+            self._positions[request_id] = status.position
 
     def sample(self, ask: Ask, now_ms: int) -> None:
-        """Ask for positions and note which rose, with what happened since the last sample."""
-        cause = "+".join(sorted(self._recent - {"grant"})) or "others rank before it now"
-        self._recent.clear()
+        """Ask for positions and note which rose, with what the log says since the last sample."""
+        before, self._positions = self._positions, {}
         for request_id, record in self._sampled():
             status = ask(request_id, now_ms)
             if status is None:
                 continue
             self.num_positions += 1
-            if record.position is not None and status.position > record.position:
-                self.rises[cause] += 1
-            record.position = status.position
+            if status.position > before.get(request_id, status.position):
+                self.rises[self._cause(record.job.model)] += 1
+            self._positions[request_id] = status.position
+        self._recent.clear()
+
+    def _cause(self, model: str) -> str:
+        """Why a request of this model may stand further back than at the last sample."""
+        kinds = [
+            kind
+            for kind, models in self._recent.items()
+            if kind not in OF_ONE_MODEL or model in models
+        ]
+        return "+".join(sorted(kinds)) or UNEXPLAINED
 
     def _sampled(self) -> list[tuple[str, Record]]:
         oldest = []

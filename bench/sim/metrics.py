@@ -2,6 +2,7 @@
 
 - wait: arrival until work on it starts; of a request that never started, until it ended or the
   run did. Clients that hung up and requests refused at the door count in no wait.
+- rare_max_wait: of the rare model's requests, but not of a hog's, which wait behind one another.
 - goodput: requests a second of the arrival window whose first token came within the SLO, counted
   from arrival; everything offered and not good is a miss.
 - fairness (shared/spec/bench.md, 4.2): service = prompt + 2 x output tokens. Of the requests that
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bench.sim.journal import Journal, Record
-from bench.sim.workload import Job
+from bench.sim.workload import HOG, Job
 
 RARE = "rare"
 _LEAST_REQUESTS = 5
@@ -30,11 +31,9 @@ Figures = dict[str, Any]
 def measure(journal: Journal, jobs: list[Job], seconds: int, slo_s: float) -> Figures:
     """All figures of a run."""
     records = list(journal.records.values())
-    waits = [
-        (wait, record.job.model) for record in records if (wait := _wait_s(record)) is not None
-    ]
+    waits = [(wait, record.job) for record in records if (wait := _wait_s(record)) is not None]
     all_waits = np.array([wait for wait, _ in waits])
-    rare = [wait for wait, model in waits if model == RARE]
+    rare = [wait for wait, job in waits if job.model == RARE and job.tenant != HOG]
     good = [r for r in records if r.outcome == "OK" and _first_token_s(r) <= slo_s]
     worst, jain, shares = fairness(records, seconds)
     return {

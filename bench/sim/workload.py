@@ -135,8 +135,9 @@ def _rescale(rows: list[Row], fleet: Fleet, costs: Costs, load: float, seconds: 
 SYNTHETIC: dict[str, tuple[dict[str, float], float]] = {
     "synthetic": ({f"t{n}": 1 / (n + 1) for n in range(8)}, 1.0),
     "bursty": ({f"t{n}": 1 / (n + 1) for n in range(8)}, 4.0),
-    # one tenant asks a hundred times as often as each of twenty others
-    "hog": ({HOG: 100.0} | {f"t{n}": 1.0 for n in range(20)}, 1.0),
+    # One tenant asks a hundred times as often as each of five others. At 1000 % load they ask for
+    # half of the fleet, and in order of arrival they would get a tenth of what they ask for.
+    "hog": ({HOG: 100.0} | {f"t{n}": 1.0 for n in range(5)}, 1.0),
 }
 _NUM_ROWS = 20_000
 

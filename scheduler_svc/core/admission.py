@@ -75,17 +75,21 @@ def refuse(state: State, request: Request) -> tuple[Reason, str] | None:
 
 
 def _is_late(state: State, request: Request) -> bool:
-    """Whether it is known to start after its deadline; the cheap upper bound is asked first."""
+    """Whether it is known to start after its deadline; cheap upper bounds are asked first."""
     if request.model not in state.queue.num_by_model:
         return False
     estimator, model = state.estimator, request.model
     limit_ms = _OPTIMISM * request.queue_timeout_ms
-    longest_ms = estimator.measured_wait_ms(model, estimator.depth(model), state.now_ms)
-    if longest_ms is None or longest_ms <= limit_ms:
-        return False
-    position = estimator.position_of_new(request, state.next_arrival())
-    wait_ms = estimator.measured_wait_ms(model, position, state.now_ms)
-    return wait_ms is not None and wait_ms > limit_ms
+
+    def is_late_at(position: int) -> bool:
+        wait_ms = estimator.measured_wait_ms(model, position, state.now_ms)
+        return wait_ms is not None and wait_ms > limit_ms
+
+    return (
+        is_late_at(len(state.queue))
+        and is_late_at(estimator.depth(model))
+        and is_late_at(estimator.position_of_new(request, state.next_arrival()))
+    )
 
 
 def _reject(state: State, request: Request, reason: Reason, message: str) -> None:

@@ -59,12 +59,15 @@ class Sessions:
         """A request of the session succeeded there; no session (empty id) changes nothing."""
         if not session_id:
             return
-        tally = self._tallies.setdefault(executor_id, Tally())
+        tallies = self._tallies
+        tally = tallies.get(executor_id)
+        if tally is None:
+            tally = tallies[executor_id] = Tally()
         preferred = self.preferred(tenant, session_id, model, now_ms)
         if preferred == executor_id:
             tally.num_hits += 1
-        elif preferred in self._tallies:
-            self._tallies[preferred].num_misses += 1
+        elif preferred in tallies:
+            tallies[preferred].num_misses += 1
         name = (tenant, session_id, model)
         self._sessions[name] = (executor_id, now_ms)
         self._sessions.move_to_end(name)
@@ -112,13 +115,25 @@ class PrefixIndex:
         if not prefix_hashes:
             return
         bit = 1 << self._position(executor_id)
-        blocks, alive = self._blocks, ~self._dead
+        blocks, dead = self._blocks, self._dead
         # the first block last, so that a chain loses its end before its beginning
+        bits_of, move_to_end = blocks.get, blocks.move_to_end
         for block in reversed(prefix_hashes):
-            blocks[block] = (blocks.get(block, 0) & alive) | bit
-            blocks.move_to_end(block)
+            bits = bits_of(block, 0)
+            if bits & dead:
+                bits &= ~dead
+            if not bits & bit:
+                blocks[block] = bits | bit
+            move_to_end(block)
         while len(blocks) > self._max_blocks:
             blocks.popitem(last=False)
+
+    def has_any(self, executor_id: str, prefix_hashes: Sequence[int]) -> bool:
+        """Whether an executor has the first of these blocks, at least."""
+        position = self._positions.get(executor_id)
+        if position is None or not prefix_hashes:
+            return False
+        return bool(self._blocks.get(prefix_hashes[0], 0) >> position & 1)
 
     def longest(
         self, prefix_hashes: Sequence[int], among: Iterable[str] | None = None

@@ -1,10 +1,12 @@
 """Bands: strict, except for what the later ones are owed under saturation.
 
-Rule: band 0 goes before band 1 and so on. While several bands wait, each grant of one slot earns
-every waiting band its minimum share of a grant, and costs the band that got it one; a band that
-earned a whole grant is owed the next one. A band that has nobody waiting has nothing to claim:
-its credit ends. So over any busy stretch a waiting band gets its share of the grants, less one,
-and debts of a band that got more than its share end at one grant: it is never shut out for it.
+Rule: band 0 goes before band 1 and so on, but a head that waited longer than its band's limit
+counts as of the first band that waits, where its age decides (waking.py). While several bands
+wait, each grant of one slot earns every waiting band its minimum share of a grant, and costs the
+band that got it one; a band that earned a whole grant is owed the next one. A band that has nobody
+waiting has nothing to claim: its credit ends. So over any busy stretch a waiting band gets its
+share of the grants, less one, and debts of a band that got more than its share end at one grant:
+it is never shut out for it.
 """
 
 from scheduler_svc.core.domain import CoreSettings

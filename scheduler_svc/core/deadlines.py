@@ -1,22 +1,26 @@
-"""Everything that happens by time alone, in one heap.
+"""Everything that happens by time alone.
 
-Rule: a deadline is named by what it ends; setting it again moves it. It falls due when its
-millisecond has come, in order of time and then of setting. Nothing looks at the clock anywhere
-else: without Tick nothing expires, except that placement never grants an overdue request.
+Rule: a deadline is named by what it ends; setting it again moves it. A request that waits or runs
+is the name of its own one. A deadline falls due when its millisecond has come, in order of time
+and then of setting. Nothing looks at the clock anywhere else: without Tick nothing expires, except
+that placement never grants an overdue request.
+
+Theory: nearly every deadline is moved once and then discarded, long before its time. In one heap
+those would leave a million tombstones, and clearing them out would stop everything for a second.
+So time is cut into shards of a quarter of a second, each a small heap of its own: a shard whose
+last deadline goes is dropped whole, and what clearing it costs is bounded by what was set for the
+same quarter of a second.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
-from scheduler_svc.core.domain import LeaseKey
+from scheduler_svc.core.domain import LeaseKey, RequestRecord
 from scheduler_svc.core.lazy_heap import LazyHeap
 
-
-@dataclass(frozen=True, slots=True)
-class RequestDue:
-    """The clock of a request (queueing or executing) ran out."""
-
-    request_id: str
+_SHARD_BITS = 8  # of a millisecond: 256 ms
+_SLACK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,42 +59,95 @@ class ModelDue:
     model: str
 
 
-Deadline = RequestDue | RevokeDue | GraceDue | LoadDue | ReservationDue | ModelDue
+# A RequestRecord: its clock, queueing or executing, ran out.
+Deadline = RequestRecord | RevokeDue | GraceDue | LoadDue | ReservationDue | ModelDue
+# (falls due at, number of the setting, what): the number is unique, so ``what`` is never compared
+_Entry = tuple[int, int, Deadline]
+
+
+class Shard:
+    """The deadlines of one stretch of time."""
+
+    __slots__ = ("heap", "num_live")
+
+    def __init__(self) -> None:
+        # by time; some are tombstones: moved or discarded since
+        self.heap: list[_Entry] = []
+        self.num_live = 0
 
 
 class Deadlines:
     """What falls due when."""
 
     def __init__(self) -> None:
-        self._heap: LazyHeap[tuple[int, int], Deadline] = LazyHeap()
+        # the truth
+        self._entries: dict[Deadline, _Entry] = {}
+        # number of the stretch of time -> its shard; none without a living deadline
+        self._shards: dict[int, Shard] = {}
+        self._numbers: LazyHeap[int, int] = LazyHeap()
         self._num_set = 0
 
     def set(self, deadline: Deadline, at_ms: int) -> None:
         """Add or move a deadline."""
+        entries = self._entries
+        old = entries.get(deadline)
+        if old is not None:
+            self._bury(old)
+        number = at_ms >> _SHARD_BITS
+        shard = self._shards.get(number)
+        if shard is None:
+            shard = self._shards[number] = Shard()
+            self._numbers.set(number, number)
         self._num_set += 1
-        self._heap.set(deadline, (at_ms, self._num_set))
+        entry = entries[deadline] = (at_ms, self._num_set, deadline)
+        heappush(shard.heap, entry)
+        shard.num_live += 1
 
     def discard(self, deadline: Deadline) -> None:
         """It no longer matters."""
-        self._heap.discard(deadline)
+        entry = self._entries.pop(deadline, None)
+        if entry is not None:
+            self._bury(entry)
 
     def at_ms(self, deadline: Deadline) -> int | None:
         """When it falls due, None if it is not set."""
-        key = self._heap.key(deadline)
-        return None if key is None else key[0]
+        entry = self._entries.get(deadline)
+        return None if entry is None else entry[0]
 
     def pop_due(self, now_ms: int) -> Deadline | None:
         """The next deadline that has come, removed."""
-        first = self._heap.peek()
-        if first is None or first[0][0] > now_ms:
+        first = self._first()
+        if first is None or first[0] > now_ms:
             return None
-        self._heap.discard(first[1])
-        return first[1]
+        self.discard(first[2])
+        return first[2]
 
     def next_ms(self) -> int | None:
         """When to look again; may lie in the past."""
-        first = self._heap.peek()
-        return None if first is None else first[0][0]
+        first = self._first()
+        return None if first is None else first[0]
 
     def __iter__(self) -> Iterator[Deadline]:
-        return iter(self._heap)
+        return iter(self._entries)
+
+    def _first(self) -> _Entry | None:
+        number = self._numbers.peek()
+        if number is None:
+            return None
+        heap, entries = self._shards[number[1]].heap, self._entries
+        while entries.get(heap[0][2]) != heap[0]:
+            heappop(heap)
+        return heap[0]
+
+    def _bury(self, entry: _Entry) -> None:
+        """An entry became a tombstone."""
+        number = entry[0] >> _SHARD_BITS
+        shard = self._shards[number]
+        shard.num_live -= 1
+        if not shard.num_live:
+            del self._shards[number]
+            self._numbers.discard(number)
+        elif len(shard.heap) > 2 * shard.num_live + _SLACK:
+            entries = self._entries
+            shard.heap = [each for each in shard.heap if entries.get(each[2]) == each]
+            heapify(shard.heap)

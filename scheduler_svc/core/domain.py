@@ -63,7 +63,7 @@ class CoreSettings:
     max_fair_accounts: int = 100_000
     # models
     model_hold_ms: int = 3_000
-    switch_time_share: float = 0.05
+    switch_time_share: float = 0.02
     model_limits: Mapping[str, int] = field(default_factory=dict)
     load_timeout_ms: int = 600_000
     load_backoff_ms: int = 1_000
@@ -105,9 +105,9 @@ class Lease:
     state: LeaseState = LeaseState.HELD
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RequestRecord:
-    """An accepted request that has not finished."""
+    """An accepted request that has not finished; equal to itself only."""
 
     request: Request
     # given once, kept when it goes back to the queue: the order inside a band
@@ -224,6 +224,9 @@ class ExecutorRecord:
     num_leased: int = 0
     # sum of num_slots over leases in doubt
     num_in_doubt: int = 0
+    # the sum of both: seats taken. Above num_slots only after capacity fell, or when it attached
+    # with more
+    num_used: int = 0
     reservation: Reservation | None = None
     activity: Activity = field(default_factory=Activity)
 
@@ -233,14 +236,10 @@ class ExecutorRecord:
         return tuple(self.residences)
 
     @property
-    def num_used(self) -> int:
-        """Seats taken. Above num_slots only after capacity fell, or when it attached with more."""
-        return self.num_leased + self.num_in_doubt
-
-    @property
     def num_free(self) -> int:
         """free + leased + in doubt = num_slots, unless more is used than there is: then 0."""
-        return max(0, self.num_slots - self.num_leased - self.num_in_doubt)
+        num_free = self.num_slots - self.num_used
+        return num_free if num_free > 0 else 0
 
     def num_kept_from(self, model: str) -> int:
         """Slots that a reservation keeps from this model, whoever of it asks."""
@@ -261,14 +260,21 @@ class ExecutorRecord:
 
     @property
     def is_roomy(self) -> bool:
-        """It could begin to load a model now, and has a slot for it."""
-        return self.is_serving and self.num_free > 0 and self.loading is None and self.has_memory
+        """It could begin to load a model that it has not, and has a slot for it."""
+        return (
+            self.num_free > 0
+            and self.is_serving
+            and self.loading is None
+            and len(self.residences) < len(self.offered_models)
+            and self.has_memory
+        )
 
     def book(self, lease: Lease) -> None:
         """Enter a lease."""
         assert lease.key not in self.leases
         self.leases[lease.key] = lease
         self.active[lease.model] = self.active.get(lease.model, 0) + 1
+        self.num_used += lease.num_slots
         if lease.state is LeaseState.IN_DOUBT:
             self.num_in_doubt += lease.num_slots
         else:
@@ -281,6 +287,7 @@ class ExecutorRecord:
         self.active[lease.model] -= 1
         if not self.active[lease.model]:
             del self.active[lease.model]
+        self.num_used -= lease.num_slots
         if lease.state is LeaseState.IN_DOUBT:
             self.num_in_doubt -= lease.num_slots
         else:

@@ -9,8 +9,8 @@ it did its work, has no purpose left, or its deadline comes. Why (domain.Why):
   of its models is idle and makes room for the load. Reservations count together: no model at work
   there may lose its last usable home, that is an executor that serves, offers it, and is reserved
   for nobody else.
-  Until the cold head has aged past the bonus, no drain takes an executor where a model at work has
-  an older head waiting.
+  Until the cold head has aged past the bonus, no drain takes an executor where somebody waits for
+  a model at work there: that would cost more waits than it saves.
 - TIME_SLICE: the same on somebody's last usable home, for a head that has aged past the bonus.
 - LOAD: from the order to load a model's first place until its first grant there, as many seats
   are kept as its head needs.
@@ -109,7 +109,7 @@ class Drain:
         if is_claimed(executor, model, self._rank):
             self._again(now_ms + _CLAIM_RETRY_MS)
             return False
-        if now_ms < self._aged_ms and any(map(self._is_senior, executor.active)):
+        if now_ms < self._aged_ms and any(map(self._is_wanted, executor.active)):
             self._again(self._aged_ms)
             return False
         failures = executor.failures.get(model)
@@ -122,10 +122,9 @@ class Drain:
             return False
         return True
 
-    def _is_senior(self, model: str) -> bool:
-        """Whether somebody waits longer for a model at work there: it keeps its home for now."""
-        other = self._state.queue.head(model)
-        return other is not None and other.accepted_ms < self._head.accepted_ms
+    def _is_wanted(self, model: str) -> bool:
+        """Whether somebody waits for a model at work there: it keeps its home for now."""
+        return model in self._state.queue.num_by_model
 
     def _key(self, executor: ExecutorRecord) -> _Key:
         state = self._state

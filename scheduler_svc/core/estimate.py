@@ -1,58 +1,45 @@
 """The one estimator: position, depth, ETA and Retry-After from the same numbers.
 
 Rule: position = waiting requests that go before this one, counted over its pool, the models that
-share a home with it: all of earlier bands; of its own flow those that fairness puts before it; of
-other flows of its band those with a smaller key (arrival, warm models ahead by E: priority.py).
-Whoever stands behind a later arrival in its flow has its turn no earlier than that one. Depth =
-all waiting requests of the pool. Two pools that overlap in part see each other's requests whole,
-which errs on the honest side of late; so does not counting what bands are owed.
+share a home with it (without a home, its own model): all of earlier bands; of its own flow those
+that fairness puts before it; of other flows of its band those with a smaller key (arrival, warm
+models ahead by E: priority.py). Whoever stands behind a later arrival in its flow has its turn no
+earlier than that one. Depth = all waiting requests of the pool. Two pools that overlap in part see
+each other's requests whole, which errs on the honest side of late; so does not counting what bands
+are owed.
 
-A position never rises except for: requests of earlier bands, requests that came back, tenants of
-the flow that had less service, models that became warmer, and executors that came or went. The
-first three are counted as decisions ("position_rose.*").
+A position never rises without a cause that the decision log names: "overtake" (an earlier band, a
+tenant that had less service, a cache), "refund" (a tenant used less than it was charged),
+"requeue", and what changes homes: "load", "resident", "reserve", "release".
 
-ETA = (position + 1) / rate. A model's rate is measured only while requests of it wait (otherwise
-it would be the arrival rate): grants and the time they took, both fading with a half-life. The
-pool's rate is the sum over its models that have somebody waiting. A rate counts once it was
-measured for at least one mean lease, since before that the slots that happened to be free make
-it look fast. Until then ETA = (position + 1) x mean lease in slot-seconds / slots of the pool;
-with neither, or without a serving executor, nothing is known and nothing is claimed. A model that
-has no home waits in addition for its load (what is left of it), and before that for a drain.
+ETA: a model's slots each take one of its requests every mean slot time of its leases, those that
+are loading join when they come, and a model without a place waits for one first: as long as such
+waits were measured (meters.py), less what has passed. What that leaves out, tenants that overtake
+and models that come and go, is a learned factor for each kind of estimate (calibration.py). A
+model that was never measured borrows the mean of all; with none, or without a serving executor,
+nothing is known and nothing is claimed.
+
+The door (``measured_wait_ms``) asks for grants as they really came: a rate counts once it was
+measured for at least one mean lease, since before that the slots that happened to be free make it
+look fast.
 """
 
-from dataclasses import dataclass
-
-from scheduler_svc.core import priority
+from scheduler_svc.core import calibration, priority
+from scheduler_svc.core.calibration import Calibration, Kind
 from scheduler_svc.core.domain import CoreSettings, Lease, RequestRecord
 from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.messages import Request, RequestStatus
+from scheduler_svc.core.meters import Meter
 from scheduler_svc.core.queue import Queue
 
-_HALF_LIFE_MS = 30_000
-# an ended lease weighs this much less with each later one
-_LEASE_FADING = 0.95
+# what other models' waits for a place weigh, in a model's own ones; what is left of one at least
+_OTHERS = 2.0
+_LEAST_LEFT = 0.25
+_NOTHING = Meter()
 # a rate at the door is at most so old
 _DOOR_RATE_MS = 100
 # "surely": this many times the mean time for a token, and for a lease to begin
 _SAFETY = 2.0
-
-
-@dataclass(slots=True)
-class Meter:
-    """What was measured of one model."""
-
-    # grants out of a backlog and the backlogged time they took, fading together
-    num_grants: float = 0.0
-    backlogged_ms: float = 0.0
-    # since when nothing was granted while requests waited; None while none waits
-    since_ms: int | None = None
-    # ended leases, their lengths and their lengths x slots, fading together
-    num_leases: float = 0.0
-    lease_ms: float = 0.0
-    slot_ms: float = 0.0
-    # completed leases: time, and tokens of their longest possible sample, fading together
-    decode_ms: float = 0.0
-    num_decoded: float = 0.0
 
 
 class Estimator:
@@ -66,45 +53,64 @@ class Estimator:
         self._meters: dict[str, Meter] = {}
         # model -> (measured at, rate of its pool); at most max_known_models
         self._door_rates: dict[str, tuple[int, float]] = {}
+        # of all models together
+        self._all = Meter()
+        self._calibration = Calibration()
+
+    # --- events -------------------------------------------------------------------------
+
+    def accepted(self, record: RequestRecord, now_ms: int) -> None:
+        """A request joined the queue: remember now and then what its estimate would be."""
+        if self._calibration.wants_sample(now_ms):
+            model = record.request.model
+            raw = self._raw(model, self.position(record), now_ms)
+            if raw is not None:
+                self._calibration.predicted(record.arrival, raw[0], raw[1], now_ms)
 
     def backlog_began(self, model: str, now_ms: int) -> None:
         """The head of a model must wait; said again, it changes nothing."""
         meter = self._meter(model)
         if meter.since_ms is None:
             meter.since_ms = now_ms
+        if meter.placeless_since_ms is None and not self._fleet.warmth(model):
+            meter.placeless_since_ms = now_ms
 
     def backlog_ended(self, model: str) -> None:
         """Nobody waits for this model any more."""
         meter = self._meters.get(model)
         if meter is not None:
-            meter.since_ms = None
+            meter.since_ms = meter.placeless_since_ms = None
 
-    def granted(self, model: str, now_ms: int) -> None:
-        """A request was granted; counts if it or another had to wait."""
+    def placed(self, model: str, now_ms: int) -> None:
+        """A load of the model began; counts if it had to wait for a place at all."""
         meter = self._meter(model)
-        if meter.since_ms is None:
-            return
-        elapsed = now_ms - meter.since_ms
-        fading = 0.5 ** (elapsed / _HALF_LIFE_MS)
-        meter.num_grants = meter.num_grants * fading + 1
-        meter.backlogged_ms = meter.backlogged_ms * fading + elapsed
-        meter.since_ms = now_ms
+        since_ms, meter.placeless_since_ms = meter.placeless_since_ms, None
+        if since_ms is not None and since_ms < now_ms:
+            meter.placed(now_ms - since_ms)
+            self._all.placed(now_ms - since_ms)
+
+    def granted(self, record: RequestRecord, now_ms: int) -> None:
+        """A request was granted."""
+        self._meter(record.request.model).granted(now_ms)
+        self._calibration.granted(record.arrival, now_ms)
 
     def ended(self, model: str, lease: Lease, num_tokens: int, now_ms: int) -> None:
         """An executor gave a lease's slots back; ``num_tokens`` were generated, all samples."""
-        meter = self._meter(model)
-        elapsed = now_ms - lease.granted_ms
-        meter.num_leases = meter.num_leases * _LEASE_FADING + 1
-        meter.lease_ms = meter.lease_ms * _LEASE_FADING + elapsed
-        meter.slot_ms = meter.slot_ms * _LEASE_FADING + elapsed * lease.num_slots
-        if num_tokens:
-            meter.decode_ms = meter.decode_ms * _LEASE_FADING + elapsed
-            meter.num_decoded = meter.num_decoded * _LEASE_FADING + num_tokens / lease.num_slots
+        self._meter(model).ended(lease, num_tokens, now_ms)
+        self._all.ended(lease, num_tokens, now_ms)
+
+    # --- questions ----------------------------------------------------------------------
 
     def mean_lease_ms(self, model: str) -> float | None:
         """How long a lease of this model takes; None if none ended."""
         meter = self._meters.get(model)
         return meter.lease_ms / meter.num_leases if meter is not None and meter.num_leases else None
+
+    def placeless_ms(self, model: str, now_ms: int) -> int:
+        """How long requests of a model wait while it has no place."""
+        meter = self._meters.get(model)
+        since_ms = None if meter is None else meter.placeless_since_ms
+        return 0 if since_ms is None else now_ms - since_ms
 
     def longest_ms(self, request: Request) -> int | None:
         """A lease of this request surely ends within; None if its model was not measured."""
@@ -127,7 +133,7 @@ class Estimator:
         model = record.request.model
         if record.lease is None:
             position = self.position(record)
-            wait_ms = self.wait_ms(model, position, now_ms, record.accepted_ms)
+            wait_ms = self._wait_ms(model, position, now_ms)
         else:
             position = 0
             wait_ms = self._remaining_ms(model, record.lease, now_ms)
@@ -154,13 +160,58 @@ class Estimator:
         warmth = self._fleet.pool(request.model).warmth
         return {model: priority.shift(self._settings, warm) for model, warm in warmth.items()}
 
-    def wait_ms(self, model: str, position: int, now_ms: int, since_ms: int) -> int | None:
-        """Time until a request that waits since then, with so many before it, is granted; None
-        if nothing is known."""
-        queued_ms = self._queued_ms(model, position)
-        if queued_ms is None or model in self._fleet.homes:
-            return queued_ms
-        return queued_ms + self._cold_ms(model, now_ms, since_ms)
+    def _wait_ms(self, model: str, position: int, now_ms: int) -> int | None:
+        """Time until a request with so many before it is granted; None if nothing is known."""
+        raw = self._raw(model, position, now_ms)
+        return None if raw is None else self._calibration.corrected(*raw)
+
+    def _raw(self, model: str, position: int, now_ms: int) -> tuple[Kind, float] | None:
+        """The same before correction, and what it was made of."""
+        slot_ms = self._mean_slot_ms(model)
+        if slot_ms is None:
+            return None
+        situation, num_slots, coming = self._places(model, now_ms)
+        if not num_slots and not coming:
+            return None
+        raw_ms = _served_in_ms(position + 1, max(1.0, slot_ms), num_slots, coming)
+        return calibration.kind(situation, position), raw_ms
+
+    def _places(self, model: str, now_ms: int) -> tuple[str, int, list[tuple[float, int]]]:
+        """How it stands with a model's places, its slots, and the slots that come: in so long,
+        so many."""
+        fleet = self._fleet
+        num_slots = fleet.pool(model).num_slots if model in fleet.homes else 0
+        coming: list[tuple[float, int]] = []
+        for executor in fleet.loading.get(model, {}).values():
+            load = executor.loading
+            assert load is not None
+            left_ms = load.since_ms + (load.load_ms or 0) - now_ms
+            coming.append((max(0, left_ms), executor.num_slots))
+        if num_slots or coming:
+            return "home" if num_slots else "loading", num_slots, sorted(coming)
+        load_ms = fleet.offer(model).load_ms or 0
+        reservation = fleet.reservations.get(model)
+        if reservation is not None:
+            left_ms = max(0, reservation.expected_ms - now_ms)
+            num_slots = fleet.executors[reservation.executor_id].num_slots
+            return "drain", 0, [(left_ms + load_ms, num_slots)]
+        num_slots = fleet.pool(model).num_largest
+        if not num_slots:
+            return "none", 0, []
+        return "none", 0, [(self._placeless_ms(model, now_ms) + load_ms, num_slots)]
+
+    def _placeless_ms(self, model: str, now_ms: int) -> float:
+        """How long a model goes on without a place: as long as it was measured, less what passed,
+        but a part of it always; E where nothing was."""
+        meter, others = self._meters.get(model, _NOTHING), self._all
+        num = meter.num_places + _OTHERS * min(1.0, others.num_places)
+        mean_ms: float = self._settings.aging_equalization_ms
+        if num:
+            all_ms = others.placeless_ms / others.num_places
+            mean_ms = (meter.placeless_ms + _OTHERS * all_ms) / num
+        since_ms = meter.placeless_since_ms
+        passed_ms = 0 if since_ms is None else now_ms - since_ms
+        return max(mean_ms - passed_ms, mean_ms * _LEAST_LEFT)
 
     def measured_wait_ms(self, model: str, position: int, now_ms: int) -> int | None:
         """The same without what a cold model adds, from a measured rate only, and the better one
@@ -179,16 +230,12 @@ class Estimator:
             return rate
         return max(rate, self._fleet.pool(model).num_slots / mean_slot_ms)
 
-    def _queued_ms(self, model: str, position: int) -> int | None:
-        num_slots = self._fleet.pool(model).num_slots
-        if not num_slots:
-            return None
-        rate, mean_slot_ms = self._rate(model)
-        if rate:
-            return round((position + 1) / rate)
-        if mean_slot_ms is None:
-            return None
-        return round((position + 1) * mean_slot_ms / num_slots)
+    def _mean_slot_ms(self, model: str) -> float | None:
+        """Mean slot-milliseconds of a lease: the model's, or until one ended that of all."""
+        meter = self._meters.get(model)
+        if meter is None or not meter.num_leases:
+            meter = self._all
+        return meter.slot_ms / meter.num_leases if meter.num_leases else None
 
     def _rate(self, model: str) -> tuple[float, float | None]:
         """(grants in a millisecond, mean slot-milliseconds of a lease) of a model's pool."""
@@ -206,22 +253,9 @@ class Estimator:
         )
         return rate, sum(meter.slot_ms for meter in meters) / num_leases
 
-    def _cold_ms(self, model: str, now_ms: int, since_ms: int) -> int:
-        """What is left of the load, or the drain that comes first and the whole load."""
-        fleet = self._fleet
-        for executor in fleet.loading.get(model, {}).values():
-            load = executor.loading
-            assert load is not None
-            return max(0, load.since_ms + (load.load_ms or 0) - now_ms)
-        load_ms = fleet.offer(model).load_ms or 0
-        reservation = fleet.reservations.get(model)
-        if reservation is not None:
-            return load_ms + max(0, reservation.expected_ms - now_ms)
-        return load_ms + max(0, since_ms + self._settings.aging_equalization_ms - now_ms)
-
     def retry_after_ms(self, model: str, now_ms: int) -> int:
         """When one more request for a known model would find the present backlog gone."""
-        return self.clamp(self.wait_ms(model, self.depth(model), now_ms, now_ms))
+        return self.clamp(self._wait_ms(model, self.depth(model), now_ms))
 
     def clamp(self, wait_ms: int | None) -> int:
         """A wait as Retry-After; the minimum if it is not known."""
@@ -246,3 +280,23 @@ class Estimator:
                 del self._meters[next(iter(self._meters))]
             meter = self._meters[model] = Meter()
         return meter
+
+
+def _served_in_ms(
+    num_requests: int, slot_ms: float, num_slots: int, coming: list[tuple[float, int]]
+) -> float:
+    """When the last of so many requests gets a slot, each of which takes ``slot_ms`` of one.
+
+    All ``num_slots`` are taken now, and one becomes free each slot_ms / num_slots; the slots that
+    come are free when they do. ``coming``: (in how many ms, slots), soonest first.
+    """
+    at_ms, left = 0.0, float(num_requests)
+    for come_ms, num_more in coming:
+        served = (come_ms - at_ms) * num_slots / slot_ms
+        if served >= left:
+            break
+        at_ms, left = come_ms, left - served - num_more
+        if left <= 0:
+            return at_ms
+        num_slots += num_more
+    return at_ms + left * slot_ms / num_slots

@@ -71,17 +71,22 @@ class Fairness:
     def lift(self, flow: FlowName, tenant: str) -> None:
         """A tenant that had nobody waiting in the flow has now; call it before ``key``."""
         account = self._touch(flow, tenant)
-        account.served = max(account.served, self._levels[flow])
+        if account.served < self._levels[flow]:
+            account.served = self._levels[flow]
 
-    def charge(self, flow: FlowName, tenant: str, tokens: int) -> None:
-        """A request was granted; ``tokens`` is the most that it is expected to use."""
+    def charge(self, flow: FlowName, tenant: str, tokens: int) -> float:
+        """A request was granted; ``tokens`` is the most that it is expected to use. Gives the new
+        key."""
         assert tokens >= 0
         account = self._touch(flow, tenant)
-        self._levels[flow] = max(self._levels[flow], account.served)
+        if account.served > self._levels[flow]:
+            self._levels[flow] = account.served
         account.num_open_tokens += tokens
+        return account.served + account.num_open_tokens / account.weight
 
-    def correct(self, flow: FlowName, tenant: str, charged_tokens: int, used_tokens: int) -> None:
-        """Of what was charged, ``charged_tokens`` are settled: ``used_tokens`` were used.
+    def correct(self, flow: FlowName, tenant: str, charged_tokens: int, used_tokens: int) -> float:
+        """Of what was charged, ``charged_tokens`` are settled: ``used_tokens`` were used. Gives the
+        new key.
 
         Progress of n tokens: (n, n). End: (what is left of the charge, used since the last
         progress). Given back without result: (what is left, 0).
@@ -90,18 +95,19 @@ class Fairness:
         assert used_tokens >= 0
         account = self._accounts.get((flow, tenant))
         if account is None:  # forgotten since it was charged
-            return
+            return self._levels.get(flow, 0.0)
         account.num_open_tokens = max(0, account.num_open_tokens - charged_tokens)
         account.served += used_tokens / account.weight
+        return account.served + account.num_open_tokens / account.weight
 
     def key(self, flow: FlowName, tenant: str) -> float:
         """Virtual time: the waiting tenant with the smallest is next; ties go by arrival."""
         account = self._accounts.get((flow, tenant))
         return self._levels.get(flow, 0.0) if account is None else account.key
 
-    def may_jump(self, flow: FlowName, tenant: str, first: str) -> bool:
-        """Whether a pick that saves work may pass the tenant that is first."""
-        return self.key(flow, tenant) - self.key(flow, first) <= self._quantum_tokens
+    def may_jump(self, key: float, first: float) -> bool:
+        """Whether a pick that saves work, of a tenant with this key, may pass the first one's."""
+        return key - first <= self._quantum_tokens
 
     def _touch(self, flow: FlowName, tenant: str) -> Account:
         name = (flow, tenant)

@@ -1,9 +1,7 @@
 """All executors, and the indexes that find one without looking at all of them.
 
 Rule: an executor stands on the shelf of a model if the model is resident there and it has a slot
-that the model may take. A shelf has one row for each size (num_slots), sorted by used slots, so
-the first of a row has the most free slots and a pick looks at one executor for each size, however
-many there are. Equal loads are taken in turn: the executor that the model used longest ago first.
+that the model may take (shelves.py).
 
 Homes of a model: executors that serve, have it resident, and drain for nobody else; what it could
 be granted on, full or not. Groups: executors that offer the same models, and which of them are
@@ -12,82 +10,16 @@ roomy, that is could begin to load one now.
 ``put`` follows every change of slots. ``leave`` and ``enter`` go around every change of what it
 has: models, a reservation, whether it serves. ``part`` and ``join`` go around a change of what it
 offers. Pools and offers are computed when asked for and forgotten when they may have changed.
+
+Shelves and roomy members are brought up to date when somebody asks for them (``refresh``): under
+load a slot is given back and granted again between two questions, and the index never hears of it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 from scheduler_svc.core.domain import ExecutorRecord, Reservation, Why
 from scheduler_svc.core.lazy_heap import LazyHeap
-
-# (used slots, turn, executor number)
-RowKey = tuple[int, int, int]
-
-
-class Shelf:
-    """The usable executors of one model."""
-
-    __slots__ = ("_row_of", "rows")
-
-    def __init__(self) -> None:
-        # num_slots -> executors by (used, turn, number); no empty rows
-        self.rows: dict[int, LazyHeap[RowKey, str]] = {}
-        # executor_id -> the row that it is in
-        self._row_of: dict[str, int] = {}
-
-    def put(self, executor: ExecutorRecord, num_used: int, turn: int) -> None:
-        """Enter an executor or bring its entry up to date."""
-        executor_id, num_slots = executor.executor_id, executor.num_slots
-        if self._row_of.get(executor_id, num_slots) != num_slots:
-            self.take(executor_id)
-        self._row_of[executor_id] = num_slots
-        row = self.rows.get(num_slots)
-        if row is None:
-            row = self.rows[num_slots] = LazyHeap()
-        row.set(executor_id, (num_used, turn, executor.number))
-
-    def take(self, executor_id: str) -> None:
-        """It is not usable for now."""
-        num_slots = self._row_of.pop(executor_id, None)
-        if num_slots is None:
-            return
-        self.rows[num_slots].discard(executor_id)
-        if not len(self.rows[num_slots]):
-            del self.rows[num_slots]
-
-
-@dataclass(slots=True)
-class Group:
-    """Executors that offer the same models."""
-
-    models: frozenset[str]
-    # by executor_id, lost and draining ones too
-    members: dict[str, ExecutorRecord] = field(default_factory=dict)
-    # could begin to load a model, if need be in place of one that is held or wanted
-    roomy: dict[str, ExecutorRecord] = field(default_factory=dict)
-    # of the roomy: could do so without, at least when they were put here
-    open: dict[str, ExecutorRecord] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """Who could serve a model."""
-
-    groups: tuple[Group, ...]
-    # somebody does not drain, and is attached or expected back
-    is_there: bool
-    # the shortest known time to load it anywhere
-    load_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """What a model shares with others at the moment."""
-
-    # warmth of those that share a home with it, itself first
-    warmth: dict[str, float]
-    # of its homes; if it has none, of the executors that could load it
-    num_slots: int
+from scheduler_svc.core.shelves import Group, Offer, Pool, RowKey, Shelf
 
 
 class Fleet:
@@ -110,12 +42,47 @@ class Fleet:
         self._pools: dict[str, Pool] = {}
         self._offers: dict[str, Offer] = {}
         self._num_turns = 0
+        # executors whose slots changed since the index was brought up to date
+        self._stale: dict[str, ExecutorRecord] = {}
+        # executors that the index has on shelves or in groups' roomy
+        self._listed: set[str] = set()
+        # resident model -> roomy executors by id; no empty ones
+        self._roomy_with: dict[str, dict[str, ExecutorRecord]] = {}
+        # models that nobody waits for since the index was brought up to date
+        self._unwanted: dict[str, None] = {}
+        # groups with an open executor
+        self._num_open_groups = 0
 
     # --- the index ----------------------------------------------------------------------
 
     def put(self, executor: ExecutorRecord) -> None:
-        """Bring the index up to date after slots changed."""
+        """Slots changed."""
+        self._stale[executor.executor_id] = executor
+
+    def refresh(self) -> None:
+        """Bring the index up to date; what was full and is full again costs nothing."""
+        self._refresh_slots()
+        if self._unwanted:
+            unwanted, self._unwanted = self._unwanted, {}
+            for model in unwanted:
+                if model not in self._wanted:
+                    for executor in self._roomy_with.get(model, {}).values():
+                        self._put_in_group(executor)
+
+    def _refresh_slots(self) -> None:
+        if not self._stale:
+            return
+        stale, self._stale = self._stale, {}
+        for executor_id, executor in stale.items():
+            if executor.num_used < executor.num_slots or executor_id in self._listed:
+                self._list(executor)
+
+    def _list(self, executor: ExecutorRecord) -> None:
         num_free = executor.num_free if executor.is_serving else 0
+        if num_free:
+            self._listed.add(executor.executor_id)
+        else:
+            self._listed.discard(executor.executor_id)
         reservation = executor.reservation
         for model, residence in executor.residences.items():
             num_kept = (
@@ -127,19 +94,36 @@ class Fleet:
                     shelf = self._shelves[model] = Shelf()
                 shelf.put(executor, executor.num_used + num_kept, residence.turn)
             elif shelf is not None:
-                shelf.take(executor.executor_id)
+                self._unshelve(model, shelf, executor.executor_id)
         self._put_in_group(executor)
+
+    def _unshelve(self, model: str, shelf: Shelf, executor_id: str) -> None:
+        shelf.take(executor_id)
+        if not shelf.rows:
+            del self._shelves[model]
 
     def _put_in_group(self, executor: ExecutorRecord) -> None:
         group, executor_id = self._groups[executor.offered_models], executor.executor_id
         if executor.is_roomy:
             group.roomy[executor_id] = executor
+            for model in executor.residences:
+                self._roomy_with.setdefault(model, {})[executor_id] = executor
             if self.is_open(executor):
+                self._num_open_groups += not group.open
                 group.open[executor_id] = executor
                 return
         else:
-            group.roomy.pop(executor_id, None)
-        group.open.pop(executor_id, None)
+            self._not_roomy(group, executor)
+        self._close(group, executor_id)
+
+    def _not_roomy(self, group: Group, executor: ExecutorRecord) -> None:
+        if group.roomy.pop(executor.executor_id, None) is not None:
+            for model in executor.residences:
+                _discard(self._roomy_with, model, executor.executor_id)
+
+    def _close(self, group: Group, executor_id: str) -> None:
+        if group.open.pop(executor_id, None) is not None:
+            self._num_open_groups -= not group.open
 
     def is_open(self, executor: ExecutorRecord) -> bool:
         """Whether a roomy executor has free memory, or something that nobody waits for."""
@@ -150,32 +134,29 @@ class Fleet:
 
     def close(self, executor: ExecutorRecord) -> None:
         """It was found to be open no longer."""
-        self._groups[executor.offered_models].open.pop(executor.executor_id, None)
+        self._close(self._groups[executor.offered_models], executor.executor_id)
 
-    def unwanted(self, model: str) -> list[ExecutorRecord]:
-        """Nobody waits for the model any more: the roomy homes of it, now open."""
-        homes = [home for home in self.homes.get(model, {}).values() if home.is_roomy]
-        for executor in homes:
-            self._put_in_group(executor)
-        return homes
+    def unwanted(self, model: str) -> None:
+        """Nobody waits for the model any more: roomy executors that have it may be open now."""
+        self._unwanted[model] = None
 
     def leave(self, executor: ExecutorRecord) -> None:
         """Take an executor out of the index."""
         self._pools.clear()
         self.version += 1
         executor_id = executor.executor_id
+        self._stale.pop(executor_id, None)
+        self._listed.discard(executor_id)
         for model in executor.residences:
             shelf = self._shelves.get(model)
             if shelf is not None:
-                shelf.take(executor_id)
-                if not shelf.rows:
-                    del self._shelves[model]
+                self._unshelve(model, shelf, executor_id)
             _discard(self.homes, model, executor_id)
         if executor.loading is not None:
             _discard(self.loading, executor.loading.model, executor_id)
         group = self._groups[executor.offered_models]
-        group.roomy.pop(executor_id, None)
-        group.open.pop(executor_id, None)
+        self._not_roomy(group, executor)
+        self._close(group, executor_id)
 
     def enter(self, executor: ExecutorRecord) -> None:
         """Put an executor into the index."""
@@ -209,8 +190,20 @@ class Fleet:
         self.enter(executor)
 
     def offers_changed(self) -> None:
-        """Somebody came, went, began or ceased to drain, or learned how long loads take."""
+        """Somebody came, went, or began or ceased to drain."""
         self._offers.clear()
+
+    def load_took(self, model: str, executor: ExecutorRecord, load_ms: int) -> None:
+        """An executor learned how long loading the model there takes."""
+        before = executor.load_ms.get(model)
+        executor.load_ms[model] = load_ms
+        offer = self._offers.get(model)
+        if offer is None or load_ms == offer.load_ms:
+            return
+        if offer.load_ms is None or load_ms < offer.load_ms:
+            self._offers[model] = Offer(offer.groups, offer.is_there, load_ms)
+        elif before == offer.load_ms:  # it may have been the only one as quick
+            del self._offers[model]
 
     def had_turn(self, model: str, executor: ExecutorRecord, now_ms: int) -> None:
         """A grant of this model was made there; ``put`` follows."""
@@ -223,6 +216,7 @@ class Fleet:
 
     def rows(self, model: str) -> Iterator[LazyHeap[RowKey, str]]:
         """The usable executors of a model, by size."""
+        self.refresh()
         shelf = self._shelves.get(model)
         return iter(shelf.rows.values() if shelf is not None else ())
 
@@ -254,24 +248,58 @@ class Fleet:
                 if model in self.homes
                 else (executor for group in groups for executor in group.members.values())
             )
-            warmth, num_slots = {model: self.warmth(model)}, 0
+            warmth, num_slots, num_largest = {model: self.warmth(model)}, 0, 0
             for executor in reach:
                 if executor.is_serving:
                     num_slots += executor.num_slots
-                    for other in executor.residences:
-                        if other not in warmth:
-                            warmth[other] = self.warmth(other)
-            pool = self._pools[model] = Pool(warmth, num_slots)
+                    num_largest = max(num_largest, executor.num_slots)
+                    if model in self.homes:
+                        for other in executor.residences:
+                            if other not in warmth:
+                                warmth[other] = self.warmth(other)
+            pool = self._pools[model] = Pool(warmth, num_slots, num_largest)
         return pool
 
     def has_open(self, model: str) -> bool:
         """Some executor that offers the model could load it at nobody's cost."""
-        return any(group.open for group in self.offer(model).groups)
+        self.refresh()
+        return self._has_open(model)
+
+    def _has_open(self, model: str) -> bool:
+        return self._num_open_groups > 0 and any(group.open for group in self.offer(model).groups)
 
     def has_usable(self, model: str) -> bool:
         """Some executor has the model and a slot for it."""
+        self.refresh()
+        return model in self._shelves
+
+    def is_only_room(self, executor: ExecutorRecord) -> bool:
+        """Whether those who wait for the models of an executor that was full until now, the last
+        one that ``put`` was told of, have no other place and none can be made for nothing."""
+        if len(self._stale) > 1 or executor.executor_id in self._listed:
+            return False
+        for model in executor.residences:
+            if model in self._wanted and (model in self._shelves or self._has_open(model)):
+                return False
+        return True
+
+    def has_choice(self, model: str) -> bool:
+        """Several executors have the model and a slot for it."""
+        self.refresh()
         shelf = self._shelves.get(model)
-        return shelf is not None and bool(shelf.rows)
+        return shelf is not None and len(shelf) > 1
+
+    def roomy_with(self, model: str) -> list[ExecutorRecord]:
+        """Executors that have the model and could begin to load another one."""
+        self._refresh_slots()
+        return [home for home in self._roomy_with.get(model, {}).values() if home.is_roomy]
+
+    def roomy(self, model: str, *, is_open: bool) -> Iterator[ExecutorRecord]:
+        """Executors that offer the model and could begin to load one, or do so at nobody's cost;
+        ``close`` may be called meanwhile."""
+        self.refresh()
+        for group in self.offer(model).groups:
+            yield from list((group.open if is_open else group.roomy).values())
 
     def has_other_home(self, model: str, executor: ExecutorRecord) -> bool:
         """Whether an executor but this one serves, offers the model, and drains for no other."""

@@ -12,7 +12,6 @@ from scheduler_svc.core.deadlines import (
     GraceDue,
     LoadDue,
     ModelDue,
-    RequestDue,
     ReservationDue,
     RevokeDue,
 )
@@ -81,6 +80,7 @@ def _check_executors(state: State) -> None:
             slots[is_in_doubt] += lease.num_slots
             assert lease.state is not LeaseState.HELD or state.owner(lease) is not None
         assert (executor.num_leased, executor.num_in_doubt) == (slots[False], slots[True])
+        assert executor.num_used == executor.num_leased + executor.num_in_doubt
         assert executor.num_free + executor.num_used == max(executor.num_slots, executor.num_used)
         assert executor.active == Counter(lease.model for lease in executor.leases.values())
         num_by_model.update(executor.active)
@@ -90,6 +90,7 @@ def _check_executors(state: State) -> None:
 def _check_models(state: State) -> None:
     """The indexes over models say what the executors' records say."""
     fleet = state.fleet
+    fleet.refresh()
     for executor in fleet.executors.values():
         assert set(executor.residences) <= executor.offered_models
         assert executor.loading is None or executor.is_serving or executor.session is not None
@@ -151,7 +152,7 @@ def _check_work_conservation(state: State) -> None:
 
 
 def _check_deadlines(state: State) -> None:
-    expected: set[Deadline] = {RequestDue(request_id) for request_id in state.requests}
+    expected: set[Deadline] = set(state.requests.values())
     expected |= {ReservationDue(model) for model in state.fleet.reservations}
     for executor in state.fleet.executors.values():
         if executor.session is None:

@@ -66,15 +66,6 @@ class LazyHeap(Generic[Key, Item]):
             del self._keys[first[1]]
         return first
 
-    def first(self, num: int) -> list[Item]:
-        """The first few items in order, which stay."""
-        found: list[tuple[Key, Item]] = []
-        while len(found) < num and (entry := self.pop()) is not None:
-            found.append(entry)
-        for key, item in found:
-            self.set(item, key)
-        return [item for _, item in found]
-
     def _compact(self) -> None:
         if len(self._heap) > 2 * len(self._keys) + _SLACK:
             self._heap = [(key, item) for item, key in self._keys.items()]

@@ -44,16 +44,16 @@ _REQUEUED = {
 
 
 def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None:
-    """Give the head of a flow to an executor that has room."""
+    """Give the head of a flow to an executor that has room; ``head_changed`` is left to the
+    caller."""
     assert executor.session is not None
     num_slots = _num_slots(record, executor)
     assert num_slots <= executor.num_free
     request, model = record.request, record.request.model
-    waiting = [bool(flows) for flows in state.queue.bands]
+    waiting = list(map(bool, state.queue.bands))
     if sum(waiting) > 1:
         state.waking.shares.granted(request.band, waiting)
-    state.queue.remove(record)
-    state.queue.charge(record)
+    state.queue.take(record)
     _open(state, record, executor, num_slots, state.now_ms)
     state.fleet.had_turn(model, executor, state.now_ms)
     reservation = executor.reservation
@@ -61,16 +61,11 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
         state.end_reservation(model, "granted")
     state.slots_changed(executor)
     state.prefixes.add(executor.executor_id, request.prefix_hashes)
-    state.estimator.granted(model, state.now_ms)
+    state.estimator.granted(record, state.now_ms)
     state.decisions["granted"] += 1
     state.send(
-        LeaseGranted(
-            executor.executor_id, executor.session, record.request.request_id, record.attempt
-        )
+        LeaseGranted(executor.executor_id, executor.session, request.request_id, record.attempt)
     )
-    state.head_changed(model)
-    if not executor.num_free:
-        state.waking.sleep_hopeless(executor)
 
 
 def revoke(state: State, executor: ExecutorRecord, lease: Lease) -> None:
@@ -102,7 +97,10 @@ def ended(state: State, executor: ExecutorRecord, event: LeaseEnded) -> None:
         record = state.owner(lease)
         if record is not None:
             state.estimator.ended(lease.model, lease, event.num_generated_tokens, state.now_ms)
-        close(state, executor, lease)
+        state.fleet.refresh()
+        _give_back(state, executor, lease)
+        state.slots_changed(executor)
+        state.freed = executor
         is_completed = event.outcome is LeaseOutcome.COMPLETED
         executor.activity.ended(state.now_ms - lease.granted_ms, is_completed, state.now_ms)
         if record is not None:
@@ -124,7 +122,10 @@ def _remember(state: State, record: RequestRecord, executor: ExecutorRecord) -> 
 def _conclude(state: State, record: RequestRecord, event: LeaseEnded) -> None:
     if event.outcome in (LeaseOutcome.COMPLETED, LeaseOutcome.FAILED):
         num_output = state.settings.output_token_weight * event.num_generated_tokens
-        state.queue.settle(record, record.request.num_prompt_tokens + num_output)
+        state.settle(record, record.request.num_prompt_tokens + num_output)
+        model = record.request.model
+        if model in state.fleet.reservations:  # it may be for who was the head before
+            state.head_changed(model)
     if event.outcome is LeaseOutcome.COMPLETED:
         state.finish(record, None)
     elif event.outcome is LeaseOutcome.FAILED:
@@ -153,18 +154,23 @@ def _open(
 
 def close(state: State, executor: ExecutorRecord, lease: Lease) -> None:
     """Give a lease's slots back; the request that it may be of is left to the caller."""
-    if not executor.strike(lease):
-        return
+    _give_back(state, executor, lease)
+    state.executor_changed(executor)
+
+
+def _give_back(state: State, executor: ExecutorRecord, lease: Lease) -> None:
+    executor.strike(lease)
     _count(state, lease, -1)
-    residence = executor.residences.get(lease.model)
+    model = lease.model
+    residence = executor.residences.get(model)
     if residence is not None:
         residence.last_used_ms = state.now_ms
-        if lease.model not in executor.active:
+        if model not in executor.active:
             residence.held_until_ms = state.now_ms + state.settings.model_hold_ms
-    state.deadlines.discard(RevokeDue(executor.executor_id, lease.key))
-    state.executor_changed(executor)
-    if lease.model in state.settings.model_limits:
-        state.waking.wake(lease.model)
+    if lease.state is LeaseState.REVOKING:
+        state.deadlines.discard(RevokeDue(executor.executor_id, lease.key))
+    if model in state.settings.model_limits:
+        state.waking.wake(model)
 
 
 def _count(state: State, lease: Lease, change: int) -> None:
@@ -230,8 +236,7 @@ def _adopt(state: State, record: RequestRecord, executor: ExecutorRecord, held: 
     if old is not None and executor.strike(old):
         _count(state, old, -1)
     if record.lease is None:
-        state.queue.remove(record)
-        state.queue.charge(record)
+        state.queue.take(record)
         state.head_changed(record.request.model)
     else:
         assert record.lease is old

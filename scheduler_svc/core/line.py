@@ -3,8 +3,12 @@
 Rule: arrivals are unique and ascending, cut into chunks of at most 512, each with its sum of costs.
 Adding and removing touch one chunk; counting and summing before an arrival pass over the chunks
 (a few hundredths of the line) and one bisection. Costs are integers, so sums never drift.
+
+Numbers lie in arrays, not in lists: a bisection of a list reads one object in memory for each
+step, and with a million waiting every one of them is a miss of the cache.
 """
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
@@ -17,7 +21,7 @@ class Chunk:
 
     __slots__ = ("arrivals", "cost", "costs")
 
-    def __init__(self, arrivals: list[int], costs: list[int]) -> None:
+    def __init__(self, arrivals: "array[int]", costs: "array[int]") -> None:
         self.arrivals = arrivals
         self.costs = costs
         self.cost = sum(costs)
@@ -26,10 +30,12 @@ class Chunk:
 class Line:
     """Arrivals with costs, in ascending order of arrival."""
 
-    __slots__ = ("_chunks", "_len", "cost")
+    __slots__ = ("_chunks", "_lasts", "_len", "cost")
 
     def __init__(self) -> None:
         self._chunks: list[Chunk] = []
+        # the last arrival of each chunk
+        self._lasts = array("q")
         self._len = 0
         # of all together
         self.cost = 0
@@ -60,35 +66,43 @@ class Line:
         """Add an arrival that is not there."""
         self._len += 1
         self.cost += cost
-        if not self._chunks:
-            self._chunks.append(Chunk([arrival], [cost]))
+        lasts = self._lasts
+        if not lasts:
+            self._chunks.append(Chunk(array("q", (arrival,)), array("q", (cost,))))
+            lasts.append(arrival)
             return
-        last = self._chunks[-1]
-        if arrival > last.arrivals[-1]:
-            chunk, at = last, len(last.arrivals)
+        if arrival > lasts[-1]:
+            at_chunk, chunk = len(lasts) - 1, self._chunks[-1]
+            chunk.arrivals.append(arrival)
+            chunk.costs.append(cost)
+            lasts[-1] = arrival
         else:
-            chunk = self._chunks[self._find(arrival)]
+            at_chunk = bisect_left(lasts, arrival)
+            chunk = self._chunks[at_chunk]
             at = bisect_left(chunk.arrivals, arrival)
             assert chunk.arrivals[at] != arrival
-        chunk.arrivals.insert(at, arrival)
-        chunk.costs.insert(at, cost)
+            chunk.arrivals.insert(at, arrival)
+            chunk.costs.insert(at, cost)
         chunk.cost += cost
         if len(chunk.arrivals) > _MOST:
-            self._split(chunk)
+            self._split(at_chunk)
 
     def remove(self, arrival: int) -> None:
         """Remove an arrival that is there."""
-        at_chunk = self._find(arrival)
+        at_chunk = bisect_left(self._lasts, arrival)
         chunk = self._chunks[at_chunk]
-        at = bisect_left(chunk.arrivals, arrival)
-        assert chunk.arrivals[at] == arrival
-        del chunk.arrivals[at]
+        arrivals = chunk.arrivals
+        at = bisect_left(arrivals, arrival)
+        assert arrivals[at] == arrival
+        del arrivals[at]
         cost = chunk.costs.pop(at)
         chunk.cost -= cost
         self._len -= 1
         self.cost -= cost
-        if not chunk.arrivals:
-            del self._chunks[at_chunk]
+        if not arrivals:
+            del self._chunks[at_chunk], self._lasts[at_chunk]
+        elif at == len(arrivals):
+            self._lasts[at_chunk] = arrivals[-1]
 
     def before(self, arrival: int) -> tuple[int, int]:
         """(how many, their cost) of those with a smaller arrival."""
@@ -143,22 +157,11 @@ class Line:
             index -= len(chunk.arrivals)
         raise IndexError
 
-    def _find(self, arrival: int) -> int:
-        """Index of the chunk that holds the arrival, or would."""
-        chunks = self._chunks
-        low, high = 0, len(chunks) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if chunks[middle].arrivals[-1] < arrival:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def _split(self, chunk: Chunk) -> None:
+    def _split(self, at: int) -> None:
+        chunk = self._chunks[at]
         half = len(chunk.arrivals) // 2
-        at = self._chunks.index(chunk)
         self._chunks[at : at + 1] = [
             Chunk(chunk.arrivals[:half], chunk.costs[:half]),
             Chunk(chunk.arrivals[half:], chunk.costs[half:]),
         ]
+        self._lasts.insert(at, chunk.arrivals[half - 1])

@@ -14,17 +14,17 @@ executor that was found may pass the head by at most locality_quantum_tokens (fa
 from collections.abc import Iterator
 
 from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
-from scheduler_svc.core.fleet import RowKey
+from scheduler_svc.core.shelves import RowKey
 from scheduler_svc.core.state import State
 
-# tenants that are looked at for one whose cache is there, the head's included
-_NUM_RIVALS = 3
+# tenants after the first that are looked at for one whose cache is there
+_NUM_RIVALS = 2
 
 
 def pick(state: State, record: RequestRecord, rank: Rank) -> ExecutorRecord | None:
     """The executor that a head is to be granted to now, None if it must wait."""
     request = record.request
-    if request.session_id or request.prefix_hashes:
+    if (request.session_id or request.prefix_hashes) and state.fleet.has_choice(request.model):
         hinted = _hinted(state, record, rank)
         if hinted is not None:
             return hinted
@@ -134,13 +134,13 @@ def jump(state: State, head: RequestRecord, executor: ExecutorRecord) -> Request
     request = head.request
     if not state.settings.locality_quantum_tokens or _saves(state, head, executor):
         return head
-    flow, name = state.queue.flows[request.model][request.band], (request.band, request.model)
-    for arrival in flow.rivals(_NUM_RIVALS)[1:]:
-        other = state.queue.at(arrival)
-        if not state.queue.fairness.may_jump(name, other.request.tenant, request.tenant):
-            break
-        if num_missing(other, executor) <= 0 and _saves(state, other, executor):
+    queue = state.queue
+    for arrival in queue.flows[request.model][request.band].rivals(_NUM_RIVALS):
+        other = queue.at(arrival)
+        if _saves(state, other, executor) and num_missing(other, executor) <= 0:
             state.decisions["position_rose.locality"] += 1
+            if state.settings.has_decision_log:
+                state.decide("overtake", other, "its cache is there")
             return other
     return head
 
@@ -148,13 +148,11 @@ def jump(state: State, head: RequestRecord, executor: ExecutorRecord) -> Request
 def _saves(state: State, record: RequestRecord, executor: ExecutorRecord) -> bool:
     """Whether the executor may hold the cache of a request's session or prefix."""
     request, executor_id = record.request, executor.executor_id
-    return (
-        bool(request.session_id)
-        and executor_id
-        == state.sessions.preferred(request.tenant, request.session_id, request.model, state.now_ms)
-    ) or (
-        bool(request.prefix_hashes) and executor_id in state.prefixes.longest(request.prefix_hashes)
-    )
+    if request.session_id and executor_id == state.sessions.preferred(
+        request.tenant, request.session_id, request.model, state.now_ms
+    ):
+        return True
+    return state.prefixes.has_any(executor_id, request.prefix_hashes)
 
 
 def explain(state: State, record: RequestRecord, executor: ExecutorRecord) -> str:

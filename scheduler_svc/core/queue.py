@@ -5,158 +5,19 @@ with the smallest virtual time goes next (fairness.py), ties by arrival, and of 
 request. What was granted before and came back goes first in its flow, by arrival: its tenant paid
 for it already, and nobody who was behind it is granted while it waits.
 
-Places: granting a tenant's head adds its cost to the tenant's virtual time, so the k-th request of
-a tenant will start at the virtual time of the tenant + the cost of those before it. These start
-times do not change when heads are granted, which makes the place of a request in its flow an order
-statistic: those that came back, then for each tenant the number that start earlier.
-
-Cost: add, remove and head are O(log n) whatever waits in other flows (line.py); a place is
-O(tenants of the flow). The bounds are checked at the door only (``has_room``). What goes back was
-accepted and is never refused, so after losses more may wait than a new request would find room
-for; the whole is still bounded by max_inflight.
+Cost: add, remove and head are O(log n) of their flow, whatever waits in others (flow.py). Bounds
+are checked at the door only (``has_room``). What goes back was accepted and is never refused, so
+after losses more may wait than a new request would find room for; the whole is still bounded by
+max_inflight.
 """
 
 import heapq
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.fairness import Fairness
-from scheduler_svc.core.lazy_heap import LazyHeap
-from scheduler_svc.core.line import Line
+from scheduler_svc.core.flow import Flow, Place
 from scheduler_svc.core.messages import Request
-
-
-class Place(NamedTuple):
-    """Where a request stands in its flow."""
-
-    num_before: int
-    # the largest arrival among those before it and itself: no earlier than this is its turn
-    turn: int
-
-
-class Flow:
-    """The waiting requests of one model in one band."""
-
-    def __init__(self, name: tuple[int, str], fairness: Fairness, settings: CoreSettings) -> None:
-        self._name = name
-        self._fairness = fairness
-        self._settings = settings
-        # everybody, and those who came back
-        self.everybody = Line()
-        self._returned = Line()
-        # tenant -> its others; no empty lanes
-        self._lanes: dict[str, Line] = {}
-        # tenants by (virtual time, arrival of the head)
-        self._tenants: LazyHeap[tuple[float, int], str] = LazyHeap()
-        # arrival of who goes next; meaningless while nobody waits
-        self.head = 0
-
-    def add(self, record: RequestRecord, cost: int) -> None:
-        """A request waits."""
-        arrival, tenant = record.arrival, record.request.tenant
-        self.everybody.add(arrival, 0)
-        if record.is_returned:
-            self._returned.add(arrival, 0)
-            self._find_head()
-            return
-        lane = self._lanes.get(tenant)
-        if lane is None:
-            lane = self._lanes[tenant] = Line()
-            self._fairness.lift(self._name, tenant)
-        lane.add(arrival, cost)
-        if lane.first == arrival:
-            self._rank(tenant, lane)
-
-    def remove(self, record: RequestRecord) -> None:
-        """It waits no longer, wherever it stood."""
-        arrival, tenant = record.arrival, record.request.tenant
-        self.everybody.remove(arrival)
-        if record.is_returned:
-            self._returned.remove(arrival)
-            self._find_head()
-            return
-        lane = self._lanes[tenant]
-        is_head = lane.first == arrival
-        lane.remove(arrival)
-        if not len(lane):
-            del self._lanes[tenant]
-            self._tenants.discard(tenant)
-            self._find_head()
-        elif is_head:
-            self._rank(tenant, lane)
-
-    def charged(self, tenant: str) -> None:
-        """The tenant's virtual time changed."""
-        lane = self._lanes.get(tenant)
-        if lane is not None:
-            self._rank(tenant, lane)
-
-    def rivals(self, num: int) -> list[int]:
-        """Arrivals of the oldest requests of so many tenants, the next tenant first; nobody while
-        somebody who came back is first, or if there is one tenant only."""
-        if len(self._returned) or len(self._lanes) < 2:
-            return []
-        return [self._lanes[tenant].first for tenant in self._tenants.first(num)]
-
-    def place(self, record: RequestRecord) -> Place:
-        """Where a request stands."""
-        arrival = record.arrival
-        if record.is_returned:
-            return Place(self._returned.count_before(arrival), arrival)
-        tenant = record.request.tenant
-        num, cost = self._lanes[tenant].before(arrival)
-        start = self._fairness.key(self._name, tenant) + cost / self._weight(tenant)
-        return self._before(tenant, num, start, arrival)
-
-    def place_of_new(self, tenant: str, arrival: int) -> Place:
-        """Where a tenant's next request would stand."""
-        lane = self._lanes.get(tenant)
-        num, cost = (0, 0) if lane is None else (len(lane), lane.cost)
-        start = self._fairness.key(self._name, tenant) + cost / self._weight(tenant)
-        return self._before(tenant, num, start, arrival)
-
-    def in_order(self) -> Iterator[int]:
-        """Arrivals as they will be granted; lazy."""
-        yield from self._returned
-        yield from (arrival for _, arrival in heapq.merge(*map(self._starts, self._lanes)))
-
-    def _starts(self, tenant: str) -> Iterator[tuple[float, int]]:
-        lane, cost = self._lanes[tenant], 0
-        key, weight = self._fairness.key(self._name, tenant), self._weight(tenant)
-        for arrival, its_cost in lane.items():
-            yield key + cost / weight, arrival
-            cost += its_cost
-
-    def _before(self, tenant: str, num: int, start: float, arrival: int) -> Place:
-        """How many start earlier than ``start``; equal starts go by arrival."""
-        num += len(self._returned)
-        turn = max(arrival, self._returned.last if len(self._returned) else 0)
-        for other, lane in self._lanes.items():
-            if other == tenant:
-                continue
-            key = self._fairness.key(self._name, other)
-            if key > start:
-                continue
-            before = lane.starting_before(start, arrival, key, self._weight(other))
-            if before:
-                num += before
-                turn = max(turn, lane.at(before - 1))
-        return Place(num, turn)
-
-    def _rank(self, tenant: str, lane: Line) -> None:
-        key = self._fairness.key(self._name, tenant)
-        self._tenants.set(tenant, (key, lane.first))
-        self._find_head()
-
-    def _find_head(self) -> None:
-        if len(self._returned):
-            self.head = self._returned.first
-        elif (first := self._tenants.peek()) is not None:
-            self.head = first[0][1]
-
-    def _weight(self, tenant: str) -> float:
-        return self._settings.tenant_weights.get(tenant, 1.0)
 
 
 class Queue:
@@ -171,9 +32,13 @@ class Queue:
         self.flows: dict[str, dict[int, Flow]] = {}
         # model -> how many wait; no zeros
         self.num_by_model: dict[str, int] = {}
+        # model -> sum of accepted_ms over them, so that the sum of their waits is one product away
+        self.accepted_ms_by_model: dict[str, int] = {}
         self.fairness = Fairness(
             settings.tenant_weights, settings.locality_quantum_tokens, settings.max_fair_accounts
         )
+        # counts up when a model begins or ceases to wait
+        self.version = 0
         # sums over the waiting
         self.num_tokens = 0
         self.num_bytes = 0
@@ -210,45 +75,56 @@ class Queue:
             flow = flows[model] = Flow((request.band, model), self.fairness, self._settings)
             self.flows.setdefault(model, {})[request.band] = flow
         flow.add(record, self.cost(request))
-        self.num_by_model[model] = self.num_by_model.get(model, 0) + 1
+        num = self.num_by_model.get(model, 0)
+        self.num_by_model[model] = num + 1
+        self.version += not num
+        since_ms = self.accepted_ms_by_model.get(model, 0)
+        self.accepted_ms_by_model[model] = since_ms + record.accepted_ms
         self.num_tokens += request.num_tokens
         self.num_bytes += request.num_bytes
 
-    def remove(self, record: RequestRecord) -> None:
-        """Stop waiting: granted, adopted or finished."""
+    def remove(self, record: RequestRecord, key: float | None = None) -> None:
+        """Stop waiting; ``key``: the new virtual time of its tenant, if it changes."""
         del self._waiting[record.arrival]
         request = record.request
         model = request.model
         flows = self.bands[request.band]
         flow = flows[model]
-        flow.remove(record)
+        flow.remove(record, key)
         if not len(flow.everybody):
             del flows[model]
             del self.flows[model][request.band]
         self.num_by_model[model] -= 1
+        self.accepted_ms_by_model[model] -= record.accepted_ms
         if not self.num_by_model[model]:
-            del self.num_by_model[model], self.flows[model]
+            del self.num_by_model[model], self.accepted_ms_by_model[model], self.flows[model]
+            self.version += 1
         self.num_tokens -= request.num_tokens
         self.num_bytes -= request.num_bytes
 
-    def charge(self, record: RequestRecord) -> None:
-        """It was granted: its tenant pays what it may use."""
+    def take(self, record: RequestRecord) -> None:
+        """It was granted or adopted: its tenant pays what it may use, and it waits no longer."""
         request = record.request
-        record.num_charged_tokens = self.cost(request)
-        self.fairness.charge(
-            (request.band, request.model), request.tenant, record.num_charged_tokens
-        )
-        self._charged(request)
+        record.num_charged_tokens = cost = self.cost(request)
+        name = (request.band, request.model)
+        self.remove(record, self.fairness.charge(name, request.tenant, cost))
 
     def settle(self, record: RequestRecord, num_used_tokens: int) -> None:
         """Its lease ended: what it was charged becomes what it used; once for each charge."""
         if record.num_charged_tokens:
             request = record.request
-            name = (request.band, request.model)
-            used = min(num_used_tokens, record.num_charged_tokens)
-            self.fairness.correct(name, request.tenant, record.num_charged_tokens, used)
+            name, charged = (request.band, request.model), record.num_charged_tokens
+            used = min(num_used_tokens, charged)
+            key = self.fairness.correct(name, request.tenant, charged, used)
             record.num_charged_tokens = 0
-            self._charged(request)
+            flow = self.bands[request.band].get(request.model)
+            if flow is not None:
+                flow.charged(request.tenant, key)
+
+    def waited_ms(self, model: str, now_ms: int) -> int:
+        """Sum of the waits of a model's requests until now."""
+        num_waiting = self.num_by_model.get(model, 0)
+        return num_waiting * now_ms - self.accepted_ms_by_model.get(model, 0)
 
     def at(self, arrival: int) -> RequestRecord:
         """Who came then, and waits."""
@@ -315,8 +191,3 @@ class Queue:
                 else:
                     key = following - shifts.get(model, 0)
                     heapq.heapreplace(heads, (key, following, model))
-
-    def _charged(self, request: Request) -> None:
-        flow = self.bands[request.band].get(request.model)
-        if flow is not None:
-            flow.charged(request.tenant)

@@ -16,6 +16,8 @@ nobody has waited longer for what it drops. Else only the first place of a model
 within the switch budget: after a forced switch that took load_ms none is begun there for
 load_ms / switch_time_share, by these or by drains.
 
+Who is tried first is a matter of claims (priority.py), asked anew after each load.
+
 A second place is worth a load only if those who wait for the model would wait longer for the
 places that it has or gets than the load takes; what was never measured is given the benefit.
 """
@@ -56,14 +58,14 @@ class Search:
         """The best target, None if there is none now."""
         best: Target | None = None
         best_key: tuple[int, int, float, int, int] | None = None
-        for group in self._state.fleet.offer(self._head.request.model).groups:
-            for executor in list((group.roomy if self._is_first else group.open).values()):
-                target = self._option(executor)
-                if target is None:
-                    continue
-                key = self._key(target)
-                if best_key is None or key < best_key:
-                    best, best_key = target, key
+        model = self._head.request.model
+        for executor in self._state.fleet.roomy(model, is_open=not self._is_first):
+            target = self._option(executor)
+            if target is None:
+                continue
+            key = self._key(target)
+            if best_key is None or key < best_key:
+                best, best_key = target, key
         return best
 
     def _option(self, executor: ExecutorRecord) -> Target | None:
@@ -168,6 +170,7 @@ def order(state: State, head: RequestRecord, target: Target, is_first: bool) -> 
     for name in evict:
         del executor.residences[name]
     executor.loading = Load(model, state.now_ms, load_ms, is_forced)
+    state.estimator.placed(model, state.now_ms)
     state.fleet.enter(executor)
     if evict:
         state.prefixes.drop_executor(executor.executor_id)
@@ -244,20 +247,22 @@ def _came(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
     load, model = executor.loading, event.model
     if load is not None and load.model == model:
         load_ms = state.now_ms - load.since_ms if event.load_ms is None else event.load_ms
-        executor.load_ms[model] = load_ms
+        state.fleet.load_took(model, executor, load_ms)
         if load.is_forced:
             _dwell(state, executor, load_ms)
         state.deadlines.discard(LoadDue(executor.executor_id))
     elif event.load_ms is not None:
-        executor.load_ms[model] = event.load_ms
+        state.fleet.load_took(model, executor, event.load_ms)
     executor.failures.pop(model, None)
     state.fleet.leave(executor)
     if load is not None and load.model == model:
         executor.loading = None
     executor.residences.setdefault(model, Residence(last_used_ms=state.now_ms))
-    state.fleet.offers_changed()
     state.fleet.enter(executor)
     state.decisions["load.done"] += 1
+    head = state.queue.head(model)
+    if head is not None and state.settings.has_decision_log:
+        state.decide("resident", head, f"on {executor.executor_id}")
 
 
 def _dwell(state: State, executor: ExecutorRecord, load_ms: int) -> None:

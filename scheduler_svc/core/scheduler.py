@@ -14,6 +14,7 @@ by fairness (queue.py). A blocked head blocks only its own model, in its band an
 from headway.reasons import Reason
 from scheduler_svc.core import (
     admission,
+    handover,
     invariants,
     leases,
     placement,
@@ -26,11 +27,10 @@ from scheduler_svc.core.deadlines import (
     GraceDue,
     LoadDue,
     ModelDue,
-    RequestDue,
     ReservationDue,
     RevokeDue,
 )
-from scheduler_svc.core.domain import CoreSettings, ExecutorRecord
+from scheduler_svc.core.domain import CoreSettings, ExecutorRecord, RequestRecord
 from scheduler_svc.core.messages import (
     Cancel,
     CloseDoor,
@@ -66,6 +66,11 @@ class Scheduler:
         match event:
             case Submit():
                 admission.submit(state, event.request)
+            case LeaseEnded():
+                executor = sessions.current(state, event.executor_id, event.session)
+                if executor is not None:
+                    leases.ended(state, executor, event)
+                    sessions.tell_drained(state, executor)
             case Cancel():
                 self._cancel(event)
             case ExecutorAttached():
@@ -88,11 +93,7 @@ class Scheduler:
     def _heard(
         self,
         executor: ExecutorRecord,
-        event: ExecutorCapacityChanged
-        | ExecutorDisconnected
-        | ModelChanged
-        | LeaseStarted
-        | LeaseEnded,
+        event: ExecutorCapacityChanged | ExecutorDisconnected | ModelChanged | LeaseStarted,
     ) -> None:
         """An executor said something on its current session, or the session broke."""
         match event:
@@ -104,9 +105,6 @@ class Scheduler:
                 residency.changed(self._state, executor, event)
             case LeaseStarted():
                 self._started(executor, event)
-            case LeaseEnded():
-                leases.ended(self._state, executor, event)
-                sessions.tell_drained(self._state, executor)
 
     def _cancel(self, event: Cancel) -> None:
         record = self._state.requests.get(event.request_id)
@@ -126,10 +124,9 @@ class Scheduler:
         state = self._state
         while (due := state.deadlines.pop_due(state.now_ms)) is not None:
             match due:
-                case RequestDue():
-                    record = state.requests[due.request_id]
-                    state.overdue(record)
-                    leases.revoke_current(state, record)
+                case RequestRecord():
+                    state.overdue(due)
+                    leases.revoke_current(state, due)
                 case RevokeDue():
                     state.decisions["session_closed.revoke_timeout"] += 1
                     executor = state.fleet.executors[due.executor_id]
@@ -149,23 +146,26 @@ class Scheduler:
     def _place(self) -> None:
         """Grant what can be granted; looks at models that are awake only, best rank first."""
         state = self._state
+        if state.freed is not None:
+            executor, state.freed = state.freed, None
+            handover.hand_over(state, executor)
         while (head := state.waking.next_awake()) is not None:
             if state.now_ms > head.deadline_ms:
                 state.overdue(head)
                 continue
             rank = state.waking.rank(head)
-            executor, model = None, head.request.model
+            found, model = None, head.request.model
             if (
                 state.fleet.has_usable(model) or state.fleet.reservations
             ) and not state.is_at_limit(model):
-                executor = placement.pick(state, head, rank)
-            if executor is None:
+                found = placement.pick(state, head, rank)
+            if found is None:
                 waiting.wait(state, head, rank)
                 continue
-            head = placement.jump(state, head, executor)
-            if state.settings.has_decision_log:
-                state.decide("grant", head, placement.explain(state, head, executor))
-            leases.grant(state, head, executor)
+            handover.give(state, head, found)
+            state.head_changed(model)
+            if not found.num_free:
+                state.waking.sleep_hopeless(found)
 
     # --- questions: they change nothing -------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections import Counter
 from headway.reasons import Reason
 from scheduler_svc.core import priority
 from scheduler_svc.core.affinity import PrefixIndex, Sessions
-from scheduler_svc.core.deadlines import Deadlines, ModelDue, RequestDue, ReservationDue
+from scheduler_svc.core.deadlines import Deadlines, ModelDue, ReservationDue
 from scheduler_svc.core.domain import (
     RETRYABLE,
     CoreSettings,
@@ -64,6 +64,8 @@ class State:
         self.sessions = Sessions(settings.session_ttl_ms, settings.max_sessions)
         self.prefixes = PrefixIndex(settings.max_prefix_blocks)
         self.waits = Waits(settings.max_wait_samples)
+        # an executor that a lease's end gave slots back to, for which nobody was woken yet
+        self.freed: ExecutorRecord | None = None
         self._num_arrivals = 0
         self._num_executors = 0
         self._persist: list[Record] = []
@@ -120,16 +122,34 @@ class State:
         self.num_live_by_tenant[request.tenant] += 1
         self.num_live_by_model[request.model] += 1
         self.keys.add(request)
-        self.deadlines.set(RequestDue(request.request_id), deadline_ms)
+        self.deadlines.set(record, deadline_ms)
         self.queue.add(record)
+        self.estimator.accepted(record, self.now_ms)
         if any(self.queue.bands[request.band + 1 :]):
             self.decisions["position_rose.earlier_band"] += 1
+        if self.settings.has_decision_log:
+            self._log_overtaking(record)
         if self.queue.is_head(record):
             if self.queue.num_by_model[request.model] > 1:
                 self.decisions["position_rose.less_served"] += 1
             self.head_changed(request.model)
         elif self.fleet.has_open(request.model):
             self.waking.wake(request.model)
+
+    def _log_overtaking(self, record: RequestRecord) -> None:
+        """A request that just came goes before some that came earlier: say why."""
+        request = record.request
+        num_later = sum(
+            len(flow.everybody)
+            for flows in self.queue.bands[request.band + 1 :]
+            for flow in flows.values()
+        )
+        if num_later:
+            self.decide("overtake", record, f"{num_later} of later bands")
+        flow = self.queue.flows[request.model][request.band]
+        num_overtaken = len(flow.everybody) - 1 - flow.place(record).num_before
+        if num_overtaken:
+            self.decide("overtake", record, f"{num_overtaken} of tenants that had more service")
 
     def finish(self, record: RequestRecord, reason: Reason | None, message: str = "") -> None:
         """End a live request; a lease that it has stays in its executor's books."""
@@ -143,12 +163,22 @@ class State:
             if not counter[name]:
                 del counter[name]
         self.keys.finished(request, self.now_ms)
-        self.deadlines.discard(RequestDue(request.request_id))
+        self.deadlines.discard(record)
         if record.lease is None:
             self.queue.remove(record)
             self.head_changed(request.model)
         self.decisions[f"finished.{reason or 'OK'}"] += 1
         self.record(self._end_of(record, reason, message))
+
+    def settle(self, record: RequestRecord, num_used_tokens: int) -> None:
+        """A lease came to its end: its tenant pays what was used, not what might have been."""
+        num_charged = record.num_charged_tokens
+        self.queue.settle(record, num_used_tokens)
+        if self.settings.has_decision_log and num_used_tokens < num_charged:
+            request = record.request
+            flow = self.queue.flows.get(request.model, {}).get(request.band)
+            if flow is not None and flow.rivals(2):
+                self.decide("refund", record, f"{num_charged - num_used_tokens} tokens")
 
     def requeue(self, record: RequestRecord, why: str) -> None:
         """A leased request goes back to the head of its flow; its execution clock runs on."""
@@ -158,6 +188,8 @@ class State:
         self.queue.add(record)
         self.decisions[f"requeued.{why}"] += 1
         self.decisions["position_rose.requeued"] += 1
+        if self.settings.has_decision_log:
+            self.decide("requeue", record, why)
         self.head_changed(record.request.model)
 
     def owner(self, lease: Lease) -> RequestRecord | None:
@@ -171,7 +203,7 @@ class State:
             record.first_grant_ms = self.now_ms
             self.waits.add(self.now_ms - record.accepted_ms, self.now_ms)
             record.deadline_ms = self.now_ms + record.request.execution_timeout_ms
-            self.deadlines.set(RequestDue(record.request.request_id), record.deadline_ms)
+            self.deadlines.set(record, record.deadline_ms)
 
     def overdue(self, record: RequestRecord) -> None:
         """The running clock of a request ran out; the caller revokes what is leased."""
@@ -183,21 +215,20 @@ class State:
     def _end_of(
         self, record: RequestRecord, reason: Reason | None, message: str
     ) -> RequestFinished:
-        def since_accepted(at_ms: int | None) -> int | None:
-            return None if at_ms is None else at_ms - record.accepted_ms
-
-        model = record.request.model
+        request, accepted_ms = record.request, record.accepted_ms
+        granted_ms, token_ms = record.first_grant_ms, record.first_token_ms
+        retry_after_ms = None
+        if reason in RETRYABLE:
+            retry_after_ms = self.estimator.retry_after_ms(request.model, self.now_ms)
         return RequestFinished(
-            request_id=record.request.request_id,
-            reason=reason,
-            message=message,
-            queued_ms=since_accepted(record.first_grant_ms),
-            first_token_ms=since_accepted(record.first_token_ms),
-            total_ms=self.now_ms - record.accepted_ms,
+            request.request_id,
+            reason,
+            message,
+            queued_ms=None if granted_ms is None else granted_ms - accepted_ms,
+            first_token_ms=None if token_ms is None else token_ms - accepted_ms,
+            total_ms=self.now_ms - accepted_ms,
             num_attempts=record.attempt,
-            retry_after_ms=(
-                self.estimator.retry_after_ms(model, self.now_ms) if reason in RETRYABLE else None
-            ),
+            retry_after_ms=retry_after_ms,
         )
 
     # --- fleet --------------------------------------------------------------------------
@@ -227,6 +258,10 @@ class State:
         if executor.reservation is not None and not executor.is_serving:
             self.end_reservation(executor.reservation.model, "executor away")
         self.slots_changed(executor)
+        self.wake_users(executor)
+
+    def wake_users(self, executor: ExecutorRecord) -> None:
+        """Whoever may be granted on an executor, or loaded there, is tried."""
         for model in executor.residences:
             self.waking.wake(model)
         if executor.loading is not None and not executor.is_serving:
@@ -258,8 +293,8 @@ class State:
             self.end_reservation(model, "nobody waits")
         self.estimator.backlog_ended(model)
         self.deadlines.discard(ModelDue(model))
-        for executor in self.fleet.unwanted(model):
-            self.waking.wake_waiting(executor)
+        self.fleet.unwanted(model)
+        self.waking.wake_instead(model)
 
     # --- reservations -------------------------------------------------------------------
 

@@ -46,17 +46,18 @@ def wait(state: State, head: RequestRecord, rank: Rank) -> None:
 def _load(state: State, head: RequestRecord) -> int | None:
     """Order what loads there are reasons for; when to look again, None if time changes nothing."""
     model = head.request.model
-    while True:
-        is_first = not state.fleet.warmth(model)
-        if not is_first and not (
-            state.fleet.has_open(model) and residency.is_worth_another(state, model)
-        ):
-            return None
-        search = residency.Search(state, head, is_first)
-        target = search.run()
-        if target is None:
-            return search.retry_ms
-        residency.order(state, head, target, is_first)
+    is_first = not state.fleet.warmth(model)
+    if not is_first and not (
+        state.fleet.has_open(model) and residency.is_worth_another(state, model)
+    ):
+        return None
+    search = residency.Search(state, head, is_first)
+    target = search.run()
+    if target is None:
+        return search.retry_ms
+    residency.order(state, head, target, is_first)
+    state.waking.wake(model)  # for one more, after those whose claim is larger now
+    return None
 
 
 def _sooner(one: int | None, other: int | None) -> int | None:

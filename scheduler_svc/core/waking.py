@@ -6,12 +6,18 @@ heads of models that are awake, best first, and no others. A model that is not a
 or has one that is known to have no place.
 """
 
+from collections.abc import Iterable
+
 from scheduler_svc.core import priority
 from scheduler_svc.core.bands import Shares
 from scheduler_svc.core.domain import CoreSettings, ExecutorRecord, Rank, RequestRecord
 from scheduler_svc.core.estimate import Estimator
 from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.queue import Queue
+
+# who goes before everybody of the first band, and who after everybody
+_OWED, _LAST = -1, 1 << 30
+_BITS = priority.ARRIVAL_BITS
 
 
 class Waking:
@@ -29,15 +35,17 @@ class Waking:
         self.now_ms = 0
         # waiting models: what their warmth is worth, and the first band that was tried already
         self.awake: dict[str, tuple[int, int]] = {}
+        # waiting models that are nowhere, and which versions of fleet and queue that was of
+        self._nowhere: tuple[str, ...] = ()
+        self._nowhere_of = (-1, -1)
         self._full_bonus = priority.shift(settings, 1.0)
         self._band_limits_ms = priority.band_limits_ms(settings)
 
     def rank(self, head: RequestRecord) -> Rank:
         """Its place in the grant order, as things are now."""
         band = head.request.band
-        arrived_ms = head.arrival >> priority.ARRIVAL_BITS
-        if self.now_ms - arrived_ms >= self._band_limits_ms[band]:
-            band = priority.OVERDUE_BAND
+        if self._is_overdue(head.arrival, band):
+            band = self._first_band()
         warmth = self._fleet.warmth(head.request.model)
         return band, head.arrival - priority.shift(self._settings, warmth)
 
@@ -49,11 +57,26 @@ class Waking:
         if self.is_hopeless(model):
             self._estimator.backlog_began(model, self.now_ms)
             return
-        warmth = self._fleet.warmth(model)
-        bonus = self._full_bonus if warmth == 1.0 else priority.shift(self._settings, warmth)
-        if not warmth and not self._settings.is_fifo:
-            bonus = priority.FIRST_PLACE
-        self.awake[model] = bonus, self._settings.num_bands
+        self.awake[model] = self._bonus(model), self._settings.num_bands
+
+    def _bonus(self, model: str) -> int:
+        """By how much its heads go before their arrival: warm ones that find room by the bonus,
+        those that need a place by the model's claim to one."""
+        fleet = self._fleet
+        if self._settings.is_fifo:
+            return 0
+        if fleet.has_usable(model):
+            return self._full_bonus
+        head = self._queue.head(model)
+        assert head is not None
+        num_places = len(fleet.homes.get(model, ())) + len(fleet.loading.get(model, ()))
+        return priority.claim(
+            self._settings,
+            self.now_ms - head.accepted_ms,
+            self._queue.waited_ms(model, self.now_ms),
+            num_places,
+            self._estimator.placeless_ms(model, self.now_ms),
+        )
 
     def is_hopeless(self, model: str) -> bool:
         """Whether trying the heads of a waiting model would change nothing: it has homes, all are
@@ -71,19 +94,51 @@ class Waking:
                 self._estimator.backlog_began(model, self.now_ms)
                 del self.awake[model]
 
+    def wake_residents(self, executor: ExecutorRecord) -> None:
+        """Have placement try the models that wait and are resident on an executor that serves and
+        has room for them."""
+        flows, value = self._queue.flows, (self._full_bonus, self._settings.num_bands)
+        for model in executor.residences:
+            if model in flows:
+                self.awake[model] = value
+
     def wake_waiting(self, executor: ExecutorRecord) -> None:
         """Have placement try the models that wait and could be loaded on a roomy executor: those
         that have no place, and if it is open those that have one too."""
         waiting, offered = self._queue.num_by_model, executor.offered_models
-        is_open = self._fleet.is_open(executor)
-        for model in waiting if len(waiting) < len(offered) else offered:
-            if (
-                model in waiting
-                and model in offered
-                and model not in executor.residences
-                and (is_open or not self._fleet.warmth(model))
-            ):
+        candidates: Iterable[str] = self._models_nowhere()
+        if self._fleet.is_open(executor):
+            candidates = waiting if len(waiting) < len(offered) else offered
+        for model in candidates:
+            if model in waiting and model in offered and model not in executor.residences:
                 self.wake(model)
+
+    def wake_instead(self, unwanted: str) -> None:
+        """Nobody waits for a model any more: have placement try those that could take its place."""
+        asleep = dict(self._queue.num_by_model)
+        for executor in self._fleet.roomy_with(unwanted) if asleep else ():
+            offered, residences = executor.offered_models, executor.residences
+            is_open = self._fleet.is_open(executor)
+            for model in list(asleep) if is_open else self._models_nowhere():
+                if model in asleep and model in offered and model not in residences:
+                    del asleep[model]
+                    self.wake(model)
+            if not asleep:
+                return
+
+    def could_load(self, executor: ExecutorRecord) -> bool:
+        """Whether a model that waits and is nowhere could be loaded on a roomy executor."""
+        return not executor.offered_models.isdisjoint(self._models_nowhere())
+
+    def _models_nowhere(self) -> tuple[str, ...]:
+        """Waiting models that have no home and are on their way to none."""
+        fleet, queue = self._fleet, self._queue
+        version = (fleet.version, queue.version)
+        if version != self._nowhere_of:
+            models = queue.num_by_model
+            self._nowhere = tuple(model for model in models if not fleet.warmth(model))
+            self._nowhere_of = version
+        return self._nowhere
 
     def sleep(self, head: RequestRecord) -> None:
         """A head found no place, so nothing behind it in its model is tried either."""
@@ -96,24 +151,36 @@ class Waking:
                 del self.awake[model]
 
     def next_awake(self) -> RequestRecord | None:
-        """The head to try next: the one longest overdue, then of a band that is owed a grant, then
-        of the first band. Few models are awake at a time, so they are looked through."""
+        """The head to try next: of a band that is owed a grant, then of the first band, in which
+        the overdue ones of later bands count. Few models are awake at a time, so they are looked
+        through."""
         if not self.awake:
             return None
-        owed, now_ms = self.shares.owed(), self.now_ms
-        best: tuple[int, int, int] | None = None
+        owed, flows_of, first = self.shares.owed(), self._queue.flows, self._first_band()
+        # heads that arrived before this are overdue, by band
+        limits = [self.now_ms + 1 - limit_ms << _BITS for limit_ms in self._band_limits_ms]
+        best_turn, best_key, best = _LAST, 0, 0
         for model, (bonus, below) in self.awake.items():
-            for band, flow in self._queue.flows[model].items():
-                if band < below:
-                    due_ms = (flow.head >> priority.ARRIVAL_BITS) + self._band_limits_ms[band]
-                    if due_ms <= now_ms:
-                        key = (-2, due_ms, flow.head)
-                    else:
-                        key = (-1 if band == owed else band, flow.head - bonus, flow.head)
-                    if best is None or key < best:
-                        best = key
-        assert best is not None
-        return self._queue.at(best[2])
+            for band, flow in flows_of[model].items():
+                if band >= below:
+                    continue
+                head = flow.head
+                turn = _OWED if band == owed else first if head < limits[band] else band
+                key = head - bonus
+                if turn < best_turn or (
+                    turn == best_turn and (key < best_key or (key == best_key and head < best))
+                ):
+                    best_turn, best_key, best = turn, key, head
+        assert best_turn != _LAST
+        return self._queue.at(best)
+
+    def _is_overdue(self, arrival: int, band: int) -> bool:
+        """Whether who came then has waited longer than its band may keep it behind others."""
+        return self.now_ms - (arrival >> priority.ARRIVAL_BITS) >= self._band_limits_ms[band]
+
+    def _first_band(self) -> int:
+        """The first band in which somebody waits; somebody does."""
+        return next(band for band, flows in enumerate(self._queue.bands) if flows)
 
     def forget(self, model: str) -> None:
         """Nothing is to be tried for it any more, or everything anew."""

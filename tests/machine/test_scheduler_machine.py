@@ -666,7 +666,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert status.depth == sum(other.model in pool for other in self.waiting())
 
     def pool(self, model: str) -> set[str]:
-        """The models on its homes; without a home on everybody who could load it."""
+        """The models on its homes; without a home itself alone."""
         rows = self.core.snapshot(self.now_ms, 0).executors
         serving = [row for row in rows if row.state == "attached" and row.num_slots]
         homes = [
@@ -674,8 +674,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             for row in serving
             if model in row.resident_models and not self.is_reserved(row, model)
         ]
-        could = [row for row in serving if model in self.executors[row.executor_id].offers]
-        return {model}.union(*(row.resident_models for row in homes or could))
+        return {model}.union(*(row.resident_models for row in homes))
 
     def is_reserved(self, row: ExecutorRow, model: str) -> bool:
         """All of it for another model."""

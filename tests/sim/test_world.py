@@ -7,6 +7,7 @@ import pytest
 
 from bench.sim.compare import Plan, run_plan, starvation_bound_s, world_of
 from bench.sim.faults import KINDS, Fault, draw_faults
+from bench.sim.journal import UNEXPLAINED
 from bench.sim.policy import POLICIES, core_settings, make_policy
 from bench.sim.workload import Fleet, draw, model_names
 from bench.sim.world import World
@@ -109,3 +110,34 @@ def test_a_load_is_what_the_jobs_ask_for() -> None:
 
 def test_faults_are_drawn_from_the_seed() -> None:
     assert draw_faults(8, 4, 60, 1) == draw_faults(8, 4, 60, 1) != draw_faults(8, 4, 60, 2)
+
+
+def test_the_mean_wait_is_no_worse_than_that_of_policies_that_never_drain() -> None:
+    """Means of two seeds, whose noise is about a tenth."""
+    waits_s: Counter[str] = Counter()
+    for seed in (1, 2):
+        plan = Plan("headway", load=0.6, seed=seed, seconds=900, has_samples=False)
+        for policy in ("headway", "fifo", "resident-first"):
+            waits_s[policy] += run_plan(replace(plan, policy=policy))["mean_wait_s"]
+    assert waits_s["headway"] <= 1.2 * min(waits_s["fifo"], waits_s["resident-first"])
+
+
+def test_a_hog_takes_the_fleet_in_order_of_arrival_and_not_under_headway() -> None:
+    plan = Plan("headway", 10.0, 1, trace="hog", seconds=300, has_samples=False)
+    headway, fifo = run_plan(plan), run_plan(replace(plan, policy="fifo"))
+    assert fifo["worst_share"] < 0.15
+    assert headway["worst_share"] > 4 * fifo["worst_share"]
+    assert headway["jain"] > 0.8
+
+
+@pytest.mark.parametrize("load", [0.6, 1.1])
+def test_every_position_that_rose_has_a_cause_in_the_decision_log(load: float) -> None:
+    figures = run_plan(replace(SMALL, load=load, seconds=400))
+    assert sum(figures["rises"].values()) > 0
+    assert UNEXPLAINED not in figures["rises"]
+
+
+def test_estimates_are_mostly_right_within_a_factor_of_two() -> None:
+    found = run_plan(replace(SMALL, load=0.6, seconds=900))["eta"]
+    assert found["p90_relative_error"] < 2.0
+    assert found["share_within_25_percent"] > 0.25

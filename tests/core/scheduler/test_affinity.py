@@ -178,3 +178,17 @@ def test_the_index_is_what_was_added_and_not_dropped(
         if num_blocks:
             expected[name] = num_blocks
     assert index.longest(chain(*asked)) == expected
+
+
+def test_one_executor_is_asked_for_the_beginning_of_a_prompt() -> None:
+    index = PrefixIndex(100)
+    index.add("e1", (1, 2, 3))
+    index.add("e2", (9,))
+    assert index.has_any("e1", (1, 7))
+    assert not index.has_any("e1", ())
+    assert not index.has_any("e2", (1,))
+    assert not index.has_any("unknown", (1,))
+    index.drop_executor("e1")
+    assert not index.has_any("e1", (1,))
+    index.add("e1", (9,))
+    assert not index.has_any("e1", (1,))

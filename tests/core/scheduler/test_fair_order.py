@@ -123,3 +123,23 @@ def test_jumps_end_when_the_quantum_is_used_up() -> None:
         lead += 1 if name.startswith("b") else -1
         most = max(most, lead)
     assert 1 < most <= 1 + 120 // 50 + 1
+
+
+def test_a_claim_goes_over_when_the_end_of_a_lease_changes_who_is_first() -> None:
+    driver = Driver()
+    driver.attach("e1", 2, "AB")
+    driver.submit("x0", tenant="x", num_prompt_tokens=100)
+    driver.end("x0", "e1")
+    driver.attach("e2", 1, "A")
+    driver.submit("b0", "B")
+    driver.submit("b1", "B")
+    driver.submit("y0", tenant="y", max_tokens=1_000)
+    driver.submit("x1", tenant="x", num_samples=2)
+    driver.submit("y1", tenant="y", num_samples=2)
+    driver.end("b0", "e1")
+    claims = driver.core._state.fleet.reservations
+    assert claims["A"].request_id == "x1"
+    driver.drain("e2")
+    driver.end("y0", "e2")
+    assert driver.status("y1").position < driver.status("x1").position
+    assert claims["A"].request_id == "y1"

@@ -101,9 +101,9 @@ def test_a_jump_is_worth_the_quantum_and_no_more() -> None:
     for tenant in "ab":
         fairness.lift(FLOW, tenant)
     serve(fairness, "a", 50)
-    assert fairness.may_jump(FLOW, "a", first="b")
+    assert fairness.may_jump(fairness.key(FLOW, "a"), fairness.key(FLOW, "b"))
     serve(fairness, "a", 1)
-    assert not fairness.may_jump(FLOW, "a", first="b")
+    assert not fairness.may_jump(fairness.key(FLOW, "a"), fairness.key(FLOW, "b"))
 
 
 def test_accounts_are_bounded_and_the_forgotten_start_at_the_level() -> None:
@@ -163,9 +163,9 @@ def test_the_gap_of_two_tenants_that_always_wait_is_bounded(
             assert gap <= quantum + 2 * largest + 1e-6
 
     for number in range(60):
-        first, other = sorted("ab", key=lambda tenant: fairness.key(FLOW, tenant))
+        (key, first), (other_key, other) = sorted((fairness.key(FLOW, name), name) for name in "ab")
         wants_jump = jumps[number % len(jumps)]
-        pick = other if wants_jump and fairness.may_jump(FLOW, other, first) else first
+        pick = other if wants_jump and fairness.may_jump(other_key, key) else first
         tokens = requests[pick][number % len(requests[pick])]
         fairness.charge(FLOW, pick, tokens)
         running.append((pick, tokens))

@@ -99,3 +99,58 @@ def test_a_request_older_than_its_bands_limit_goes_next() -> None:
     assert granted(world.done(urgent[0])) == [(first, "b1")]
     assert granted(world.done(first)) == [(second, "b1")]
     assert granted(world.done(second)) == [(urgent[1], "b1")]
+
+
+def test_a_claim_is_the_sum_of_waits_over_the_places_there_would_be() -> None:
+    settings = CoreSettings(aging_equalization_ms=30_000)
+    one_ms = priority.ARRIVALS_PER_MS
+
+    def age_ms(num_places: int, *waits_ms: int) -> float:
+        """As old as this a lone head would have to be, beyond what warmth is worth."""
+        claim = priority.claim(settings, waits_ms[0], sum(waits_ms), num_places, waits_ms[0])
+        return claim / one_ms + waits_ms[0] - 30_000
+
+    assert age_ms(1, 4_000, 2_000) == 3_000
+    assert age_ms(3, 4_000, 2_000) == 1_500
+    assert age_ms(0, 4_000, 2_000) == 6_000 + 30_000, "a first place counts E more"
+    assert age_ms(0, 29_999) < 100_000 < age_ms(0, 30_000), "and is due after E"
+    assert age_ms(1, 30_000) == 15_000
+
+
+def test_an_idle_executor_goes_where_most_is_waited() -> None:
+    """One old request against three younger ones that waited longer together."""
+    world = World(load_ms=1_000)
+    world.backend("b1", 1, "ABC", max_models=1, resident="A")
+    [running] = world.run("A", "b1")
+    world.ask("B")
+    world.advance(4_000)
+    world.ask("CCC")
+    world.advance(3_000)
+    world.done(running)
+    assert world.row("b1").loading_model == "C", "9 s against 7 s"
+
+
+def test_a_cold_model_that_aged_goes_before_any_backlog() -> None:
+    world = World(load_ms=1_000, equalization_ms=5_000)
+    world.backend("b1", 1, "ABC", max_models=1, resident="A")
+    [running] = world.run("A", "b1")
+    world.ask("B")
+    world.advance(2_000)
+    world.ask("CCCCCC")
+    world.advance(3_000)
+    world.done(running)
+    assert world.row("b1").loading_model == "B", "5 s against 18 s"
+
+
+def test_an_overdue_head_counts_as_of_the_first_band_and_there_its_age_decides() -> None:
+    world = World(band_min_shares=(), band_max_wait_ms=(10_000, 2_000), num_bands=2)
+    world.backend("b1", 1, "A", resident="A")
+    [running] = world.run("A", "b1")
+    [older] = world.ask("A", band=0)
+    world.advance(100)
+    [overdue] = world.ask("A", band=1)
+    world.advance(2_000)
+    [younger] = world.ask("A", band=0)
+    assert granted(world.done(running)) == [(older, "b1")]
+    assert granted(world.done(older)) == [(overdue, "b1")]
+    assert granted(world.done(overdue)) == [(younger, "b1")]

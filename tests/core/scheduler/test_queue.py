@@ -4,6 +4,7 @@ import random
 
 from headway.reasons import Reason
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
+from scheduler_svc.core.flow import Order
 from scheduler_svc.core.lazy_heap import LazyHeap
 from scheduler_svc.core.line import Line
 from scheduler_svc.core.queue import Queue
@@ -60,6 +61,23 @@ def test_a_line_counts_like_a_sorted_list() -> None:
         start = rng.choice(starts)[0] + rng.choice((0, 0, 0.3))
         expected = sum(each < (start, arrival) for each in starts)
         assert line.starting_before(start, arrival, 5.5, weight) == expected
+
+
+def test_tenants_stand_by_virtual_time_and_then_by_arrival() -> None:
+    rng = random.Random(4)
+    order, expected = Order(), dict[str, tuple[float, int]]()
+    for arrival in range(3_000):
+        tenant = str(rng.randrange(40))
+        if tenant in expected and rng.random() < 0.4:
+            order.remove(tenant)
+            del expected[tenant]
+        else:
+            expected[tenant] = (rng.choice((0.0, 0.5, 7.25)), arrival)
+            order.set(tenant, *expected[tenant])
+        assert len(order) == len(expected)
+        assert order.first(40) == sorted(expected.values())
+        for tenant, (_, its_arrival) in expected.items():
+            assert order.arrival(tenant) == its_arrival
 
 
 def test_flow_is_fifo_over_all_tenants() -> None:

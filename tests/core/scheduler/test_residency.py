@@ -184,3 +184,18 @@ def test_a_load_on_an_executor_that_ceases_to_serve_is_no_place() -> None:
     assert orders(world.submit("a", "A")) == [("b1", "A", ())]
     world.backend("b2", 1, "A")
     assert orders(world.drain("b1")) == [("b2", "A", ())]
+
+
+def test_the_shortest_load_time_follows_what_is_measured() -> None:
+    driver = Driver()
+    for name in ("b1", "b2"):
+        driver.attach(name, models="AB")
+    fleet = driver.core._state.fleet
+    b1, b2 = fleet.executors["b1"], fleet.executors["b2"]
+    assert fleet.offer("A").load_ms is None
+    shortest = []
+    for executor, load_ms in ((b1, 80), (b2, 50), (b1, 70), (b2, 90), (b1, 60), (b2, 60), (b1, 99)):
+        fleet.load_took("A", executor, load_ms)
+        shortest.append(fleet.offer("A").load_ms)
+    assert shortest == [80, 50, 50, 70, 60, 60, 60]
+    assert fleet.offer("B").load_ms is None

@@ -1,0 +1,68 @@
+"""How far predicted waits were off, by kind of prediction: the last correction of an ETA.
+
+Rule: an estimate is ``raw x factor``, one factor for each (situation, distance). Now and then the
+raw estimate of a new request is kept; when it is granted its factor moves by a small part of the
+logarithm of what was still missing, so it settles where as many waits turn out longer as shorter.
+That holds what no formula here knows: tenants that will overtake, models that come and go.
+"""
+
+from dataclasses import dataclass
+from math import exp, log
+
+# a new estimate is kept at most so often; waiting ones are at most so many
+_EVERY_MS = 200
+_MAX_SAMPLES = 1_000
+# part of the error that one sample corrects, the most that it counts, and the factors' bounds
+_GAIN = 0.06
+_MOST = 1.0
+_LEAST_FACTOR, _LARGEST_FACTOR = 0.1, 10.0
+
+# (situation, distance): what an estimate was made of
+Kind = tuple[str, int]
+
+
+def kind(situation: str, position: int) -> Kind:
+    """Distances go by powers of four: 0, 1 to 3, 4 to 15, 16 to 63, beyond."""
+    return situation, min(4, (position.bit_length() + 1) // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    kind: Kind
+    raw_ms: float
+    since_ms: int
+
+
+class Calibration:
+    """The factors, and the estimates whose truth is still to come."""
+
+    def __init__(self) -> None:
+        self._factors: dict[Kind, float] = {}
+        # arrival -> what was said of it, oldest first; at most _MAX_SAMPLES
+        self._samples: dict[int, _Sample] = {}
+        self._next_ms = 0
+
+    def corrected(self, kind: Kind, raw_ms: float) -> int:
+        """The estimate to give."""
+        return round(raw_ms * self._factors.get(kind, 1.0))
+
+    def wants_sample(self, now_ms: int) -> bool:
+        """Whether it is time to keep one."""
+        return now_ms >= self._next_ms
+
+    def predicted(self, arrival: int, kind: Kind, raw_ms: float, now_ms: int) -> None:
+        """Keep the estimate of a new request."""
+        self._next_ms = now_ms + _EVERY_MS
+        if len(self._samples) >= _MAX_SAMPLES:
+            del self._samples[next(iter(self._samples))]
+        self._samples[arrival] = _Sample(kind, raw_ms, now_ms)
+
+    def granted(self, arrival: int, now_ms: int) -> None:
+        """The truth about a request, if its estimate was kept and it had to wait."""
+        sample = self._samples.pop(arrival, None)
+        if sample is None or now_ms <= sample.since_ms:
+            return
+        factor = self._factors.get(sample.kind, 1.0)
+        error = log((now_ms - sample.since_ms) / max(1.0, factor * sample.raw_ms))
+        factor *= exp(_GAIN * max(-_MOST, min(_MOST, error)))
+        self._factors[sample.kind] = max(_LEAST_FACTOR, min(_LARGEST_FACTOR, factor))

@@ -1,0 +1,63 @@
+"""What was measured of each model: grants, leases, and how long it took to get a first place.
+
+Rule: everything is a pair of sums that fade together, so that a mean is one division and old
+times are forgotten. Grants count only while requests wait (else a rate would be that of the
+arrivals); lengths of leases fade with each later lease.
+"""
+
+from dataclasses import dataclass
+
+from scheduler_svc.core.domain import Lease
+
+_HALF_LIFE_MS = 30_000
+# an ended lease, and a wait for a place, weigh this much less with each later one
+_LEASE_FADING = 0.95
+_PLACE_FADING = 0.8
+
+
+@dataclass(slots=True)
+class Meter:
+    """What was measured of one model."""
+
+    # grants out of a backlog and the backlogged time they took, fading together
+    num_grants: float = 0.0
+    backlogged_ms: float = 0.0
+    # since when nothing was granted while requests waited; None while none waits
+    since_ms: int | None = None
+    # ended leases, their lengths and their lengths x slots, fading together
+    num_leases: float = 0.0
+    lease_ms: float = 0.0
+    slot_ms: float = 0.0
+    # completed leases: time, and tokens of their longest possible sample, fading together
+    decode_ms: float = 0.0
+    num_decoded: float = 0.0
+    # waits for a first place until its load began, fading together
+    num_places: float = 0.0
+    placeless_ms: float = 0.0
+    # since when requests wait and it has no place; None otherwise
+    placeless_since_ms: int | None = None
+
+    def granted(self, now_ms: int) -> None:
+        """A request was granted; counts if it or another had to wait."""
+        if self.since_ms is None:
+            return
+        elapsed = now_ms - self.since_ms
+        fading = 0.5 ** (elapsed / _HALF_LIFE_MS)
+        self.num_grants = self.num_grants * fading + 1
+        self.backlogged_ms = self.backlogged_ms * fading + elapsed
+        self.since_ms = now_ms
+
+    def ended(self, lease: Lease, num_tokens: int, now_ms: int) -> None:
+        """An executor gave a lease's slots back; ``num_tokens`` were generated, all samples."""
+        elapsed = now_ms - lease.granted_ms
+        self.num_leases = self.num_leases * _LEASE_FADING + 1
+        self.lease_ms = self.lease_ms * _LEASE_FADING + elapsed
+        self.slot_ms = self.slot_ms * _LEASE_FADING + elapsed * lease.num_slots
+        if num_tokens:
+            self.decode_ms = self.decode_ms * _LEASE_FADING + elapsed
+            self.num_decoded = self.num_decoded * _LEASE_FADING + num_tokens / lease.num_slots
+
+    def placed(self, waited_ms: int) -> None:
+        """The load of a first place began after so long."""
+        self.num_places = self.num_places * _PLACE_FADING + 1
+        self.placeless_ms = self.placeless_ms * _PLACE_FADING + waited_ms
