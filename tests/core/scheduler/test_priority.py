@@ -117,6 +117,17 @@ def test_a_claim_is_the_sum_of_waits_over_the_places_there_would_be() -> None:
     assert age_ms(1, 30_000) == 15_000
 
 
+def test_models_without_a_place_take_turns_after_e() -> None:
+    """By the age of heads, one with an old backlog would go first whenever it lost a place."""
+    settings = CoreSettings(aging_equalization_ms=30_000)
+
+    def key(head_waited_ms: int, placeless_ms: int) -> int:
+        claim = priority.claim(settings, head_waited_ms, head_waited_ms, 0, placeless_ms)
+        return -head_waited_ms * priority.ARRIVALS_PER_MS - claim
+
+    assert key(100_000, 100_000) < key(900_000, 60_000) < key(40_000, 40_000)
+
+
 def test_an_idle_executor_goes_where_most_is_waited() -> None:
     """One old request against three younger ones that waited longer together."""
     world = World(load_ms=1_000)
