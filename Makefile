@@ -7,6 +7,8 @@ VENV           := .venv
 BIN            := $(VENV)/bin
 # The MinT toolkit pins an old tinker, so other people's client program gets its own environment.
 MINT_VENV      := .venv-mint
+# The gateways that bench-gateway compares with.
+PEERS_VENV     := .venv-peers
 
 MODEL          ?=
 TRACE          ?=
@@ -18,7 +20,7 @@ SCHEDULER_PORT ?= 50051
 PROTOS := $(shell find protos -name '*.proto')
 PIP    := install --quiet --disable-pip-version-check
 
-.PHONY: help run test demo lint types proto bench-relay bench-core bench-eta sim clean
+.PHONY: help run test demo lint types proto bench-relay bench-core bench-eta bench-gateway bench-polls bench-streams sim fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +35,12 @@ $(MINT_VENV)/.ready: tests/acceptance/mint-constraints.txt
 	@test -d $(MINT_VENV) || $(PYTHON) -m venv $(MINT_VENV)
 	@echo "setting up $(MINT_VENV)"
 	@$(MINT_VENV)/bin/pip $(PIP) mindlab-toolkit -c $<
+	@touch $@
+
+$(PEERS_VENV)/.ready: bench/peers-constraints.txt
+	@test -d $(PEERS_VENV) || $(PYTHON) -m venv $(PEERS_VENV)
+	@echo "setting up $(PEERS_VENV)"
+	@$(PEERS_VENV)/bin/pip $(PIP) 'litellm[proxy]' sglang-router litserve -c $<
 	@touch $@
 
 run: $(VENV)/.ready ## scheduler + EXECUTORS=2 executors + gateway on 127.0.0.1:GATEWAY_PORT=8080; MODEL=<hf id or folder>, SCHEDULER_PORT=50051
@@ -67,11 +75,23 @@ bench-core: $(VENV)/.ready ## decisions/s of the scheduler's core at 1,000 to 1,
 bench-eta: $(VENV)/.ready ## estimates against real waits: scheduler, mock executors and clients for two minutes
 	@$(BIN)/python -m bench.eta
 
+bench-gateway: $(VENV)/.ready $(PEERS_VENV)/.ready ## what the gateway adds, beside LiteLLM, sglang-router and LitServe
+	@$(BIN)/python -m bench.gateway
+
+bench-polls: $(VENV)/.ready ## polls/s, CPU and delay of 200 outstanding samples of the tinker SDK
+	@$(BIN)/python -m bench.polls
+
+bench-streams: $(VENV)/.ready ## 2,000 streams on one gateway with readers that stop: memory and lag
+	@$(BIN)/python -m bench.streams
+
 sim: $(VENV)/.ready ## policies side by side on a virtual clock; TRACE=<name>, EXECUTORS=4, SEED=<one>, 1 to 5 else
 	@$(BIN)/python -m bench.sim $(if $(TRACE),--trace $(TRACE)) $(if $(SEED),--seed $(SEED)) \
 	 $(if $(filter command,$(firstword $(origin EXECUTORS))),--executors $(EXECUTORS))
 
+fuzz: $(VENV)/.ready ## requests by the OpenAPI document, right and wrong ones, against real processes; CASES=5000
+	@$(BIN)/python -m tests.process.fuzzing --cases $(or $(CASES),5000)
+
 clean: ## remove the environments and everything generated
-	@rm -rf $(VENV) $(MINT_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@rm -rf $(VENV) $(MINT_VENV) $(PEERS_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find protos -name '*_pb2*' -delete
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

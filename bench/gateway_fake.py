@@ -25,7 +25,8 @@ _EVENT = (
     b'"choices":[{"index":0,"delta":{%b},"logprobs":null,"finish_reason":%b}]}\n\n'
 )
 _FIRST = _EVENT % (b'"role":"assistant","content":" word"', b"null")
-_NEXT = _EVENT % (b'"content":" word"', b"null")
+# two of them, as LiteLLM ends a stream that repeats itself
+_NEXT = tuple(_EVENT % (b'"content":"%b"' % word, b"null") for word in (b" more", b" word"))
 _LAST = _EVENT % (b"", b'"length"') + b"data: [DONE]\n\n"
 _MODELS = orjson.dumps(
     {"object": "list", "data": [{"id": name, "object": "model"} for name in (FAST, PACED)]}
@@ -42,7 +43,10 @@ class FakeServer(asyncio.Protocol):
         self._body = b""
 
     def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:  # some ask by HTTP/2 whether gRPC is spoken here
+            self._transport.close()
 
     def on_message_begin(self) -> None:
         self._body = b""
@@ -56,7 +60,7 @@ class FakeServer(asyncio.Protocol):
             return
         wish = orjson.loads(self._body)
         step_s = STEP_MS / 1000 if wish["model"] == PACED else 0.0
-        num_tokens = wish["max_tokens"]
+        num_tokens = wish.get("max_tokens") or wish["max_completion_tokens"]
         if wish.get("stream"):
             self._transport.write(_SSE_HEAD)
             self._stream(0, num_tokens, step_s, self._loop.time())
@@ -88,13 +92,15 @@ class FakeServer(asyncio.Protocol):
 
     def _stream(self, index: int, num_tokens: int, step_s: float, started: float) -> None:
         """Send what is due, and come again for the rest."""
+        if self._transport.is_closing():
+            return
         while index < num_tokens:
             due = started + (index + 1) * step_s
             if due > self._loop.time():
                 again = (index, num_tokens, step_s, started)
                 self._loop.call_at(due, self._stream, *again)
                 return
-            self._write_chunk(_NEXT if index else _FIRST)
+            self._write_chunk(_NEXT[index % 2] if index else _FIRST)
             index += 1
         self._write_chunk(_LAST)
         self._transport.write(b"0\r\n\r\n")

@@ -27,6 +27,7 @@ _START_TIMEOUT_S = 60.0
 _OFFLINE = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOG": "ERROR",
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # all on loopback
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
 }
@@ -183,11 +184,12 @@ def _is_up(process: subprocess.Popen[bytes], url: str) -> bool:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """With all that it started."""
-    started = []
+    family: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        started = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    _, alive = psutil.wait_procs([psutil.Process(process.pid), *started], timeout=5)
+        parent = psutil.Process(process.pid)
+        family = [*parent.children(recursive=True), parent]
+        parent.terminate()
+    _, alive = psutil.wait_procs(family, timeout=5)
     for one in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()

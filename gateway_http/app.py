@@ -9,11 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway_http import openai, tinker
+from gateway_http import metrics, openai, openapi, tinker
 from gateway_http.auth import Tenants
 from gateway_http.client import SchedulerClient
 from gateway_http.http_errors import error_response, json_response
 from gateway_http.middleware import BodyLimit, ErrorTranslator
+from gateway_http.monitor import routes as monitor
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
 
@@ -59,19 +60,28 @@ def build_app(client: SchedulerClient, settings: GatewaySettings) -> Starlette:
     """The ASGI application; ``client`` must be running while it serves."""
     tenants = Tenants(settings)
     health = Health(client)
+    watch = monitor.Watch(client, settings)
+    guard = monitor.Guard(settings, tenants)
+    counted = metrics.Metrics(client)
 
     async def from_router(request: Request, error: Exception) -> Response:
         return error_response(error, request.url.path, settings)
 
     app = Starlette(
         routes=[
-            Route("/health", health.health),
-            Route("/health/", health.health),
-            Route("/ready", health.ready),
+            Route("/health", health.health, methods=["GET"]),
+            Route("/health/", health.health, methods=["GET"]),
+            Route("/ready", health.ready, methods=["GET"]),
+            *openapi.routes(),
+            *monitor.routes(watch, guard),
+            *metrics.routes(counted, watch, guard),
             *openai.routes(client, settings, tenants),
             *tinker.routes(client, settings, tenants),
         ],
-        middleware=[Middleware(ErrorTranslator, settings), Middleware(BodyLimit, settings)],
+        middleware=[
+            Middleware(ErrorTranslator, settings, counted.count),
+            Middleware(BodyLimit, settings),
+        ],
         exception_handlers={HTTPException: from_router},
     )
     app.router.redirect_slashes = False  # it would build an address from the Host header

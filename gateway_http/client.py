@@ -334,9 +334,7 @@ class SchedulerClient:
         timeout_s = self._settings.unary_timeout_s
         stub = await self._connection.admin(timeout_s)
         try:
-            response = await stub.GetSnapshot(
-                scheduler_pb2.GetSnapshotRequest(), timeout=timeout_s
-            )
+            response = await stub.GetSnapshot(scheduler_pb2.GetSnapshotRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
         return response.snapshot

@@ -1,6 +1,7 @@
 """What stands around every route: errors become answers, bodies stay within bounds."""
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -16,11 +17,17 @@ _log = structlog.get_logger()
 
 
 class ErrorTranslator:
-    """Answers whatever the routes raise. After the first byte it can only cut the connection."""
+    """Answers whatever the routes raise. After the first byte it can only cut the connection.
 
-    def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
+    ``count`` is told of every answer's status as it begins.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: GatewaySettings, count: Callable[[Scope, int], None]
+    ) -> None:
         self._app = app
         self._settings = settings
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -29,7 +36,9 @@ class ErrorTranslator:
 
         async def watched_send(message: Message) -> None:
             nonlocal has_started
-            has_started = True
+            if not has_started:
+                has_started = True
+                self._count(scope, message["status"])
             await send(message)
 
         try:
@@ -41,7 +50,7 @@ class ErrorTranslator:
                 _log.error("request.crashed", path=scope["path"], exc_info=error)
             if not has_started:
                 response = error_response(error, scope["path"], self._settings)
-                await response(scope, receive, send)
+                await response(scope, receive, watched_send)
 
 
 class BodyLimit:

@@ -48,8 +48,8 @@ _PENDING = 408
 class Operation:
     """One method of one path.
 
-    ``status`` is the answer's, beside which every failure of the error table may come, in the words
-    of ``family``. ``media`` are further kinds that the answer may have.
+    Beside its answer every failure of the error table may come, in the words of ``family``.
+    ``media`` are further kinds that the answer may have, ``others`` answers of other statuses.
     """
 
     method: str
@@ -59,7 +59,6 @@ class Operation:
     answer: _STRUCT | None = None
     body: _STRUCT | None = None
     media: tuple[str, ...] = ()
-    status: int = 200
     is_open: bool = False
     others: tuple[tuple[int, _STRUCT], ...] = ()
     query: tuple[str, ...] = ()
@@ -148,7 +147,9 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     _tinker("get", "healthz", "Alive.", answer=answers.TinkerStatus, is_open=True),
     _tinker("post", "client/config", "Switches of the SDK.", answer=answers.ClientConfig),
-    _tinker("post", "client/dynamic_config", "Switches to read again.", answer=answers.DynamicConfig),
+    _tinker(
+        "post", "client/dynamic_config", "Switches to read again.", answer=answers.DynamicConfig
+    ),
     _tinker("post", "auth/token", "A token for an API key.", answer=answers.Token),
     _tinker("get", "get_server_capabilities", "Models served.", answer=answers.Capabilities),
     _tinker("post", "create_session", "A session.", answer=answers.Session),
@@ -217,6 +218,11 @@ def document() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": components,
+            "responses": {
+                f"{family}-{status}": answer
+                for family, struct in _ERRORS.items()
+                for status, answer in _failures(schemas[struct]).items()
+            },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -260,22 +266,30 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _responses(operation: Operation, schemas: dict[_STRUCT, Any]) -> dict[str, Any]:
-    failure = {_JSON: {"schema": schemas[_ERRORS[operation.family]]}}
-    found: dict[str, Any] = {}
-    for reason, row in TABLE.items():
-        if reason not in _NOT_OVER_HTTP:
-            answer = found.setdefault(str(row.http_status), {"content": failure})
-            words = [*answer.get("description", "").split(", "), reason.value]
-            answer["description"] = ", ".join(filter(None, words))
-            answer["headers"] = _failure_headers(is_retryable=row.is_retryable)
+    family = f"#/components/responses/{operation.family}"
+    found: dict[str, Any] = {
+        str(status): {"$ref": f"{family}-{status}"} for status in _failures({})
+    }
     for status, struct in operation.others:
-        words = struct.__doc__ or ""
-        found[str(status)] = {"description": words, "content": {_JSON: {"schema": schemas[struct]}}}
+        other = {_JSON: {"schema": schemas[struct]}}
+        found[str(status)] = {"description": struct.__doc__ or "", "content": other}
     content: dict[str, Any] = {kind: {} for kind in operation.media}
     if operation.answer is not None:
         content[_JSON] = {"schema": schemas[operation.answer]}
-    found[str(operation.status)] = {"description": operation.summary, "content": content}
+    found["200"] = {"description": operation.summary, "content": content}
     return dict(sorted(found.items()))
+
+
+def _failures(schema: dict[str, Any]) -> dict[int, Any]:
+    """The error table's answers by status, with a body of this schema."""
+    found: dict[int, Any] = {}
+    for reason, row in TABLE.items():
+        if reason not in _NOT_OVER_HTTP:
+            answer = found.setdefault(row.http_status, {"content": {_JSON: {"schema": schema}}})
+            words = [*answer.get("description", "").split(", "), reason.value]
+            answer["description"] = ", ".join(filter(None, words))
+            answer["headers"] = _failure_headers(is_retryable=row.is_retryable)
+    return found
 
 
 def _failure_headers(*, is_retryable: bool) -> dict[str, Any]:

@@ -103,6 +103,13 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
             executors=[executor_row(row) for row in found.executors],
             decisions=found.decisions,
             queue_wait=queue_wait(found.queue_wait_ms),
+            uptime=translate.duration(self._runtime.uptime_ms),
+            sessions=scheduler.SessionTotals(
+                num_tracked=found.sessions.num_tracked,
+                num_hits=found.sessions.num_hits,
+                num_misses=found.sessions.num_misses,
+            ),
+            models=[model_row(row) for row in found.models],
         )
 
 
@@ -117,6 +124,20 @@ def queue_row(row: messages.QueueRow) -> scheduler.QueueRow:
         status=translate.status_to_proto(row.status, 0),
         priority=row.priority,
         session_id=row.session_id,
+        num_tokens=min(row.num_tokens, (1 << 32) - 1),
+    )
+
+
+def model_row(row: messages.ModelRow) -> scheduler.ModelRow:
+    """One known model."""
+    return scheduler.ModelRow(
+        model=row.model,
+        num_requests=row.num_requests,
+        num_tokens=row.num_tokens,
+        num_sessions=row.num_sessions,
+        num_waiting=row.num_waiting,
+        num_running=row.num_running,
+        num_homes=row.num_homes,
     )
 
 

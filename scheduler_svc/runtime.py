@@ -70,6 +70,7 @@ class Runtime:
         self._live: dict[str, LiveRequest] = {}
         self._links: dict[tuple[str, int], ExecutorLink] = {}
         self._next_expiry_ms = 0
+        self._started_ms = clock_ms()
         self._attendance = Attendance()
 
     # --- what the shells call
@@ -140,6 +141,11 @@ class Runtime:
     def snapshot(self, max_rows: int) -> messages.Snapshot:
         """Queue and fleet, for operators."""
         return self._core.snapshot(self.clock_ms(), max_rows)
+
+    @property
+    def uptime_ms(self) -> int:
+        """Since it was made."""
+        return self.clock_ms() - self._started_ms
 
     async def idle(self) -> None:
         """Returns when no request is pending or live."""

@@ -236,6 +236,7 @@ def result_to_proto(
             first_token=optional_duration(finished.first_token_ms),
             total=duration(finished.total_ms),
             num_attempts=finished.num_attempts,
+            model_wait=optional_duration(finished.model_wait_ms),
             executor_id=attempts.executor_id,
             inexact=attempts.is_inexact,
         ),

@@ -12,9 +12,11 @@ two prompts share a hash only if they share the whole prefix up to there, never 
 one block in common. A block's executors are one int used as a set of bits.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from scheduler_svc.core.messages import SessionTotals
 
 # An answer names no more executors than this, those with the longest prefix first.
 MAX_HITS = 32
@@ -42,6 +44,9 @@ class Sessions:
         self._sessions: OrderedDict[_SessionName, tuple[str, int]] = OrderedDict()
         # of executors that served a session and were not dropped since
         self._tallies: dict[str, Tally] = {}
+        # of all executors since the start
+        self._total = Tally()
+        self.num_by_model: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -66,9 +71,13 @@ class Sessions:
         preferred = self.preferred(tenant, session_id, model, now_ms)
         if preferred == executor_id:
             tally.num_hits += 1
-        elif preferred in tallies:
-            tallies[preferred].num_misses += 1
+            self._total.num_hits += 1
+        elif preferred is not None:
+            self._total.num_misses += 1
+            if preferred in tallies:
+                tallies[preferred].num_misses += 1
         name = (tenant, session_id, model)
+        self.num_by_model[model] += name not in self._sessions
         self._sessions[name] = (executor_id, now_ms)
         self._sessions.move_to_end(name)
         self._trim(now_ms)
@@ -84,7 +93,14 @@ class Sessions:
     def _trim(self, now_ms: int) -> None:
         # never empty here: the one that was just served stays
         while len(self._sessions) > self._max_sessions or self._is_expired(now_ms):
-            self._sessions.popitem(last=False)
+            (_, _, model), _ = self._sessions.popitem(last=False)
+            self.num_by_model[model] -= 1
+            if not self.num_by_model[model]:
+                del self.num_by_model[model]
+
+    def totals(self) -> SessionTotals:
+        """Of all sessions."""
+        return SessionTotals(len(self), self._total.num_hits, self._total.num_misses)
 
     def _is_expired(self, now_ms: int) -> bool:
         _, served_ms = next(iter(self._sessions.values()))

@@ -121,6 +121,8 @@ class RequestRecord:
     num_crashes: int = 0
     first_grant_ms: int | None = None
     first_token_ms: int | None = None
+    # until the first grant: how long its model had been nowhere when it came; then, while it waited
+    nowhere_ms: int = 0
     # what fairness holds against its tenant for it and has not settled; 0 while it waits
     num_charged_tokens: int = 0
     # it was granted before: first in its flow

@@ -33,6 +33,8 @@ class Fleet:
         self.reservations: dict[str, Reservation] = {}
         # model -> executors by id; no empty ones
         self.homes: dict[str, dict[str, ExecutorRecord]] = {}
+        # models that got a first home or lost the last one, for whoever wants to know; he clears it
+        self.moved: set[str] = set()
         # model -> executors on which it is loading, by id; no empty ones
         self.loading: dict[str, dict[str, ExecutorRecord]] = {}
         # counts up with everything but slots
@@ -152,6 +154,8 @@ class Fleet:
             if shelf is not None:
                 self._unshelve(model, shelf, executor_id)
             _discard(self.homes, model, executor_id)
+            if model not in self.homes:
+                self.moved.add(model)
         if executor.loading is not None:
             _discard(self.loading, executor.loading.model, executor_id)
         group = self._groups[executor.offered_models]
@@ -166,6 +170,8 @@ class Fleet:
         if executor.is_serving:
             for model in executor.residences:
                 if executor.num_kept_from(model) < executor.num_slots:
+                    if model not in self.homes:
+                        self.moved.add(model)
                     self.homes.setdefault(model, {})[executor_id] = executor
         if executor.loading is not None and executor.is_serving:
             self.loading.setdefault(executor.loading.model, {})[executor_id] = executor

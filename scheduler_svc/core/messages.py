@@ -272,6 +272,8 @@ class RequestFinished:
     total_ms: int
     num_attempts: int
     retry_after_ms: int | None = None
+    # the part of queued_ms in which no executor had the model
+    model_wait_ms: int | None = None
 
 
 @message
@@ -417,6 +419,7 @@ class QueueRow:
     waited_ms: int
     status: RequestStatus
     session_id: str = ""
+    num_tokens: int = 0
     priority: float | None = None
 
 
@@ -465,6 +468,28 @@ class ExecutorRow:
 
 
 @message
+class SessionTotals:
+    """Sessions that are remembered, and how often the preferred executor served (or not)."""
+
+    num_tracked: int = 0
+    num_hits: int = 0
+    num_misses: int = 0
+
+
+@message
+class ModelRow:
+    """One known model: first grants and their tokens since the start, and what is there now."""
+
+    model: str
+    num_requests: int
+    num_tokens: int
+    num_sessions: int
+    num_waiting: int
+    num_running: int
+    num_homes: int
+
+
+@message
 class Snapshot:
     """Queue and fleet at one instant.
 
@@ -478,3 +503,5 @@ class Snapshot:
     executors: tuple[ExecutorRow, ...]
     decisions: dict[str, int]
     queue_wait_ms: tuple[float, float, float, int] | None = None
+    sessions: SessionTotals = SessionTotals()
+    models: tuple[ModelRow, ...] = ()

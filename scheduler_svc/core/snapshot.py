@@ -8,7 +8,7 @@ from itertools import islice
 
 from scheduler_svc.core import priority
 from scheduler_svc.core.domain import ExecutorRecord, RequestRecord, Reservation
-from scheduler_svc.core.messages import ExecutorRow, QueueRow, ReservationRow, Snapshot
+from scheduler_svc.core.messages import ExecutorRow, ModelRow, QueueRow, ReservationRow, Snapshot
 from scheduler_svc.core.state import State
 
 
@@ -32,6 +32,22 @@ def take(state: State, now_ms: int, max_rows: int) -> Snapshot:
         ),
         decisions=dict(state.decisions),
         queue_wait_ms=state.waits.summary(now_ms),
+        sessions=state.sessions.totals(),
+        models=tuple(_model_row(state, model) for model in sorted(state.totals.models)),
+    )
+
+
+def _model_row(state: State, model: str) -> ModelRow:
+    totals = state.totals.models[model]
+    num_waiting = state.queue.num_by_model.get(model, 0)
+    return ModelRow(
+        model=model,
+        num_requests=totals.num_requests,
+        num_tokens=totals.num_tokens,
+        num_sessions=state.sessions.num_by_model[model],
+        num_waiting=num_waiting,
+        num_running=state.num_live_by_model[model] - num_waiting,
+        num_homes=len(state.fleet.homes.get(model, ())),
     )
 
 
@@ -46,6 +62,7 @@ def _queue_row(state: State, record: RequestRecord, now_ms: int) -> QueueRow:
         waited_ms=waited_ms,
         status=state.estimator.status(record, now_ms),
         session_id=request.session_id,
+        num_tokens=request.num_tokens,
         priority=priority.points(state.settings, waited_ms, state.fleet.warmth(request.model)),
     )
 

@@ -33,6 +33,7 @@ from scheduler_svc.core.messages import (
 )
 from scheduler_svc.core.queue import Queue
 from scheduler_svc.core.stats import Waits
+from scheduler_svc.core.totals import Totals
 from scheduler_svc.core.waking import Waking
 
 
@@ -64,6 +65,7 @@ class State:
         self.sessions = Sessions(settings.session_ttl_ms, settings.max_sessions)
         self.prefixes = PrefixIndex(settings.max_prefix_blocks)
         self.waits = Waits(settings.max_wait_samples)
+        self.totals = Totals()
         # an executor that a lease's end gave slots back to, for which nobody was woken yet
         self.freed: ExecutorRecord | None = None
         self._num_arrivals = 0
@@ -94,6 +96,8 @@ class State:
 
     def take_effects(self) -> Effects:
         """What the event in hand led to."""
+        if self.fleet.moved:
+            self._note_moved()
         if not self._send:
             return Effects((), (), self._take_decisions())
         effects = Effects(self._persist, self._send, self._take_decisions())
@@ -118,6 +122,7 @@ class State:
         self._num_arrivals = self.next_arrival()
         deadline_ms = self.now_ms + request.queue_timeout_ms
         record = RequestRecord(request, self._num_arrivals, self.now_ms, deadline_ms)
+        record.nowhere_ms = self.totals.nowhere_ms(request.model, self.now_ms)
         self.requests[request.request_id] = record
         self.num_live_by_tenant[request.tenant] += 1
         self.num_live_by_model[request.model] += 1
@@ -201,6 +206,9 @@ class State:
         """The first grant ends the queueing clock and starts the executing one."""
         if record.first_grant_ms is None:
             record.first_grant_ms = self.now_ms
+            model = record.request.model
+            record.nowhere_ms = self.totals.nowhere_ms(model, self.now_ms) - record.nowhere_ms
+            self.totals.granted(model, record.request.num_tokens)
             self.waits.add(self.now_ms - record.accepted_ms, self.now_ms)
             record.deadline_ms = self.now_ms + record.request.execution_timeout_ms
             self.deadlines.set(record, record.deadline_ms)
@@ -229,6 +237,7 @@ class State:
             total_ms=self.now_ms - accepted_ms,
             num_attempts=record.attempt,
             retry_after_ms=retry_after_ms,
+            model_wait_ms=None if granted_ms is None else record.nowhere_ms,
         )
 
     # --- fleet --------------------------------------------------------------------------
@@ -245,8 +254,18 @@ class State:
         for model in sorted(executor.offered_models):
             self.known_models.pop(model, None)
             self.known_models[model] = None
+            self.totals.moved(model, model in self.fleet.homes, self.now_ms)
         while len(self.known_models) > self.settings.max_known_models:
-            del self.known_models[next(iter(self.known_models))]
+            model = next(iter(self.known_models))
+            del self.known_models[model]
+            if not self.num_live_by_model[model]:
+                self.totals.forget(model)
+
+    def _note_moved(self) -> None:
+        """Models got a first home or lost their last one."""
+        for model in self.fleet.moved:
+            self.totals.moved(model, model in self.fleet.homes, self.now_ms)
+        self.fleet.moved.clear()
 
     def slots_changed(self, executor: ExecutorRecord) -> None:
         """Slots were taken or given back."""

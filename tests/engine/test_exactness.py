@@ -237,7 +237,7 @@ def test_tiles_of_another_size_are_another_class(
     init = CpuAttention.__init__
 
     def with_other_tiles(self: CpuAttention, *args: Any, **fields: Any) -> None:
-        init(self, *args, **(fields | {"key_tile": 64}))
+        init(self, *args, **(fields | {"tile_rows": 64}))
 
     monkeypatch.setattr(CpuAttention, "__init__", with_other_tiles)
     other = _class(qwen3)

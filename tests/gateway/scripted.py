@@ -131,7 +131,9 @@ def leave_alone(run: Run) -> None:
     """A script for tests that move the run themselves."""
 
 
-class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
+class ScriptedScheduler(
+    scheduler_pb2_grpc.SchedulerServiceServicer, scheduler_pb2_grpc.AdminServiceServicer
+):
     """Serves the tiny models; every attribute may be changed while it runs."""
 
     def __init__(self) -> None:
@@ -160,6 +162,9 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._server.register(
             service, scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, self
         )
+        admin = scheduler_pb2.DESCRIPTOR.services_by_name["AdminService"]
+        self._server.register(admin, scheduler_pb2_grpc.add_AdminServiceServicer_to_server, self)
+        self.snapshot = scheduler_pb2.Snapshot()
 
     async def start(self, port: int = 0) -> int:
         return await self._server.start(f"127.0.0.1:{port}")
@@ -315,6 +320,11 @@ class ScriptedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.CancelResponse:
         self.cancelled.append(request.request_id)
         return scheduler_pb2.CancelResponse()
+
+    async def GetSnapshot(  # noqa: N802
+        self, request: scheduler_pb2.GetSnapshotRequest, context: Any
+    ) -> scheduler_pb2.GetSnapshotResponse:
+        return scheduler_pb2.GetSnapshotResponse(snapshot=self.snapshot)
 
     async def ListModels(  # noqa: N802
         self, request: scheduler_pb2.ListModelsRequest, context: Any

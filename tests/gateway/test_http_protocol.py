@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from uvicorn.server import ServerState
@@ -16,6 +17,7 @@ from gateway_http import __main__ as gateway_main
 from gateway_http.client import SchedulerClient
 from gateway_http.http_head import HeadRules
 from gateway_http.http_protocol import BoundedProtocol
+from gateway_http.middleware import ErrorTranslator
 from gateway_http.settings import GatewaySettings
 from tests.gateway.conftest import serving, settings_for
 from tests.gateway.scripted import ScriptedScheduler
@@ -61,7 +63,7 @@ def small_app(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of the gateway's routes: nothing but the protocol is under test."""
 
     def build(client: SchedulerClient, settings: GatewaySettings) -> Starlette:
-        app = Starlette()
+        app = Starlette(middleware=[Middleware(ErrorTranslator, settings, lambda *_: None)])
         app.add_route("/echo", echo, methods=["POST"])
         app.add_route("/early", lambda request: Response(b"no"), methods=["POST"])
         app.add_route("/large", large, methods=["GET"])

@@ -37,13 +37,15 @@ SECRET_TEXT = "a prompt that nobody else may read"
 COMPLETION = {"model": "mock", "prompt": [1, 2, 3], "max_tokens": 2}
 CHAT = {"model": "mock", "messages": [{"role": "user", "content": SECRET_TEXT}]}
 OPEN_PATHS = {"/health", "/health/", "/ready", "/api/v1/healthz", "/openapi.json"}
+OPEN_PATHS |= {"/monitor", "/monitor/"}  # the page, which holds nothing
 TRAVERSALS = ("../../etc/passwd", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "a/../../b")
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     gateway = {"api_keys": f"alice={ALICE},bob={BOB}", "signing_key": SIGNING_KEY}
-    with Stack.start(gateway={**gateway, "num_text_workers": 0}) as stack:
+    gateway |= {"monitor": "key", "num_text_workers": "0"}
+    with Stack.start(gateway=gateway) as stack:
         yield stack
 
 

@@ -22,8 +22,10 @@ POST = (
     "/api/v1/session_heartbeat",
     "/api/v1/sessions/some-id/finish",
     "/api/v1/create_sampling_session",
+    "/api/v1/join_sampling_session",
     "/api/v1/asample",
     "/api/v1/retrieve_future",
+    "/api/v1/retrieve_futures",
     "/api/v1/cancel_future",
     "/api/v1/telemetry",
 )
@@ -38,6 +40,11 @@ GET = (
     "/health",
     "/health/",
     "/ready",
+    "/openapi.json",
+    "/metrics",
+    "/monitor",
+    "/monitor/data",
+    "/v1/requests/no-such-request/events",
     "/no/such/page",
 )
 DEEP = "[" * 100_000 + "]" * 100_000

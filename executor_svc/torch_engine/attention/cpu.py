@@ -1,53 +1,69 @@
-"""Paged attention in plain torch: gather, multiply, merge; float32 throughout.
+"""Paged attention for the CPU: gather keys by position, then torch's fused attention.
 
-Made for the CPU, right on any device. Two things make a query's result the same bits whether its
-chunk is long or one token, alone or in company (measured on CPU, tested):
+On a CPU that is FlashAttention (Dao 2022) over keys in blocks of 512, merged in order, with float32
+sums. A query's result has the same bits whether its chunk is long or one token, alone or in
+company, as long as a call's shape keeps to some sizes (measured, tested; an engine proves it when
+it loads a model, see exactness.py):
 
-- keys come in tiles of one fixed size, counted from position 0, and are merged in order (the
-  online softmax of FlashAttention, Dao 2022); a tile that a query may not see changes nothing;
-- query rows are padded to multiples of 8: from 4 rows on, bmm gives a row the same result in any
-  number of rows and of matrices.
+- keys are counted from position 0 and padded up to one of ``_WIDTHS`` in their last block: matrix
+  products cut a sum over more than 192 keys in halves, and over more than 384 at 192 and on. What a
+  query may not see is masked, and then adds 0;
+- queries come in tiles of at most 128 rows, since from 192 on the blocks of queries grow, and of a
+  multiple of 4: products with fewer rows take another path.
 
 The query heads of a group share their keys, so they are folded into rows: a decode token of a
 model with 8 query heads to a kv head is one [8, head_dim] matrix.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from executor_svc.torch_engine.attention.base import StepLayout
 from executor_svc.torch_engine.kv_cache import KVCache, kv_slots
 
-_KEY_TILE = 128
-_ROW_MULTIPLE = 8
+_KEY_BLOCK = 512  # torch's own
+_WIDTHS = (64, 128, 192, 384, 512)
+_TILE_ROWS = 128
+_ROW_MULTIPLE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Rows [start, end) of the folded queries of each chunk, and what they see."""
+
+    start: int
+    end: int
+    mask: Tensor  # [chunks, 1, rows or 1, width]: 0 or -inf
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Chunks of equal length, longest context first, computed together."""
+    """Chunks of equal length and width, computed together."""
 
     rows: Tensor  # [chunks, query_len]: their rows in the step
-    positions: Tensor  # [chunks, padded rows of a kv head, 1]: position of each query row
-    tiles: list[Tensor]  # slots of the keys of each tile, [chunks that reach it * _KEY_TILE]
+    slots: Tensor  # [chunks * width]: of their keys
+    num_folded: int  # rows of a kv head, padded
+    tiles: list[_Tile]
 
 
 class CpuAttention:
-    """See the module's text. ``key_tile`` is part of the numbers: equal engines, equal tiles."""
+    """See the module's text. ``tile_rows`` is part of the numbers: equal engines, equal tiles."""
 
     name = "cpu"
     supports_graphs = False
     can_replay = False
 
-    def __init__(self, cache: KVCache, *, num_heads: int, key_tile: int = _KEY_TILE) -> None:
+    def __init__(self, cache: KVCache, *, num_heads: int, tile_rows: int = _TILE_ROWS) -> None:
         self._cache = cache
-        self._key_tile = key_tile
-        self.numerics = f"cpu key_tile={key_tile} row_multiple={_ROW_MULTIPLE}"
+        self._dtype = cache.keys.dtype
+        self.numerics = f"cpu widths={_WIDTHS} tile_rows={tile_rows} row_multiple={_ROW_MULTIPLE}"
         _, self._num_kv_heads, _, self._head_dim = cache.keys.shape
         self._group_size = num_heads // self._num_kv_heads
+        self._queries_per_tile = max(1, tile_rows // self._group_size)
         self._device = cache.keys.device
         self._groups: list[_Group] = []
         self._slots = torch.empty(0, dtype=torch.int64)
@@ -55,34 +71,51 @@ class CpuAttention:
     def plan(self, layout: StepLayout) -> None:
         self._slots = layout.kv_slot_mapping
         starts = np.cumsum([0, *layout.query_lens])
-        chunks_of: dict[int, list[int]] = {}
+        chunks_of: dict[tuple[int, int], list[int]] = {}
         for chunk, query_len in enumerate(layout.query_lens):
-            chunks_of.setdefault(query_len, []).append(chunk)
+            key = query_len, padded_width(layout.context_lens[chunk])
+            chunks_of.setdefault(key, []).append(chunk)
         self._groups = []
-        for query_len, chunks in chunks_of.items():
-            chunks.sort(key=lambda chunk: -layout.context_lens[chunk])
-            rows = starts[chunks][:, None] + np.arange(query_len)
+        step = self._queries_per_tile
+        for (query_len, width), chunks in chunks_of.items():
+            slots = np.full((len(chunks), width), self._cache.null_slot)
+            for row, chunk in enumerate(chunks):
+                context = layout.context_lens[chunk]
+                table = layout.block_tables[chunk]
+                slots[row, :context] = kv_slots(table, 0, context, self._cache.block_size)
             contexts = np.array([layout.context_lens[chunk] for chunk in chunks])
-            positions = np.repeat(
-                contexts[:, None] - query_len + np.arange(query_len), self._group_size, axis=1
+            first_positions = contexts - query_len
+            num_rows = query_len * self._group_size
+            self._groups.append(
+                _Group(
+                    rows=self._to(starts[chunks][:, None] + np.arange(query_len)),
+                    slots=self._to(slots.ravel()),
+                    num_folded=num_rows + -num_rows % _ROW_MULTIPLE,
+                    tiles=[
+                        self._tile(first_positions, first, min(first + step, query_len))
+                        for first in range(0, query_len, step)
+                    ],
+                )
             )
-            # Padding rows sit at position 0: they see one key, so their softmax is defined.
-            padding = -positions.shape[1] % _ROW_MULTIPLE
-            positions = np.pad(positions, ((0, 0), (0, padding)))[:, :, None]
-            tiles = self._key_tiles([layout.block_tables[chunk] for chunk in chunks], contexts)
-            self._groups.append(_Group(self._to(rows), self._to(positions), tiles))
 
-    def _key_tiles(self, block_tables: list[list[int]], contexts: np.ndarray) -> list[Tensor]:
-        """For each tile of keys, the slots of the chunks whose context reaches into it."""
-        num_tiles = -(-int(contexts[0]) // self._key_tile)
-        slots = np.full((len(contexts), num_tiles * self._key_tile), self._cache.null_slot)
-        for row, (table, context) in enumerate(zip(block_tables, contexts, strict=True)):
-            slots[row, :context] = kv_slots(table, 0, int(context), self._cache.block_size)
-        tiles = []
-        for start in range(0, slots.shape[1], self._key_tile):
-            num_reaching = int((contexts > start).sum())
-            tiles.append(self._to(slots[:num_reaching, start : start + self._key_tile].ravel()))
-        return tiles
+    def _tile(self, first_positions: np.ndarray, first: int, end: int) -> _Tile:
+        """Queries [first, end) of chunks that begin at these positions."""
+        positions = np.repeat(
+            first_positions[:, None] + np.arange(first, end), self._group_size, axis=1
+        )
+        # Padding rows sit at position 0: they see one key, so their softmax is defined.
+        num_rows = positions.shape[1]
+        padding = -num_rows % _ROW_MULTIPLE
+        if end - first == 1:
+            positions = positions[:, :1]  # one for all rows
+        else:
+            positions = np.pad(positions, ((0, 0), (0, padding)))
+        width = padded_width(int(positions.max()) + 1)
+        mask = np.where(np.arange(width) > positions[:, None, :, None], -np.inf, 0.0)
+        start = first * self._group_size
+        return _Tile(
+            start, start + num_rows + padding, self._to(mask.astype(np.float32)).to(self._dtype)
+        )
 
     def _to(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -91,62 +124,55 @@ class CpuAttention:
         num_tokens = self._slots.shape[0]
         self._cache.write(layer_index, self._slots, k[:num_tokens], v[:num_tokens])
         keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
-        out = q.new_zeros(q.shape[0], q.shape[1] * q.shape[2])
+        out = q.new_zeros(q.shape)
         for group in self._groups:
-            out[group.rows.flatten()] = self._attend(group, q, keys, values).to(q.dtype)
-        return out
+            out[group.rows] = self._attend(group, q[group.rows], keys, values)
+        return out.flatten(1)
 
     def _attend(self, group: _Group, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention of one group, [chunks * query_len, heads * head_dim].
+        """Attention of one group, [chunks, query_len, heads, head_dim].
 
-        q is [rows, heads, head_dim], keys and values are [kv_heads, slots, head_dim].
+        q is the same shape, keys and values are [kv_heads, slots, head_dim].
         """
-        queries = self._fold(q[group.rows])  # [kv_heads, chunks, rows, head_dim]
-        greatest = queries.new_full((*queries.shape[:-1], 1), -math.inf)
-        total = torch.zeros_like(greatest)
-        mixed = torch.zeros_like(queries)
-        for tile, slots in enumerate(group.tiles):
-            reach = slots.shape[0] // self._key_tile  # the first so many chunks
-            tile_keys, tile_values = self._gather(keys, slots), self._gather(values, slots)
-            scores = _matmul(queries[:, :reach], tile_keys.transpose(2, 3))
-            positions = torch.arange(self._key_tile, device=q.device) + tile * self._key_tile
-            scores.masked_fill_(positions > group.positions[:reach], -math.inf)
-            old = greatest[:, :reach]
-            new = torch.maximum(old, scores.amax(-1, keepdim=True))
-            weights = torch.exp(scores - new)
-            shrink = torch.exp(old - new)
-            total[:, :reach] = total[:, :reach] * shrink + weights.sum(-1, keepdim=True)
-            mixed[:, :reach] = mixed[:, :reach] * shrink + _matmul(weights, tile_values)
-            greatest[:, :reach] = new
-        return self._unfold(mixed / total, group.rows.shape[1])
+        queries = self._fold(q, group.num_folded)
+        keys, values = self._gather(keys, group), self._gather(values, group)
+        mixed = []
+        for tile in group.tiles:
+            width = tile.mask.shape[3]
+            mixed.append(
+                F.scaled_dot_product_attention(
+                    queries[:, :, tile.start : tile.end],
+                    keys[:, :, :width],
+                    values[:, :, :width],
+                    attn_mask=tile.mask,
+                )
+            )
+        return self._unfold(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2), q.shape[1])
 
-    def _gather(self, cache: Tensor, slots: Tensor) -> Tensor:
-        """Rows of one layer's cache as [kv_heads, chunks, key_tile, head_dim]."""
-        rows = cache.index_select(1, slots).float()
-        return rows.view(self._num_kv_heads, -1, self._key_tile, self._head_dim)
+    def _gather(self, cache: Tensor, group: _Group) -> Tensor:
+        """Rows of one layer's cache as [chunks, kv_heads, width, head_dim]."""
+        rows = cache.index_select(1, group.slots)
+        return rows.view(self._num_kv_heads, group.rows.shape[0], -1, self._head_dim).transpose(
+            0, 1
+        )
 
-    def _fold(self, q: Tensor) -> Tensor:  # [chunks, query_len, heads, head_dim]
-        """Scaled queries as [kv_heads, chunks, padded rows, head_dim]."""
+    def _fold(self, q: Tensor, num_folded: int) -> Tensor:  # [chunks, query_len, heads, head_dim]
+        """Queries as [chunks, kv_heads, padded rows, head_dim]."""
         chunks, query_len = q.shape[:2]
         num_rows = query_len * self._group_size
-        padded = num_rows + -num_rows % _ROW_MULTIPLE
-        queries = q.new_zeros(
-            (self._num_kv_heads, chunks, padded, self._head_dim), dtype=torch.float32
-        )
         q = q.view(chunks, query_len, self._num_kv_heads, self._group_size, self._head_dim)
-        queries[:, :, :num_rows] = (
-            q.permute(2, 0, 1, 3, 4).reshape(self._num_kv_heads, chunks, num_rows, -1).float()
-        )
-        return queries.mul_(self._head_dim**-0.5)
+        q = q.transpose(1, 2).reshape(chunks, self._num_kv_heads, num_rows, self._head_dim)
+        return F.pad(q, (0, 0, 0, num_folded - num_rows)) if num_folded > num_rows else q
 
     def _unfold(self, x: Tensor, query_len: int) -> Tensor:
-        """The reverse of ``_fold``: [chunks * query_len, heads * head_dim]."""
-        chunks = x.shape[1]
+        """The reverse of ``_fold``."""
         x = x[:, :, : query_len * self._group_size]
-        x = x.reshape(self._num_kv_heads, chunks, query_len, self._group_size, self._head_dim)
-        return x.permute(1, 2, 0, 3, 4).reshape(chunks * query_len, -1)
+        x = x.unflatten(2, (query_len, self._group_size))
+        return x.transpose(1, 2).flatten(2, 3)
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:  # [heads, chunks, m, n] x [heads, chunks, n, p]
-    """One bmm over heads and chunks."""
-    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
+def padded_width(num_keys: int) -> int:
+    """How many keys a call takes, for some that have to be seen."""
+    blocks, rest = divmod(num_keys, _KEY_BLOCK)
+    last = next(width for width in (0, *_WIDTHS) if width >= rest)
+    return blocks * _KEY_BLOCK + last

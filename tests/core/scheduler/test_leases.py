@@ -26,7 +26,7 @@ def test_a_finished_request_carries_its_times() -> None:
     driver.advance(20)
     driver.start("a")
     driver.advance(300)
-    assert driver.end("a")[0] == RequestFinished("a", None, "", 100, 120, 420, 1)
+    assert driver.end("a")[0] == RequestFinished("a", None, "", 100, 120, 420, 1, model_wait_ms=0)
 
 
 def test_the_first_token_counts_once_and_only_from_the_current_attempt() -> None:

@@ -6,13 +6,14 @@ Executors dial the scheduler, not the gateway: "no live backend" is a scheduler 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
-import pytest
 
 from gateway_http.client import SchedulerClient
 from headway.errors import HeadwayError
 from headway.reasons import Reason
+from headway.v1 import scheduler_pb2
 from tests.gateway import scripted, tinker_fakes, tiny_model
 from tests.gateway.conftest import serving, settings_for
 
@@ -21,10 +22,13 @@ KEY = {"Authorization": "Bearer key"}
 
 
 @contextlib.asynccontextmanager
-async def gateway(models: list[str]) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway with one key, whose scheduler has these models."""
+async def gateway(
+    models: list[str], snapshot: scheduler_pb2.Snapshot | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A gateway with one key, whose scheduler has these models and is in this state."""
     scheduler = scripted.ScriptedScheduler()
     scheduler.models = models
+    scheduler.snapshot = snapshot or scheduler_pb2.Snapshot()
     scheduler.port = await scheduler.start()
     settings = settings_for(scheduler, api_keys="team=key", signing_key="0123456789abcdef")
     client = SchedulerClient(settings)
@@ -64,24 +68,73 @@ async def test_scenario_09_inference_needs_the_right_key() -> None:
 
 
 async def test_scenario_10_only_the_exact_public_paths_pass_without_a_key() -> None:
-    """The monitor's own paths are the monitor's tests; it needs a key, which W14 asks for."""
+    """The monitor passes for callers on this machine only (W14), as these are."""
     async with gateway(models=[tiny_model.NAME]) as http:
-        for path in ("/health", "/health/"):
+        for path in ("/health", "/health/", "/monitor", "/monitor/"):
             assert (await http.get(path)).status_code == 200
+        for path in ("/monitor/data", "/monitor/data/"):
+            assert (await http.get(path)).status_code == 200
+            from_afar = await http.get(path, headers={"X-Forwarded-For": "1.2.3.4"})
+            assert from_afar.status_code == 403
         for path in ("/monitor/dataX", "/monitorx", "/healthx"):
             assert (await http.get(path)).status_code in (401, 404)
 
 
-@pytest.mark.skip(reason="scenario 63: comes with the monitor")
-def test_scenario_63_monitor_data_has_all_keys() -> None: ...
+async def monitor_data(snapshot: scheduler_pb2.Snapshot) -> dict[str, Any]:
+    """What a gateway's monitor says of a scheduler in this state."""
+    async with gateway(models=[tiny_model.NAME], snapshot=snapshot) as http:
+        return dict((await http.get("/monitor/data")).json())
 
 
-@pytest.mark.skip(reason="scenario 64: comes with the monitor")
-def test_scenario_64_a_row_shows_state_models_and_slots() -> None: ...
+async def test_scenario_63_monitor_data_has_all_keys() -> None:
+    snapshot = scheduler_pb2.Snapshot()
+    snapshot.executors.add(executor_id="b1")
+    data = await monitor_data(snapshot)
+    assert data.keys() >= {
+        *("uptime", "total_requests", "queue_depth", "session_count", "live_backend_count"),
+        *("session_hits", "session_misses", "session_hit_rate", "accept_time"),
+        *("backends", "queue", "model_stats"),
+    }
+    (backend,) = data["backends"]
+    assert {name for name in backend if name.startswith("stat_")} == {
+        *("stat_requests", "stat_share_pct", "stat_utilization_pct"),
+        *("stat_avg_duration_s", "stat_affinity"),
+    }
 
 
-@pytest.mark.skip(reason="scenario 70: comes with the monitor")
-def test_scenario_70_names_are_escaped() -> None: ...
+async def test_scenario_64_a_row_shows_state_models_and_slots() -> None:
+    snapshot = scheduler_pb2.Snapshot()
+    states = scheduler_pb2.ExecutorRow
+    snapshot.executors.add(
+        executor_id="b1",
+        state=states.STATE_ATTACHED,
+        num_slots=4,
+        num_free=3,
+        num_leased=1,
+        resident_models=["B", "A"],
+        held_models=["B"],
+    )
+    snapshot.executors.add(executor_id="b2", state=states.STATE_LOST, num_slots=2, num_free=2)
+    live, lost = (await monitor_data(snapshot))["backends"]
+    assert (live["url"], live["live"], lost["live"]) == ("b1", True, False)
+    assert (live["models"], live["active_models"]) == (["A", "B"], ["A"])
+    assert (live["slots_acquired"], live["slots_total"]) == (1, 4)
+    assert (lost["slots_acquired"], lost["slots_total"], lost["active_models"]) == (0, 2, [])
+
+
+async def test_scenario_70_names_are_escaped() -> None:
+    """Data are JSON; the page, which test_monitor reads, makes text of whatever they hold."""
+    snapshot = scheduler_pb2.Snapshot()
+    snapshot.queue.add(request_id="<b>", model="<script>", session_id='"><img>')
+    async with gateway(models=[], snapshot=snapshot) as http:
+        response = await http.get("/monitor/data")
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.json()["queue"][0]["model"] == "<script>"
+        page = (await http.get("/monitor")).text
+        assert "textContent" in page
+        for maker_of_markup in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write"):
+            assert maker_of_markup not in page
 
 
 async def poll(
