@@ -2,8 +2,9 @@
 
 All streams run on one mock executor, which makes a token for each of them every STEP_MS. A witness
 asks the scheduler for a stream by gRPC: a reader's lag is the time from the witness's latest token
-to its own next event, so what the gateway adds, and the burst of a whole step, is in it. Measured
-twice: everybody reads; then SHARE of the readers stop reading. Ends with one line of JSON.
+to its own next event, so what the gateway adds, and the burst of a whole step, is in it. Some
+readers have SLOW_SAMPLES samples in their stream, so that much is written to them. Measured twice:
+everybody reads; then these stop, and are cut after WRITE_TIMEOUT_S. Ends with one line of JSON.
 """
 
 import argparse
@@ -28,7 +29,9 @@ from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 STEP_MS = 1_000
 NUM_TOKENS = 30_000  # more than a run takes
 RECEIVE_BYTES = 4_096  # of a socket, so that whoever does not read is soon in arrears
-NUM_CONNECTS_AT_ONCE = 64
+NUM_CONNECTS_AT_ONCE = 50
+SLOW_SAMPLES = 64
+WRITE_TIMEOUT_S = 5
 
 
 @dataclass(slots=True)
@@ -66,25 +69,33 @@ class Reader(asyncio.Protocol):
         if not self.started.done():
             self.started.set_exception(error or ConnectionResetError("before its first event"))
 
-    def stop_reading(self) -> None:
-        self.transport.pause_reading()
 
-
-def http_request(address: str) -> bytes:
-    body = {"model": "mock", "prompt": [1, 2, 3], "max_tokens": NUM_TOKENS, "stream": True}
-    data = json.dumps(body).encode()
+def http_request(address: str, num_samples: int) -> bytes:
+    body = {"model": "mock", "prompt": [1, 2, 3], "max_tokens": NUM_TOKENS, "n": num_samples}
+    data = json.dumps({**body, "stream": True}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {address}\r\ncontent-length: {len(data)}\r\n"
     return f"{head}content-type: application/json\r\n\r\n".encode() + data
 
 
-async def open_reader(address: str, lags: Lags) -> Reader:
+async def open_readers(address: str, lags: Lags, number: int, num_samples: int = 1) -> list[Reader]:
+    """Connected a few at a time; each has had its first event."""
+    readers: list[Reader] = []
+    while len(readers) < number:
+        num_more = min(number - len(readers), NUM_CONNECTS_AT_ONCE)
+        more = [open_reader(address, lags, num_samples) for _ in range(num_more)]
+        readers += await asyncio.gather(*more)
+    await asyncio.gather(*[reader.started for reader in readers])
+    return readers
+
+
+async def open_reader(address: str, lags: Lags, num_samples: int) -> Reader:
     host, port = address.split(":")
     loop = asyncio.get_running_loop()
     plug = socket.socket()
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     plug.setblocking(False)
     await loop.sock_connect(plug, (host, int(port)))
-    request = http_request(address)
+    request = http_request(address, num_samples)
     _, reader = await loop.create_connection(lambda: Reader(request, lags), sock=plug)
     return reader
 
@@ -107,21 +118,17 @@ async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, obje
     async with connect(stack.scheduler_address, max_message_bytes=1 << 24) as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         witness = asyncio.create_task(follow_witness(stub, lags))
-        await asyncio.gather(*[(await open_reader(address, lags)).started for _ in range(8)])
+        slow = await open_readers(address, Lags(), arguments.slow, SLOW_SAMPLES)
         before = gateway.memory_info().rss
-        readers: list[Reader] = []
-        while len(readers) < arguments.streams:
-            more = [open_reader(address, lags) for _ in range(NUM_CONNECTS_AT_ONCE)]
-            readers += await asyncio.gather(*more)
-        await asyncio.gather(*[reader.started for reader in readers])
+        readers = await open_readers(address, lags, arguments.streams)
         grown = gateway.memory_info().rss - before
 
         all_read = await phase(lags, gateway, arguments.seconds)
-        num_slow = round(arguments.share * len(readers))
-        for reader in readers[:num_slow]:
-            reader.stop_reading()
-        some_stopped = await phase(lags, gateway, arguments.seconds)
-        for reader in readers:
+        for reader in slow:
+            reader.transport.pause_reading()
+        slow_stopped = await phase(lags, gateway, arguments.seconds)
+        num_cut = sum(line["event"] == "request.finished" for line in stack.scheduler.lines)
+        for reader in (*readers, *slow):
             reader.transport.abort()
         witness.cancel()
         await asyncio.gather(witness, return_exceptions=True)
@@ -130,9 +137,10 @@ async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, obje
         "streams": len(readers),
         "step_ms": STEP_MS,
         "kib_per_stream": round(grown / 1024 / len(readers), 1),
-        "slow_readers": num_slow,
+        "slow_readers": len(slow),
+        "slow_readers_cut": num_cut,
         "all_read": all_read,
-        "some_stopped": some_stopped,
+        "slow_stopped": slow_stopped,
     }
 
 
@@ -162,20 +170,20 @@ def percentile(values: Sequence[float], share: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, default=2_000, help="at once")
-    parser.add_argument("--share", type=float, default=0.1, help="of the readers that stop")
+    parser.add_argument("--slow", type=int, default=30, help="readers that stop, beside them")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each part")
     arguments = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # the witness, those that warm up, and a last round of connections
-    num_seats = arguments.streams + 2 * NUM_CONNECTS_AT_ONCE
+    num_seats = 1 + arguments.streams + arguments.slow * SLOW_SAMPLES
     executor = {
         "max_num_seqs": num_seats,
         "max_num_batched_tokens": num_seats,
         "mock_step_ms": STEP_MS,
     }
     scheduler = {"generate_flush_ms": 0}
-    with Stack.start(scheduler=scheduler, executor=executor) as stack:
+    gateway = {"stream_write_timeout_s": WRITE_TIMEOUT_S}
+    with Stack.start(scheduler=scheduler, executor=executor, gateway=gateway) as stack:
         figures = uvloop.run(measure(arguments, stack))
     print(json.dumps(figures))
 

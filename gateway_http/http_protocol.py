@@ -64,14 +64,14 @@ class BoundedProtocol(HttpToolsProtocol):
             head, end, body = data.partition(b"\r\n\r\n")
             if end:  # else the line may go on in the next read
                 data = _UPGRADE.sub(b"", head) + end + body
+        elif not was_in_headers:
+            self._num_spare_bytes -= len(data)  # on_body gives back more than what was body
         super().data_received(data)
         if was_in_headers and self._is_in_headers:
             self._num_read_bytes += len(data)
             self._check_size()
-        elif not was_in_headers:
-            self._num_spare_bytes -= len(data)
-            if self._num_spare_bytes < 0:
-                self.transport.close()
+        if self._num_spare_bytes < 0:
+            self.transport.close()
         is_idle = self.cycle is None or self.cycle.response_complete
         if is_idle and self._header_timer is None and not self.transport.is_closing():
             # The rest of a body that nobody reads, or empty lines: uvicorn's timer is off by now.

@@ -299,6 +299,20 @@ async def test_the_rest_of_a_body_that_was_answered_is_taken_but_not_for_ever(
         assert await closes(reader)
 
 
+@pytest.mark.usefixtures("small_app")
+async def test_the_rest_of_a_body_and_the_next_request_may_come_in_one_piece(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    settings = settings_for(scheduler, max_header_bytes=500)
+    head = b"POST /early HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000\r\n\r\n"
+    async with serving(client, settings) as url, connected(url) as (reader, writer):
+        writer.write(head)
+        for _ in range(5):
+            assert (await read_answer(reader))[0] == 200
+            writer.write(b"x" * 50_000 + head)
+        assert (await read_answer(reader))[0] == 200
+
+
 @pytest.mark.parametrize(
     ("changes", "host", "status"),
     [
