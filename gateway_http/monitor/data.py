@@ -1,7 +1,7 @@
 """What /monitor/data says: the scheduler's snapshot under the names that monitors know.
 
 Shares are whole percents, utilisation has one decimal, durations are seconds. Null is what nobody
-knows: no samples yet, or no source in the snapshot.
+knows yet; ``last_poll_age`` always is null, as executors are not polled: they dial the scheduler.
 """
 
 import math
@@ -64,7 +64,7 @@ class Waiting(msgspec.Struct):
     tenant: str
     session_id: str
     age_s: float
-    estimated_tokens: int | None
+    estimated_tokens: int
     priority: float | None
     band: int
     position: int
@@ -72,24 +72,27 @@ class Waiting(msgspec.Struct):
 
 
 class ModelStats(msgspec.Struct):
-    """What is known of one model."""
+    """One model: granted since the scheduler's start, what waits and runs, and where."""
 
-    requests: int | None
-    estimated_tokens: int | None
-    tracked_sessions: int | None
+    requests: int
+    estimated_tokens: int
+    tracked_sessions: int
+    waiting: int
+    running: int
+    homes: int
 
 
 class MonitorData(msgspec.Struct):
     """Queue and fleet at one instant."""
 
-    uptime: float | None
+    uptime: float
     total_requests: int
     queue_depth: int
     running: int
-    session_count: int | None
+    session_count: int
     live_backend_count: int
-    session_hits: int | None
-    session_misses: int | None
+    session_hits: int
+    session_misses: int
     session_hit_rate: int | None
     accept_time: AcceptTime | None
     backends: list[Backend]
@@ -101,23 +104,22 @@ class MonitorData(msgspec.Struct):
 def view(snapshot: scheduler_pb2.Snapshot) -> MonitorData:
     """The snapshot as monitors know it."""
     backends = [_backend(row) for row in snapshot.executors]
-    queue = [_waiting(row) for row in snapshot.queue]
-    models = {name for backend in backends for name in backend.models}
-    models |= {row.model for row in queue}
+    sessions = snapshot.sessions
+    num_hinted = sessions.num_hits + sessions.num_misses
     return MonitorData(
-        uptime=None,
+        uptime=seconds(snapshot.uptime),
         total_requests=snapshot.decisions.get("admitted", 0),
         queue_depth=snapshot.num_waiting,
         running=snapshot.num_running,
-        session_count=None,
+        session_count=sessions.num_tracked,
         live_backend_count=sum(backend.live for backend in backends),
-        session_hits=None,
-        session_misses=None,
-        session_hit_rate=None,
+        session_hits=sessions.num_hits,
+        session_misses=sessions.num_misses,
+        session_hit_rate=_percent(sessions.num_hits / num_hinted) if num_hinted else None,
         accept_time=_accept_time(snapshot),
         backends=backends,
-        queue=queue,
-        model_stats={name: ModelStats(None, None, None) for name in sorted(models)},
+        queue=[_waiting(row) for row in snapshot.queue],
+        model_stats={row.model: _model(row) for row in snapshot.models},
         decisions=dict(sorted(snapshot.decisions.items())),
     )
 
@@ -163,11 +165,22 @@ def _waiting(row: scheduler_pb2.QueueRow) -> Waiting:
         tenant=row.tenant,
         session_id=row.session_id[:_SESSION_CHARS],
         age_s=seconds(row.waited),
-        estimated_tokens=None,
+        estimated_tokens=row.num_tokens,
         priority=round(row.priority, 3) if has_priority else None,
         band=row.band,
         position=status.position,
         eta_s=seconds(status.estimated_wait) if status.HasField("estimated_wait") else None,
+    )
+
+
+def _model(row: scheduler_pb2.ModelRow) -> ModelStats:
+    return ModelStats(
+        requests=row.num_requests,
+        estimated_tokens=row.num_tokens,
+        tracked_sessions=row.num_sessions,
+        waiting=row.num_waiting,
+        running=row.num_running,
+        homes=row.num_homes,
     )
 
 

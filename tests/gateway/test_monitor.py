@@ -70,6 +70,14 @@ def snapshot() -> scheduler_pb2.Snapshot:
     row.waited.FromMilliseconds(2_500)
     row.status.position = 4
     row.status.estimated_wait.FromMilliseconds(9_000)
+    row.num_tokens = 321
+    found.uptime.FromMilliseconds(61_500)
+    found.sessions.num_tracked = 5
+    found.sessions.num_hits = 2
+    found.sessions.num_misses = 1
+    found.models.add(
+        model="a", num_requests=9, num_tokens=900, num_sessions=4, num_waiting=7, num_homes=1
+    )
     found.queue_wait.p10.FromMilliseconds(100)
     found.queue_wait.mean.FromMilliseconds(550)
     found.queue_wait.p90.FromMilliseconds(900)
@@ -126,12 +134,25 @@ def test_a_snapshot_becomes_rows() -> None:
     assert row["request_id"] == "req_01234567"
     assert (row["session_id"], row["tenant"], row["priority"]) == ("session-", "team", 1.235)
     assert (row["age_s"], row["position"], row["eta_s"]) == (2.5, 4, 9.0)
-    assert set(data["model_stats"]) == {"a", "b", "held", "<script>alert(1)</script>"}
+    assert row["estimated_tokens"] == 321
+    assert (data["uptime"], data["session_count"], data["session_hit_rate"]) == (61.5, 5, 67)
+    assert (data["session_hits"], data["session_misses"]) == (2, 1)
+    assert data["model_stats"] == {
+        "a": {
+            "requests": 9,
+            "estimated_tokens": 900,
+            "tracked_sessions": 4,
+            "waiting": 7,
+            "running": 0,
+            "homes": 1,
+        }
+    }
 
 
 def test_an_empty_snapshot_has_nulls_and_no_rows() -> None:
     data = view(scheduler_pb2.Snapshot())
     assert (data.accept_time, data.backends, data.queue, data.model_stats) == (None, [], [], {})
+    assert (data.session_hit_rate, data.uptime) == (None, 0)
 
 
 async def test_many_monitors_cost_one_look(http: httpx.AsyncClient, asked: Counted) -> None:

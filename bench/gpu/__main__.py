@@ -1,0 +1,127 @@
+"""Is the engine right on this GPU, and how far is it from what the GPU can do?
+
+    python -m bench.gpu                          all parts, about 20 minutes on one H100
+    python -m bench.gpu --part decode:qwen3-8b   one of them
+    python -m bench.gpu --device cpu --quick     the same code on tiny shapes, for tests
+
+Needs torch, triton, numpy, safetensors and tokenizers; transformers is compared where it is there.
+Weights are random and made on the spot. Each part is a process of its own with a limit on its time:
+one that fails, hangs or breaks the device is reported, and the others go on.
+
+- ``ceilings``: bandwidth and products of this device, which all shares below refer to;
+- ``attention``: every backend against its definition; the Triton one also alone and replayed;
+- ``rows``: does a row of a product keep its bits for every number of rows up to that of a full
+  step, and for each size of CUDA graph, with cuBLAS set as exact mode sets it;
+- ``decode:<shape>``, ``prefill:<shape>``: tokens/s of steps of the engine's own runner, sampling
+  included, and their share of the ceilings; for decode also what of a step no kernel runs;
+- ``switch``: an 8B model from locked host memory to the device;
+- ``engine``: requests through the whole engine, beside transformers' continuous batching.
+
+Decode must read all weights and all keys and values once, prefill must do two operations for each
+weight and token, and its attention half of a full one: the shares are these over what was measured
+in ``ceilings``. The last line is JSON, with every part's figures, or why it has none.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+
+from bench.gpu.requests import engine
+from bench.gpu.right import attention, rows
+from bench.gpu.shapes import QUICK, Figures, Scale
+from bench.gpu.speed import ceilings, decode, prefill, switch
+
+
+def parts(*, is_quick: bool) -> dict[str, int]:
+    """All parts, in order, with their limits in seconds."""
+    shapes = ("tiny",) if is_quick else ("qwen3-0.6b", "qwen3-8b")
+    limits = {"ceilings": 90, "attention": 240, "rows": 180}
+    limits |= {f"decode:{shape}": 240 for shape in shapes}
+    limits |= {f"prefill:{shape}": 180 for shape in shapes}
+    return limits | {"switch": 180, "engine": 300}
+
+
+def run_part(name: str, device: torch.device, scale: Scale, limits: Mapping[str, float]) -> Figures:
+    """One part, in this process."""
+    kind, _, shape = name.partition(":")
+    is_tiny = scale is QUICK
+    with torch.inference_mode():
+        match kind:
+            case "ceilings":
+                return ceilings(device, scale)
+            case "attention":
+                return attention(device, scale)
+            case "rows":
+                return rows(device, scale)
+            case "decode":
+                return decode(device, scale, shape, limits)
+            case "prefill":
+                return prefill(device, scale, shape, limits)
+            case "switch":
+                return switch(device, "tiny" if is_tiny else "qwen3-8b", limits)
+            case "engine":
+                return engine(device, scale, "tiny" if is_tiny else "qwen3-0.6b")
+            case _:
+                raise ValueError(f"no part is called {name!r}")
+
+
+def in_process(name: str, limit_s: int, options: list[str], limits: Mapping[str, float]) -> Figures:
+    """One part in a process of its own: its figures, or why there are none."""
+    command = [sys.executable, "-m", "bench.gpu", "--part", name, *options]
+    try:
+        done = subprocess.run(
+            [*command, "--limits", json.dumps(limits)],
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"ran longer than {limit_s} s"}
+    lines = done.stdout.splitlines()
+    print("\n".join(lines[:-1]), flush=True)
+    if done.returncode != 0 or not lines:
+        return {"failed": f"exit status {done.returncode}; its error is above"}
+    return cast(Figures, json.loads(lines[-1]))
+
+
+def main() -> None:
+    """Print progress, and all figures as JSON at the end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script itself")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, for tests")
+    parser.add_argument("--part", help="one part only")
+    parser.add_argument("--limits", default="", help="figures of ceilings, if already measured")
+    arguments = parser.parse_args()
+    device, scale = torch.device(arguments.device), QUICK if arguments.quick else Scale()
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; --device cpu --quick tries the script itself")
+    if arguments.part:
+        limits = json.loads(arguments.limits or "{}")
+        if not limits and (":" in arguments.part or arguments.part == "switch"):
+            limits = ceilings(device, scale)
+        print(json.dumps(run_part(arguments.part, device, scale, limits)))
+        return
+    options = ["--device", arguments.device, *(["--quick"] if arguments.quick else [])]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    report: Figures = {"device": name, "torch": torch.__version__, "parts": {}}
+    limits = {}
+    for part, limit_s in parts(is_quick=arguments.quick).items():
+        print(f"== {part}, at most {limit_s} s", flush=True)
+        report["parts"][part] = in_process(part, limit_s, options, limits)
+        if part == "ceilings":
+            limits = report["parts"][part]
+        print(f"   {json.dumps(report['parts'][part])}", flush=True)
+    print(json.dumps(report))
+    if any("failed" in figures for figures in report["parts"].values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

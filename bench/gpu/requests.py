@@ -1,0 +1,110 @@
+"""Requests through the whole engine, beside transformers' continuous batching."""
+
+import importlib
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from bench.gpu.shapes import BUDGET, SHAPES, Figures, Scale, random_tensors
+from bench.gpu.steps import Clock
+from executor_svc.core.engine import LeaseRequest, SamplingParams
+from executor_svc.torch_engine.config import EngineConfig, ModelSpec
+from executor_svc.torch_engine.engine import TorchEngine
+from executor_svc.torch_engine.models.tensors import tensor_shapes
+
+
+def engine(device: torch.device, scale: Scale, shape: str) -> Figures:
+    """Output tokens/s of requests at once, prefill included, beside transformers where it is."""
+    spec = SHAPES[shape]
+    prompts = [
+        [(7919 * j + 31 * i) % spec.vocab_size for j in range(scale.context)]
+        for i in range(scale.requests)
+    ]
+    params = SamplingParams(scale.output, temperature=0.0, ignore_eos=True)
+    clock, count = Clock(device, 1), scale.requests * scale.output
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_checkpoint(spec, folder)
+        ours = TorchEngine(
+            EngineConfig(
+                models=(("m", name),),
+                device=str(device),
+                max_num_seqs=scale.requests,
+                max_num_batched_tokens=BUDGET,
+                max_model_len=scale.context + scale.output,
+                enable_prefix_caching=False,
+            )
+        )
+
+        def run() -> None:
+            for key, prompt in enumerate(prompts):
+                ours.add(LeaseRequest(key, "m", prompt, params))
+            num_made = 0
+            while ours.has_work():
+                num_made += len(ours.step().key)
+            assert num_made == count
+
+        run()
+        figures: Figures = {
+            "tokens_per_s": count / clock.once_s(run),
+            "exactness_class": ours.models[0].exactness_class,
+        }
+        print(f"ours: {figures}", flush=True)
+        ours.close()
+        if device.type != "cuda":
+            figures["transformers"] = "skipped: its continuous batching wants a GPU"
+        elif importlib.util.find_spec("transformers") is None:
+            figures["transformers"] = "skipped: not installed"
+        else:
+            figures["transformers_tokens_per_s"] = _transformers(folder, prompts, scale, clock)
+    return figures
+
+
+def write_checkpoint(spec: ModelSpec, folder: Path) -> None:
+    """A random one of this shape, without a tokenizer."""
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": spec.family,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "rms_norm_eps": spec.rms_norm_eps,
+        "rope_theta": spec.rope_theta,
+        "max_position_embeddings": spec.max_context_tokens,
+        "tie_word_embeddings": spec.has_tied_head,
+        "torch_dtype": str(spec.dtype)[6:],
+        "eos_token_id": 0,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    take = random_tensors(spec, torch.device("cpu"))
+    tensors = {name: take(name) for name in tensor_shapes(spec)}
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _transformers(folder: Path, prompts: list[list[int]], scale: Scale, clock: Clock) -> float:
+    transformers: Any = importlib.import_module("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = model.to("cuda")
+    settings = transformers.GenerationConfig(
+        max_new_tokens=scale.output,
+        min_new_tokens=scale.output,
+        do_sample=False,
+        eos_token_id=-1,
+        pad_token_id=0,
+    )
+
+    def run() -> None:
+        outputs = model.generate_batch(inputs=prompts, generation_config=settings)
+        assert len(outputs) == len(prompts)
+
+    run()
+    return scale.requests * scale.output / clock.once_s(run)
