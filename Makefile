@@ -17,10 +17,13 @@ EXECUTORS      ?= 2
 GATEWAY_PORT   ?= 8080
 SCHEDULER_PORT ?= 50051
 
+# Weights in huge pages: on a CPU that is worth up to a sixth of the engine's speed.
+HUGE_PAGES     := glibc.malloc.hugetlb=1
+
 PROTOS := $(shell find protos -name '*.proto')
 PIP    := install --quiet --disable-pip-version-check
 
-.PHONY: help run test demo lint types proto bench-relay bench-core bench-eta bench-gateway bench-polls bench-streams sim fuzz clean
+.PHONY: help run test demo lint types proto bench-relay bench-core bench-engine bench-exactness bench-kernels gpu bench-eta bench-gateway bench-polls bench-streams sim fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,6 +86,18 @@ bench-polls: $(VENV)/.ready ## polls/s, CPU and delay of 200 outstanding samples
 
 bench-streams: $(VENV)/.ready ## 2,000 streams on one gateway with readers that stop: memory and lag
 	@$(BIN)/python -m bench.streams
+
+bench-engine: $(VENV)/.ready ## our engine beside transformers on this CPU, a Qwen3-0.6B shape, some minutes
+	@GLIBC_TUNABLES=$(HUGE_PAGES) $(BIN)/python -m bench.engine --http
+
+bench-exactness: $(VENV)/.ready ## 4,000 sequences taken over by other engines: every bit that differs
+	@$(BIN)/python -m bench.exactness
+
+bench-kernels: $(VENV)/.ready ## the Triton kernels against their definition, in the interpreter if there is no GPU
+	@$(BIN)/python -m bench.kernels
+
+gpu: $(VENV)/.ready ## on a CUDA machine: correctness, then tokens/s as a share of what the GPU can do
+	@$(BIN)/python -m bench.gpu
 
 sim: $(VENV)/.ready ## policies side by side on a virtual clock; TRACE=<name>, EXECUTORS=4, SEED=<one>, 1 to 5 else
 	@$(BIN)/python -m bench.sim $(if $(TRACE),--trace $(TRACE)) $(if $(SEED),--seed $(SEED)) \

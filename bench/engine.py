@@ -2,6 +2,7 @@
 
     python -m bench.engine            a checkpoint in Qwen3-0.6B's shape, random, bfloat16
     python -m bench.engine --http     also through gateway and scheduler, with their processes
+    python -m bench.engine --folder F a checkpoint that is there already
     python -m bench.engine --quick    a tiny shape, for tests
 
 For each batch size both generate greedily from prompts of about a hundred tokens, in turns, and the
@@ -142,11 +143,15 @@ def read_bytes_per_s() -> float:
 
 
 def side_by_side(
-    ours: Headway, theirs: Transformers, num_tokens: int, num_turns: int
+    ours: Headway,
+    theirs: Transformers,
+    batches: tuple[int, ...],
+    num_tokens: int,
+    num_turns: int,
 ) -> dict[str, Any]:
     """Best rates by batch size, and times to the first token."""
     figures: dict[str, Any] = {}
-    for batch in BATCHES:
+    for batch in batches:
         best = {"headway": 0.0, "transformers": 0.0}
         for _ in range(num_turns):
             for name, engine in (("headway", ours), ("transformers", theirs)):
@@ -196,7 +201,12 @@ async def _http_rate(url: str, prompts: list[list[int]], num_tokens: int) -> flo
 
 
 def over_http(
-    folder: Path, prompts: Prompts, num_tokens: int, num_threads: int, num_turns: int
+    folder: Path,
+    prompts: Prompts,
+    batches: tuple[int, ...],
+    num_tokens: int,
+    num_threads: int,
+    num_turns: int,
 ) -> dict[str, float]:
     """Output tokens a second through gateway and scheduler, by requests at once."""
     settings = {
@@ -207,7 +217,7 @@ def over_http(
     }
     rates = {}
     with Stack.start(engine="torch", executor=settings) as stack:
-        for batch in BATCHES:
+        for batch in batches:
             rate = max(
                 asyncio.run(_http_rate(stack.gateway_url, prompts.take(batch), num_tokens))
                 for _ in range(num_turns)
@@ -223,6 +233,8 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="a tiny shape and one turn")
     parser.add_argument("--http", action="store_true", help="also through the whole stack")
+    parser.add_argument("--folder", type=Path, help="of a checkpoint; without, one is made")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="sizes to measure")
     parser.add_argument("--threads", type=int, default=2, help="of the engine")
     parser.add_argument("--tokens", type=int, default=64, help="of each output")
     parser.add_argument("--turns", type=int, default=3, help="the best of which counts")
@@ -230,13 +242,15 @@ def main() -> None:
     shape = TINY if arguments.quick else QWEN3_06B
     num_turns = 1 if arguments.quick else arguments.turns
     num_threads = 1 if arguments.quick else arguments.threads
-    prompts = Prompts(shape["vocab_size"])
+    batches = tuple(arguments.batches)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_checkpoint(folder, shape)
+        folder = arguments.folder or Path(name)
+        if arguments.folder is None:
+            make_checkpoint(folder, shape)
+        prompts = Prompts(json.loads((folder / "config.json").read_text())["vocab_size"])
         ours = Headway(folder, prompts, num_threads)
         theirs = Transformers(folder, prompts)
-        figures = side_by_side(ours, theirs, arguments.tokens, num_turns)
+        figures = side_by_side(ours, theirs, batches, arguments.tokens, num_turns)
         del theirs
         ceiling = read_bytes_per_s()
         step_s = decode_step_s(ours, arguments.tokens, num_turns)
@@ -248,7 +262,7 @@ def main() -> None:
         del ours
         if arguments.http:
             figures["http_tok_s"] = over_http(
-                folder, prompts, arguments.tokens, num_threads, num_turns
+                folder, prompts, batches, arguments.tokens, num_threads, num_turns
             )
     print(json.dumps(figures))
 

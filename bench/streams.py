@@ -4,7 +4,8 @@ All streams run on one mock executor, which makes a token for each of them every
 asks the scheduler for a stream by gRPC: a reader's lag is the time from the witness's latest token
 to its own next event, so what the gateway adds, and the burst of a whole step, is in it. Some
 readers have SLOW_SAMPLES samples in their stream, so that much is written to them. Measured twice:
-everybody reads; then these stop, and are cut after WRITE_TIMEOUT_S. Ends with one line of JSON.
+everybody reads; then these stop. The gateway cuts whoever takes nothing for WRITE_TIMEOUT_S once
+the kernel's buffers are full. Ends with one line of JSON.
 """
 
 import argparse

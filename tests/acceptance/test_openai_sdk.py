@@ -107,7 +107,7 @@ def test_a_completion_with_its_prompt(sdk: openai.OpenAI) -> None:
 
 def test_formats_hold(sdk: openai.OpenAI) -> None:
     parsed = sdk.chat.completions.parse(
-        model=MODEL, messages=HI, response_format=Weather, max_tokens=80
+        model=MODEL, messages=HI, response_format=Weather, max_tokens=300
     )
     assert isinstance(parsed.choices[0].message.parsed, Weather)
     chosen = chat(sdk, extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
@@ -115,7 +115,7 @@ def test_formats_hold(sdk: openai.OpenAI) -> None:
     matched = chat(sdk, extra_body={"structured_outputs": {"regex": "[a-c]{3}-[0-9]"}})
     assert matched.choices[0].message.content[3] == "-"
     response = sdk.responses.parse(
-        model=MODEL, input="Hi", text_format=Weather, max_output_tokens=80
+        model=MODEL, input="Hi", text_format=Weather, max_output_tokens=300
     )
     assert isinstance(response.output_parsed, Weather)
 
@@ -126,7 +126,7 @@ def test_tools_are_called(sdk: openai.OpenAI) -> None:
         "model": MODEL,
         "messages": HI,
         "tools": [tool],
-        "max_tokens": 80,
+        "max_tokens": 300,
     }
     called = sdk.chat.completions.parse(**wish, tool_choice="required")
     (call,) = called.choices[0].message.tool_calls or ()
@@ -169,7 +169,7 @@ def test_responses(sdk: openai.OpenAI) -> None:
         "strict": True,
     }
     called = sdk.responses.create(
-        **{**wish, "max_output_tokens": 80},
+        **{**wish, "max_output_tokens": 300},
         tools=[flat],
         tool_choice="required",
     )
