@@ -39,7 +39,7 @@ BATCHES = (1, 8, 32)
 NUM_PROMPT_TOKENS = 100
 _READ_BYTES = 1 << 30
 
-QWEN3_06B = {
+QWEN3_06B: dict[str, Any] = {
     "hidden_size": 1_024,
     "intermediate_size": 3_072,
     "num_hidden_layers": 28,
@@ -48,7 +48,7 @@ QWEN3_06B = {
     "head_dim": 128,
     "vocab_size": 151_936,
 }
-TINY = {
+TINY: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -59,12 +59,13 @@ TINY = {
 }
 
 
-def make_checkpoint(folder: Path, shape: dict[str, int]) -> None:
+def make_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
     """Random weights in bfloat16; no tokenizer, prompts are token ids."""
     torch.manual_seed(0)
     config = Qwen3Config(**shape, tie_word_embeddings=True, max_position_embeddings=4_096)
     config.dtype = torch.bfloat16
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = Qwen3ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
 
 
 class Prompts:
@@ -111,7 +112,7 @@ class Transformers:
 
     def __init__(self, folder: Path, prompts: Prompts) -> None:
         self._prompts = prompts
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         self._model.generation_config.eos_token_id = None
         self._model.generation_config.pad_token_id = 0
 

@@ -27,8 +27,9 @@ from executor_svc.core.engine import LeaseRequest, ModelInfo, SamplingParams, St
 from executor_svc.torch_engine.config import EngineConfig
 from executor_svc.torch_engine.resident import ResidentModel
 
-# More than one tile of keys on the CPU (128), and a few tokens.
-_NUM_PROMPT_TOKENS = 132
+# With the tokens drawn it passes 128, where the CPU's attention takes a greater width of keys: what
+# is decoded below it is prefilled above.
+_NUM_PROMPT_TOKENS = 126
 _NUM_TOKENS = 4
 _GREEDY, _SAMPLED = 0, 1
 # Which stream goes on after how many of its tokens, and whether the cache may help.

@@ -49,7 +49,7 @@ def test_the_gpu_report_has_every_part() -> None:
     "options", [("--part", "decode:none"), ("--part", "nothing"), ("--device", "nowhere")]
 )
 def test_a_part_that_fails_says_so(options: Sequence[str]) -> None:
-    with pytest.raises(AssertionError, match="Error|error"):
+    with pytest.raises(AssertionError, match=r"Error|error"):
         last_line("bench.gpu", "--device", "cpu", "--quick", *options)
 
 

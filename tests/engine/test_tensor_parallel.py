@@ -184,10 +184,13 @@ def test_a_rank_that_cannot_load_fails_the_load_only(
 
 
 _PARENT = """
+import signal
 import sys
 from executor_svc.torch_engine.config import EngineConfig
 from executor_svc.torch_engine.engine import TorchEngine
 if __name__ == "__main__":
+    # a shell that runs us in the background has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     engine = TorchEngine(
         EngineConfig(models=(("m", sys.argv[1]),), tensor_parallel_size=2, num_threads=1)
     )
