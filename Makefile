@@ -72,8 +72,8 @@ proto: $(VENV)/.ready ## generate Python from protos/
 bench-relay: $(VENV)/.ready ## tokens/s and CPU per token through scheduler and gateway client
 	@$(BIN)/python -m bench.relay
 
-bench-core: $(VENV)/.ready ## decisions/s of the scheduler's core at 1,000 to 1,000,000 waiting requests
-	@$(BIN)/python -m bench.core
+bench-core: $(VENV)/.ready ## decisions/s of the scheduler's core at 1,000 to 1,000,000 waiting requests, interpreted and compiled
+	@$(BIN)/python -m bench.core --compiled
 
 bench-eta: $(VENV)/.ready ## estimates against real waits: scheduler, mock executors and clients for two minutes
 	@$(BIN)/python -m bench.eta

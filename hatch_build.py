@@ -1,7 +1,19 @@
-"""Build hook: turn protos/ into Python, beside the .proto files, before anything is packed."""
+"""Build hook: turn protos/ into Python before anything is packed; compile the core if asked to.
 
+``generate`` writes beside the .proto files, for every kind of install. ``compiled_core`` is for
+wheels that are built with HEADWAY_COMPILE=1, the benchmark and a test (docs/adr/0011): it works on
+a copy in build/, so that no compiled module ever lies beside its source and hides it.
+"""
+
+import hashlib
+import os
+import shlex
 import shutil
+import subprocess
 import sys
+import sysconfig
+import tempfile
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +21,18 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).parent
 SOURCE = ROOT / "protos"
+
+CORE = Path("scheduler_svc/core")
+# Works on classes while they are made, which compiled code cannot.
+INTERPRETED = ("__init__.py", "message.py")
+COMPILER_TOOLS = ["mypy==2.4.1", "setuptools>=75"]
+MYPY_SETTINGS = """\
+[mypy]
+strict = true
+python_version = 3.11
+explicit_package_bases = true
+mypy_path = .,{source}
+"""
 
 
 def _plugin(name: str) -> str:
@@ -42,11 +66,101 @@ def generate() -> None:
         raise SystemExit(f"protoc failed with status {status}")
 
 
-class ProtoBuildHook(BuildHookInterface[Any]):
+def missing_tool() -> str | None:
+    """What compiling lacks on this machine, None if nothing."""
+    for module in ("mypyc", "setuptools"):
+        if util.find_spec(module) is None:
+            return f"the Python package that has {module} ({' '.join(COMPILER_TOOLS)})"
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    name = next(iter(shlex.split(compiler)), "cc")
+    return None if shutil.which(name) else f"a C compiler ({name} is not found; CC names another)"
+
+
+def compiled_core(opt_level: int = 3) -> Path:
+    """A folder with the package scheduler_svc, its core compiled: put first on the path, it is
+    imported instead of the source. Made once for the same sources, tools and level.
+
+    Raises:
+        SystemExit: a tool is missing, or does not accept the sources.
+    """
+    missing = missing_tool()
+    if missing is not None:
+        raise SystemExit(f"The core cannot be compiled: this needs {missing}.")
+    sources = sorted(path for path in (ROOT / CORE).glob("*.py") if path.name not in INTERPRETED)
+    folder = ROOT / "build" / "compiled-core" / _name_of(sources, opt_level)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+            _compile(Path(work), [str(CORE / path.name) for path in sources], opt_level)
+            # at once, so that a build that was broken off is not taken for a whole one
+            (Path(work) / "out").rename(folder)
+    # the rest of the package is cheap to copy and no part of the name
+    ignored = shutil.ignore_patterns("__pycache__")
+    package = folder / CORE.parts[0]
+    shutil.copytree(ROOT / CORE.parts[0], package, ignore=ignored, dirs_exist_ok=True)
+    return folder
+
+
+def _name_of(sources: list[Path], opt_level: int) -> str:
+    about = [metadata.version("mypy"), sys.version, sysconfig.get_platform(), str(opt_level)]
+    digest = hashlib.sha256("\n".join(about).encode())
+    for path in (Path(__file__), SOURCE / "headway" / "reasons.py", *sources):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(work: Path, modules: list[str], opt_level: int) -> None:
+    """Leave the compiled modules, and nothing else, in ``work/out``."""
+    shutil.copytree(ROOT / CORE, work / CORE, ignore=shutil.ignore_patterns("__pycache__"))
+    (work / CORE.parts[0] / "__init__.py").touch()
+    (work / "mypy.ini").write_text(MYPY_SETTINGS.format(source=SOURCE), encoding="utf-8")
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "mypyc", "--config-file", "mypy.ini", *modules],
+        cwd=work,
+        env=os.environ | {"MYPYC_OPT_LEVEL": str(opt_level), "MYPYC_DEBUG_LEVEL": "0"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{done.stdout}\nThe core cannot be compiled: mypyc failed, see above.")
+    for path in _extensions(work):
+        if path.parts[0] != "build":
+            target = work / "out" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (work / path).rename(target)
+
+
+def _extensions(folder: Path) -> list[Path]:
+    """Compiled modules, relative to the folder."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return sorted(path.relative_to(folder) for path in folder.rglob(f"*{suffix}"))
+
+
+class BuildHook(BuildHookInterface[Any]):
     """Runs ``generate`` for wheels, sdists and editable installs alike."""
 
+    def _is_compiled(self, version: str) -> bool:
+        # an editable install never is: its compiled modules would outlive changes of the source
+        return (
+            self.target_name == "wheel"
+            and version == "standard"
+            and os.environ.get("HEADWAY_COMPILE") == "1"
+        )
+
+    def dependencies(self) -> list[str]:
+        """Needed to build besides what pyproject.toml says."""
+        return COMPILER_TOOLS if self._is_compiled("standard") else []
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called before each build; ``version`` is "standard" or "editable"."""
         generate()
+        if self._is_compiled(version):
+            folder = compiled_core()
+            build_data["pure_python"] = False
+            build_data["infer_tag"] = True
+            for path in _extensions(folder):
+                build_data["force_include"][str(folder / path)] = str(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How fast the scheduler's brain decides, whatever the length of its queue.
 
     python -m bench.core            about two minutes, one core, 1,000,000 requests in memory
+    python -m bench.core --compiled the same, then once more with the core compiled by mypyc
     python -m bench.core --quick    a second or two, for tests
 
 A decision is one ``Scheduler.handle`` of an event that the policies decide on: a LeaseEnded (who is
@@ -26,7 +27,8 @@ by the clock on the wall, the making of the requests included.
 
 The last line is JSON: decisions_per_s, grants_per_s, p50_us, p99_us and max_ms at 100,000 queued;
 mean_ratio_1m_to_1k (of the longest queue to the shortest); reference_ratio (its mean to that of our
-pairs, at the longest queue that both ran).
+pairs, at the longest queue that both ran). With --compiled also compiled_decisions_per_s,
+compiled_p50_us, compiled_p99_us and compiled_max_ms, and all figures of that run as ``compiled``.
 """
 
 import argparse
@@ -37,9 +39,12 @@ import statistics
 import time
 from typing import Any
 
+from bench.core.compiled import measure_compiled
 from bench.core.load import FULL, PAIRS_PER_MS, QUICK, Brain, Scale
 from bench.core.reference import measure_reference
+from hatch_build import compiled_core
 from scheduler_svc.collector import scheduled
+from scheduler_svc.core import scheduler
 from scheduler_svc.settings import SchedulerSettings
 
 
@@ -154,6 +159,7 @@ def run(scale: Scale) -> dict[str, Any]:
         "num_tenants": scale.num_tenants,
         "num_pairs": scale.num_pairs,
         "python": platform.python_version(),
+        "is_compiled": not str(scheduler.__file__).endswith(".py"),
         "headway": list(ours.values()),
         "reference": list(theirs.values()),
     }
@@ -163,8 +169,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.core", description="See the module.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean little")
+    parser.add_argument("--compiled", action="store_true", help="measure the compiled core too")
     arguments = parser.parse_args()
-    print(json.dumps(run(QUICK if arguments.quick else FULL)))
+    # first, since it may take a minute or find no compiler
+    folder = compiled_core() if arguments.compiled else None
+    figures = run(QUICK if arguments.quick else FULL)
+    if folder is not None:
+        figures |= measure_compiled(folder, arguments.quick)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ class Estimator:
         but a part of it always; E where nothing was."""
         meter, others = self._meters.get(model, _NOTHING), self._all
         num = meter.num_places + _OTHERS * min(1.0, others.num_places)
-        mean_ms: float = self._settings.aging_equalization_ms
+        mean_ms = float(self._settings.aging_equalization_ms)
         if num:
             all_ms = others.placeless_ms / others.num_places
             mean_ms = (meter.placeless_ms + _OTHERS * all_ms) / num

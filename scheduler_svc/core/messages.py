@@ -11,19 +11,9 @@ shell. An event of a session that is no longer the executor's current one is dro
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar, dataclass_transform
 
 from headway.reasons import Reason
-
-Made = TypeVar("Made")
-
-
-@dataclass_transform(frozen_default=True)
-def message(cls: type[Made]) -> type[Made]:
-    """A slotted dataclass, equal and hashable by value, that nobody changes: the type checker sees
-    to that, and not the class, since a frozen one takes five times as long to make and the core
-    makes several for each event."""
-    return dataclass(slots=True, unsafe_hash=True)(cls)
+from scheduler_svc.core.message import message
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +81,14 @@ class LeaseOutcome(StrEnum):
 # --- events ---------------------------------------------------------------------------------
 
 
-@message
+@message(frozen=True, slots=True)
 class Submit:
     """A client asks; answered by RequestAdmitted, RequestDeduplicated or RequestRejected."""
 
     request: Request
 
 
-@message
+@message(frozen=True, slots=True)
 class Cancel:
     """A client no longer wants a request; unknown, finished and foreign ones are left alone."""
 
@@ -106,7 +96,7 @@ class Cancel:
     tenant: str
 
 
-@message
+@message(frozen=True, slots=True)
 class ExecutorAttached:
     """An executor opened a session; a session it had before is over.
 
@@ -122,7 +112,7 @@ class ExecutorAttached:
     held: tuple[HeldLease, ...] = ()
 
 
-@message
+@message(frozen=True, slots=True)
 class ExecutorCapacityChanged:
     """An executor can take more or less than before; what runs goes on."""
 
@@ -132,7 +122,7 @@ class ExecutorCapacityChanged:
     max_models: int
 
 
-@message
+@message(frozen=True, slots=True)
 class ExecutorDisconnected:
     """A session broke; its leases are in doubt until the executor is back or its grace ends."""
 
@@ -148,7 +138,7 @@ class ModelState(StrEnum):
     FAILED = "failed"
 
 
-@message
+@message(frozen=True, slots=True)
 class ModelChanged:
     """A model came to an executor's device (``load_ms`` is how long it took), left, or failed."""
 
@@ -160,7 +150,7 @@ class ModelChanged:
     message: str = ""
 
 
-@message
+@message(frozen=True, slots=True)
 class LeaseStarted:
     """The first token of a lease arrived."""
 
@@ -170,7 +160,7 @@ class LeaseStarted:
     attempt: int
 
 
-@message
+@message(frozen=True, slots=True)
 class LeaseEnded:
     """An executor's last word on a lease, its tokens complete in the relay.
 
@@ -189,26 +179,26 @@ class LeaseEnded:
     message: str = ""
 
 
-@message
+@message(frozen=True, slots=True)
 class DrainExecutor:
     """An operator (or the executor itself) wants no new work on it."""
 
     executor_id: str
 
 
-@message
+@message(frozen=True, slots=True)
 class UndrainExecutor:
     """An operator takes a drained executor back into service."""
 
     executor_id: str
 
 
-@message
+@message(frozen=True, slots=True)
 class CloseDoor:
     """The scheduler shuts down: refuse new requests with DRAINING, finish the others."""
 
 
-@message
+@message(frozen=True, slots=True)
 class Tick:
     """Nothing happened but time; sent when ``Scheduler.next_deadline_ms`` has come."""
 
@@ -232,14 +222,14 @@ Event = (
 # --- effects --------------------------------------------------------------------------------
 
 
-@message
+@message(frozen=True, slots=True)
 class RequestAdmitted:
     """The request is in our care. Persisted before it is answered."""
 
     request: Request
 
 
-@message
+@message(frozen=True, slots=True)
 class RequestDeduplicated:
     """Same key, same body: the client gets the earlier request, live or finished."""
 
@@ -247,7 +237,7 @@ class RequestDeduplicated:
     original_id: str
 
 
-@message
+@message(frozen=True, slots=True)
 class RequestRejected:
     """Never queued. ``retry_after_ms`` is None where trying again is no use."""
 
@@ -257,7 +247,7 @@ class RequestRejected:
     retry_after_ms: int | None = None
 
 
-@message
+@message(frozen=True, slots=True)
 class RequestFinished:
     """The one end of a request; ``reason`` is None when it succeeded. Persisted, then sent.
 
@@ -276,7 +266,7 @@ class RequestFinished:
     model_wait_ms: int | None = None
 
 
-@message
+@message(frozen=True, slots=True)
 class LeaseGranted:
     """Start this request on this executor; the relay adds what earlier attempts generated."""
 
@@ -286,7 +276,7 @@ class LeaseGranted:
     attempt: int
 
 
-@message
+@message(frozen=True, slots=True)
 class LeaseAdopted:
     """A held lease goes on under a new attempt; always part of the answer to an attach."""
 
@@ -298,7 +288,7 @@ class LeaseAdopted:
     attempt: int
 
 
-@message
+@message(frozen=True, slots=True)
 class LeaseRevoked:
     """The executor is to stop this lease; its slots stay taken until it says that it did."""
 
@@ -309,7 +299,7 @@ class LeaseRevoked:
     attempt: int
 
 
-@message
+@message(frozen=True, slots=True)
 class LeaseAcknowledged:
     """The end of this lease is safe; the executor may forget it."""
 
@@ -320,7 +310,7 @@ class LeaseAcknowledged:
     attempt: int
 
 
-@message
+@message(frozen=True, slots=True)
 class ModelLoadOrdered:
     """Put a model on the device after taking ``evict`` off; nothing runs of what is evicted."""
 
@@ -330,7 +320,7 @@ class ModelLoadOrdered:
     evict: tuple[str, ...]
 
 
-@message
+@message(frozen=True, slots=True)
 class ExecutorWelcomed:
     """The session stands; precedes its LeaseAdopted and LeaseRevoked effects."""
 
@@ -338,7 +328,7 @@ class ExecutorWelcomed:
     session: int
 
 
-@message
+@message(frozen=True, slots=True)
 class SessionClosed:
     """Cut this session: it was replaced, or it does not confirm a revoke."""
 
@@ -347,7 +337,7 @@ class SessionClosed:
     message: str
 
 
-@message
+@message(frozen=True, slots=True)
 class ExecutorDrained:
     """A draining executor holds nothing any more."""
 
@@ -372,7 +362,7 @@ Action = (
 )
 
 
-@message
+@message(frozen=True, slots=True)
 class Decision:
     """Why something was decided, in one line for people; only with ``has_decision_log``."""
 
@@ -382,7 +372,7 @@ class Decision:
     text: str
 
 
-@message
+@message(frozen=True, slots=True)
 class Effects:
     """What the shell must do: commit ``persist``, then carry out ``send`` in order.
 
@@ -397,7 +387,7 @@ class Effects:
 # --- answers to questions -------------------------------------------------------------------
 
 
-@message
+@message(frozen=True, slots=True)
 class RequestStatus:
     """Where a live request stands (generation.proto, QueueStatus)."""
 
@@ -408,7 +398,7 @@ class RequestStatus:
     retry_after_ms: int
 
 
-@message
+@message(frozen=True, slots=True)
 class QueueRow:
     """One waiting request, for operators; ``priority`` is None where warm_bonus is 0."""
 
@@ -423,7 +413,7 @@ class QueueRow:
     priority: float | None = None
 
 
-@message
+@message(frozen=True, slots=True)
 class ReservationRow:
     """A persistent drain reservation: who it is for, why, and until when."""
 
@@ -433,7 +423,7 @@ class ReservationRow:
     remaining_ms: int
 
 
-@message
+@message(frozen=True, slots=True)
 class ExecutorStats:
     """What an executor did in the last hour, or since it is known if that is less.
 
@@ -449,7 +439,7 @@ class ExecutorStats:
     affinity: float | None
 
 
-@message
+@message(frozen=True, slots=True)
 class ExecutorRow:
     """One executor, for operators; num_slots = free + leased + in doubt (never below 0 free)."""
 
@@ -467,7 +457,7 @@ class ExecutorRow:
     stats: ExecutorStats | None = None
 
 
-@message
+@message(frozen=True, slots=True)
 class SessionTotals:
     """Sessions that are remembered, and how often the preferred executor served (or not)."""
 
@@ -476,7 +466,7 @@ class SessionTotals:
     num_misses: int = 0
 
 
-@message
+@message(frozen=True, slots=True)
 class ModelRow:
     """One known model: first grants and their tokens since the start, and what is there now."""
 
@@ -489,7 +479,7 @@ class ModelRow:
     num_homes: int
 
 
-@message
+@message(frozen=True, slots=True)
 class Snapshot:
     """Queue and fleet at one instant.
 

@@ -1,0 +1,86 @@
+"""The compiled core decides as the interpreted one, and nothing compiled lies beside its source.
+
+Compiles without optimisation, the same C otherwise: 20 s of CPU the first time, then nothing until
+a file of the core changes (build/compiled-core).
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import hatch_build
+from bench.core.compiled import ROOT, python_with
+
+# Crashes, stalls, slow and broken wires, clients that hang up, more load than the fleet can take.
+RUN = """
+import json
+from bench.sim.compare import Plan, run_plan
+from scheduler_svc.core import messages, scheduler
+
+plan = Plan("headway", load=1.1, seed=3, seconds=300, num_faults=6, impatient_share=0.1)
+figures = run_plan(plan)
+print(json.dumps([scheduler.__file__, messages.__file__, figures["log_hash"]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    missing = hatch_build.missing_tool()
+    if missing is not None:
+        pytest.skip(f"needs {missing}")
+    return hatch_build.compiled_core(opt_level=0)
+
+
+def test_the_compiled_core_decides_the_same(folder: Path) -> None:
+    *files, compiled_hash = json.loads(python_with(folder, "-c", RUN)[-1])
+    assert all(Path(file).is_relative_to(folder) and file.endswith(".so") for file in files)
+    *files, interpreted_hash = json.loads(python_with(ROOT, "-c", RUN)[-1])
+    assert all(Path(file).is_relative_to(ROOT / "scheduler_svc") for file in files)
+    assert compiled_hash == interpreted_hash
+
+
+def test_the_compiled_benchmark_has_the_same_figures(folder: Path) -> None:
+    rows = []
+    for path in (folder, ROOT):
+        figures = json.loads(python_with(path, "-m", "bench.core", "--quick")[-1])
+        assert figures["is_compiled"] == (path == folder)
+        counted = ("num_queued_at_end", "grants_per_end", "loads_per_1000")
+        rows.append([[row[name] for name in counted] for row in figures["headway"]])
+    assert rows[0] == rows[1]
+
+
+def test_no_compiled_module_hides_its_source() -> None:
+    assert not list((ROOT / "scheduler_svc").rglob("*.so"))
+
+
+@pytest.mark.parametrize(("name", "said"), [("mypyc", "mypyc"), ("no-such-cc", "a C compiler")])
+def test_a_missing_tool_is_named_in_one_line(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "mypyc":
+        monkeypatch.setattr(hatch_build.util, "find_spec", lambda _: None)
+    else:
+        monkeypatch.setenv("CC", f"{name} -pthread")
+    with pytest.raises(SystemExit, match=said) as stopped:
+        hatch_build.compiled_core()
+    assert len(str(stopped.value).splitlines()) == 1
+
+
+def test_only_a_wheel_that_asks_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(hatch_build, "generate", lambda: None)
+    monkeypatch.setattr(hatch_build, "compiled_core", lambda: compiled.append(1) or ROOT / "docs")
+    for target, version, asked in (
+        ("wheel", "standard", "0"),
+        ("wheel", "editable", "1"),
+        ("sdist", "standard", "1"),
+        ("wheel", "standard", "1"),
+    ):
+        monkeypatch.setenv("HEADWAY_COMPILE", asked)
+        hook = hatch_build.BuildHook(str(ROOT), {}, None, None, "", target)
+        build_data = {"force_include": {}, "pure_python": True, "infer_tag": False}
+        hook.initialize(version, build_data)
+        is_last = (target, version, asked) == ("wheel", "standard", "1")
+        assert bool(compiled) is is_last
+        assert build_data["pure_python"] is not is_last
