@@ -13,7 +13,7 @@ one block in common. A block's executors are one int used as a set of bits.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scheduler_svc.core.messages import SessionTotals
@@ -151,14 +151,9 @@ class PrefixIndex:
             return False
         return bool(self._blocks.get(prefix_hashes[0], 0) >> position & 1)
 
-    def longest(
-        self, prefix_hashes: Sequence[int], among: Iterable[str] | None = None
-    ) -> dict[str, int]:
-        """Executor -> how many leading blocks it has, for those that have any; longest first.
-
-        ``among``: only these are asked about, which is cheap if they are few.
-        """
-        having = ~self._dead if among is None else self._bits_of(among)
+    def longest(self, prefix_hashes: Sequence[int]) -> dict[str, int]:
+        """Executor -> how many leading blocks it has, for those that have any; longest first."""
+        having = ~self._dead
         # (number of blocks, who has exactly so many)
         steps: list[tuple[int, int]] = []
         for num_blocks, block in enumerate(prefix_hashes):
@@ -189,14 +184,6 @@ class PrefixIndex:
         self._num_dead += 1
         if self._num_dead > len(self._positions) + _NUM_DEAD_KEPT:
             self._bury()
-
-    def _bits_of(self, executor_ids: Iterable[str]) -> int:
-        bits = 0
-        for executor_id in executor_ids:
-            position = self._positions.get(executor_id)
-            if position is not None:
-                bits |= 1 << position
-        return bits
 
     def _position(self, executor_id: str) -> int:
         position = self._positions.get(executor_id)

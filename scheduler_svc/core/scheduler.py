@@ -6,9 +6,10 @@ said is heard before a late Tick counts it as missing; but placement never grant
 clock ran out, so a late Tick cannot turn into a late grant. At the very millisecond of a deadline
 whichever event comes first decides, and only it.
 
-Order: the rank of heads (priority.py), with the first place of each model before everybody's
-second, bands one after another except for what later ones are owed (bands.py), tenants of a flow
-by fairness (queue.py). A blocked head blocks only its own model, in its band and those after.
+Order: the rank of heads (priority.py), models that need a place among them by their claim, or in
+their turn once they have waited for E; bands one after another except for what later ones are owed
+(bands.py), tenants of a flow by fairness (queue.py). A blocked head blocks only its own model, in
+its band and those after.
 """
 
 from headway.reasons import Reason

@@ -97,14 +97,6 @@ def test_the_number_of_leading_blocks_is_counted_for_each_executor() -> None:
     assert index.longest(()) == {}
 
 
-def test_only_those_asked_about_are_named() -> None:
-    index = PrefixIndex(100)
-    for name in ("e1", "e2", "e3"):
-        index.add(name, chain("a"))
-    assert index.longest(chain("a"), among=("e2", "unknown")) == {"e2": 1}
-    assert index.longest(chain("a"), among=()) == {}
-
-
 def test_one_block_in_common_is_not_a_common_prefix() -> None:
     index = PrefixIndex(100)
     index.add("e1", chain("hello", "continue"))
