@@ -66,6 +66,11 @@ class BoundedProtocol(HttpToolsProtocol):
                 data = _UPGRADE.sub(b"", head) + end + body
         elif not was_in_headers:
             self._num_spare_bytes -= len(data)  # on_body gives back more than what was body
+        is_dropped = self.cycle is not None and self.cycle.response_complete
+        if is_dropped and not self._is_between_messages:
+            self._num_dropped_bytes += len(data)  # what stands around a body's bytes counts too
+            if self._num_dropped_bytes > self._limits.max_body_bytes:
+                self.transport.close()
         super().data_received(data)
         if was_in_headers and self._is_in_headers:
             self._num_read_bytes += len(data)
@@ -128,10 +133,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._is_in_headers = False
         self._num_spare_bytes += len(body) * (1 + _FRAMING_PER_BODY_BYTE)
-        if self.cycle.response_complete:
-            self._num_dropped_bytes += len(body)
-            if self._num_dropped_bytes > self._limits.max_body_bytes:
-                self.transport.close()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
