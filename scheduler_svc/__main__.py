@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 
 import structlog
 import uvloop
@@ -31,7 +32,10 @@ def main() -> None:
     """Read the settings and serve until SIGTERM or SIGINT."""
     settings = SchedulerSettings.load("headway-scheduler")
     logs.configure("scheduler", settings.log_level)
-    uvloop.run(_serve(settings))
+    try:
+        uvloop.run(_serve(settings))
+    except OSError as error:
+        sys.exit(f"headway-scheduler: {error}")
 
 
 if __name__ == "__main__":

@@ -66,8 +66,11 @@ async def _opened(store: Store) -> AsyncIterator[int]:
 
 @contextlib.asynccontextmanager
 async def started(settings: SchedulerSettings, store: Store) -> AsyncIterator[Process]:
-    """Serve until the context ends; a task that dies ends it with an exception group."""
-    async with _opened(store) as epoch, asyncio.TaskGroup() as tasks:
+    """Serve until the context ends; a task that dies ends it with an exception group.
+
+    Raises OSError if the address is taken.
+    """
+    async with _opened(store) as epoch:
         core = Scheduler(settings.core(), epoch)
         runtime = Runtime(core, store, settings, epoch=epoch)
         catalog = Catalog(settings)
@@ -98,10 +101,11 @@ async def started(settings: SchedulerSettings, store: Store) -> AsyncIterator[Pr
             server.register(descriptor, add, servicer)
         port = await server.start(settings.address)
         collector = Collector(settings, lambda: core.num_waiting + core.num_running, monotonic_ms)
-        own = [tasks.create_task(task.run()) for task in (runtime, pulse, service, collector)]
-        try:
-            yield Process(settings, server, runtime, port)
-        finally:
-            await server.stop(settings.stop_grace_ms / 1_000)
-            for task in own:
-                task.cancel()
+        async with asyncio.TaskGroup() as tasks:
+            own = [tasks.create_task(task.run()) for task in (runtime, pulse, service, collector)]
+            try:
+                yield Process(settings, server, runtime, port)
+            finally:
+                await server.stop(settings.stop_grace_ms / 1_000)
+                for task in own:
+                    task.cancel()

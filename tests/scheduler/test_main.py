@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import sys
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,3 +26,16 @@ async def test_the_process_says_where_it_listens_and_ends_in_order() -> None:
     lines = (await process.stderr.read()).splitlines()
     assert await process.wait() == 0
     assert [json.loads(line)["event"] for line in lines] == ["drain.started", "server.stopped"]
+
+
+async def test_an_address_that_is_taken_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "scheduler_svc", "--port", str(port)),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await process.communicate()
+    assert process.returncode == 1
+    lines = [line for line in errors.decode().splitlines() if "add_port.cc" not in line]  # gRPC's
+    assert lines == [f"headway-scheduler: cannot listen on 127.0.0.1:{port}"]
