@@ -1,8 +1,11 @@
 """What the OpenAI endpoints that generate do alike: who calls, by which name, how urgently."""
 
+import dataclasses
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf import duration_pb2
 from starlette.requests import Request
@@ -11,8 +14,11 @@ from starlette.types import Receive, Scope, Send
 from gateway_http.auth import Caller, Tenants
 from gateway_http.client import LoadedModel, SchedulerClient
 from gateway_http.http_errors import error_response, invalid
-from gateway_http.model_text import prompt_too_long
+from gateway_http.model_text import Text, prompt_too_long
+from gateway_http.openai_choice import Kind, ReplySpec, tail_of
 from gateway_http.openai_job import Job
+from gateway_http.openai_output import Echo
+from gateway_http.openai_place import MAX_CHOICES, is_count, last_event
 from gateway_http.openai_prompt import Prompts
 from gateway_http.openai_sampling import check_most
 from gateway_http.openai_schema import Common, Sampling
@@ -98,6 +104,56 @@ class Endpoint:
             requests.append(one)
         return requests
 
+    def spec(
+        self,
+        kind: Kind,
+        body: Sampling,
+        requests: Sequence[generation_pb2.GenerationRequest],
+        **more: Any,
+    ) -> ReplySpec:
+        """How to tell what comes of them."""
+        return ReplySpec(
+            kind=kind,
+            model=body.model,
+            created=int(time.time()),
+            num_samples=requests[0].num_samples,
+            prompt_tails=[tail_of(request.prompt_token_ids) for request in requests],
+            stop_strings=body.stop_strings,
+            wants_logprobs=requests[0].sampling.logprobs,
+            has_timing=bool(body.include_timing),
+            **more,
+        )
+
+    def job(
+        self,
+        call: Call,
+        spec: ReplySpec,
+        text: Text,
+        requests: Sequence[generation_pb2.GenerationRequest],
+        *,
+        is_streaming: bool,
+        echoes: Sequence[Echo] = (),
+    ) -> Job:
+        """Submit them; one under an Idempotency-Key may be the rest of an earlier call."""
+        is_kept = bool(requests[0].idempotency_key)
+        job = Job(
+            spec=spec,
+            text=text,
+            is_streaming=is_streaming,
+            requests=requests,
+            is_kept=is_kept,
+            echoes=echoes,
+            caller_id=call.caller_id,
+        )
+        place = last_event(call.request, spec.num_places)
+        if place is not None and not (is_kept and job.is_resumable):
+            message = (
+                f"Last-Event-ID needs a stream of up to {MAX_CHOICES} choices, and the "
+                "Idempotency-Key that it began with."
+            )
+            raise invalid(message, "Last-Event-ID")
+        return dataclasses.replace(job, resume_from=place)
+
     def set_max_tokens(self, sampling: generation_pb2.SamplingParams, room: int) -> None:
         """Check it against the room behind the prompt; unset it fills the room."""
         if sampling.max_tokens > room:
@@ -135,25 +191,6 @@ def check_prompt(prompt: Sequence[int], card: generation_pb2.ModelCard) -> None:
         raise prompt_too_long(len(prompt), context, "prompt")
     if max(prompt) >= card.vocab_size:
         raise invalid(f"Token ids must be below {card.vocab_size}.", "prompt")
-
-
-def resume_from(request: Request, *, can_resume: bool) -> tuple[str, int] | None:
-    """The request and the number in the id of an event."""
-    last_event_id = request.headers.get("last-event-id")
-    if last_event_id is None:
-        return None
-    request_id, _, number = last_event_id.rpartition(":")
-    if not (request_id and is_count(number)):
-        raise invalid("The Last-Event-ID is not the id of an event.", "Last-Event-ID")
-    if not can_resume:
-        message = "Last-Event-ID needs a stream with one choice and its Idempotency-Key."
-        raise invalid(message, "Last-Event-ID")
-    return request_id, int(number)
-
-
-def is_count(text: str) -> bool:
-    """A number of events."""
-    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _session_id(request: Request, body: Sampling) -> str:
