@@ -189,39 +189,3 @@ def check_json(root: object, where: str) -> int:
             return num_values
         level = below
     raise invalid(f"This is nested more than {_MAX_SCHEMA_DEPTH} levels deep.", where)
-
-
-def one_call_schema(tools: Sequence[tuple[str, dict[str, Any] | None]], key: str) -> dict[str, Any]:
-    """The schema of a call of one of the tools: its name, and under ``key`` its arguments.
-
-    Each tool's parameters, by name, move under $defs, and their references with them.
-    """
-    definitions = {}
-    calls = []
-    for number, (name, parameters) in enumerate(tools):
-        place = f"tool{number}"
-        if parameters is None:
-            parameters = {"type": "object", "properties": {}, "additionalProperties": False}
-        definitions[place] = _moved(parameters, f"#/$defs/{place}")
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": name}, key: {"$ref": f"#/$defs/{place}"}},
-                "required": ["name", key],
-                "additionalProperties": False,
-            }
-        )
-    choice = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {"$defs": definitions, **choice}
-
-
-def _moved(value: Any, place: str) -> Any:
-    if isinstance(value, list):
-        return [_moved(one, place) for one in value]
-    if not isinstance(value, dict):
-        return value
-    moved = {name: _moved(one, place) for name, one in value.items()}
-    reference = value.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = place + reference[1:]
-    return moved

@@ -171,8 +171,8 @@ def _check_grammar(root: generation.Grammar, settings: SchedulerSettings) -> Non
     level, num_nodes = [(field, root)], 0
     for _ in range(_MAX_GRAMMAR_DEPTH):
         num_nodes += len(level)
-        if num_nodes > settings.max_choices:
-            raise bad(field, f"at most {settings.max_choices} grammars")
+        if num_nodes > settings.max_grammar_parts:
+            raise bad(field, f"must have at most {settings.max_grammar_parts} parts")
         level = [part for one in level for part in _check_node(*one, settings)]
         if not level:
             return
@@ -195,8 +195,9 @@ def _check_node(
         repetition = grammar.repetition
         if repetition.HasField("max") and repetition.max < max(1, repetition.min):
             raise bad(f"{field}.repetition.max", "must be at least 1, and no less than min")
-        if max(repetition.min, repetition.max) > settings.max_choices:
-            raise bad(f"{field}.repetition", f"at most {settings.max_choices} times")
+        most = settings.max_grammar_parts
+        if max(repetition.min, repetition.max) > most:
+            raise bad(f"{field}.repetition", f"at most {most} times")
         return [(f"{field}.repetition.grammar", repetition.grammar)]
     if kind == "text_until" and not grammar.text_until:
         raise bad(f"{field}.text_until", "must not be empty")

@@ -17,6 +17,7 @@ SETTINGS = SchedulerSettings(
     max_name_chars=16,
     max_logit_bias=3,
     max_grammar_bytes=200,
+    max_grammar_parts=3,
     max_regex_bytes=20,
     max_choices=3,
     max_prompt_alternatives=4,
