@@ -114,11 +114,12 @@ def _params(sampling: generation.SamplingParams) -> SamplingParams:
             sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0
         ),
         logit_bias=tuple((bias.token_id, bias.bias) for bias in sampling.logit_bias),
-        grammar=_grammar(sampling.grammar),
+        grammar=decode_grammar(sampling.grammar),
     )
 
 
-def _grammar(grammar: generation.Grammar) -> Grammar | None:
+def decode_grammar(grammar: generation.Grammar) -> Grammar | None:
+    """None where the message is empty."""
     match grammar.WhichOneof("kind"):
         case "json_schema":
             return Grammar(GrammarKind.JSON_SCHEMA, (grammar.json_schema,))
@@ -143,7 +144,7 @@ def _grammar(grammar: generation.Grammar) -> Grammar | None:
 
 
 def _parts(grammars: Iterable[generation.Grammar]) -> tuple[Grammar, ...]:
-    return tuple(part for part in map(_grammar, grammars) if part is not None)
+    return tuple(part for part in map(decode_grammar, grammars) if part is not None)
 
 
 def _generated(sample: generation.SampleResult) -> GeneratedSample:

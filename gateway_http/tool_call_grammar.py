@@ -56,8 +56,8 @@ class CallGrammars:
         num_bytes = 0
         for key, schema in properties_of(parameters).items():
             if set(key) & set("<>\n") or not key:
-                message = "This model's format for calls cannot tell a parameter of this name."
-                raise invalid(message, f"tools: {name}.{key[:100]}")
+                named = f"{key[:100]!r} of {name}"
+                raise invalid(f"This model's calls cannot have a parameter {named}.", "tools")
             ends = _text(f"\n{VALUE_END}\n")
             if TEXT not in kinds.get(key, [TEXT]):
                 own = msgspec.json.encode(value_schema(parameters or {}, key))
