@@ -5,12 +5,14 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, request_response
+from starlette.types import ASGIApp
 
 from gateway_http.auth import Tenants
 from gateway_http.client import SchedulerClient
 from gateway_http.http_errors import invalid, json_response
 from gateway_http.model_text import Text
+from gateway_http.openai_caller_id import CallerId
 from gateway_http.openai_chat_schema import ChatRequest
 from gateway_http.openai_echo import make_echo
 from gateway_http.openai_endpoint import Call, Endpoint
@@ -22,6 +24,7 @@ from gateway_http.openai_responses import Responses
 from gateway_http.openai_sampling import (
     check_limits,
     check_most,
+    grammar_field,
     grammar_of,
     sampling_params,
 )
@@ -40,15 +43,19 @@ def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants)
     parts = (client, settings, tenants)
     models = _ModelList(client, tenants)
     tokenizing = Tokenizing(client, settings, tenants)
+
+    def route(method: str, path: str, app: ASGIApp) -> Route:
+        return Route(path, CallerId(app, settings), methods=[method])
+
     return [
-        Route("/v1/chat/completions", _Chat(*parts), methods=["POST"]),
-        Route("/v1/completions", _Completions(*parts), methods=["POST"]),
-        Route("/v1/responses", Responses(*parts), methods=["POST"]),
-        Route("/v1/requests/{request_id}/events", Events(*parts), methods=["GET"]),
-        Route("/v1/models", models.all, methods=["GET"]),
-        Route("/v1/models/{name:path}", models.one, methods=["GET"]),
-        Route("/tokenize", tokenizing.tokenize, methods=["POST"]),
-        Route("/detokenize", tokenizing.detokenize, methods=["POST"]),
+        route("POST", "/v1/chat/completions", _Chat(*parts)),
+        route("POST", "/v1/completions", _Completions(*parts)),
+        route("POST", "/v1/responses", Responses(*parts)),
+        route("GET", "/v1/requests/{request_id}/events", Events(*parts)),
+        route("GET", "/v1/models", request_response(models.all)),
+        route("GET", "/v1/models/{name:path}", request_response(models.one)),
+        route("POST", "/tokenize", request_response(tokenizing.tokenize)),
+        route("POST", "/detokenize", request_response(tokenizing.detokenize)),
     ]
 
 
@@ -80,7 +87,14 @@ class _Chat(Endpoint):
             has_reasoning=body.include_reasoning is not False,
             has_call_reason=prompt.has_call_reason,
         )
-        return self.job(call, spec, model.text, requests, is_streaming=bool(body.stream))
+        return self.job(
+            call,
+            spec,
+            model.text,
+            requests,
+            is_streaming=bool(body.stream),
+            grammar_field=_grammar_field(body),
+        )
 
     def _wish(self, body: ChatRequest) -> ChatWish:
         return ChatWish(
@@ -137,8 +151,15 @@ class _Completions(Endpoint):
             num_echo_chars=[len(echo.text) for echo in echoes],
             num_hidden=1 if body.max_tokens == 0 else 0,
         )
-        text, is_streaming = model.text, bool(body.stream)
-        return self.job(call, spec, text, requests, is_streaming=is_streaming, echoes=echoes)
+        return self.job(
+            call,
+            spec,
+            model.text,
+            requests,
+            is_streaming=bool(body.stream),
+            grammar_field=_grammar_field(body),
+            echoes=echoes,
+        )
 
 
 class _ModelList:
@@ -203,6 +224,11 @@ def _num_top(body: ChatRequest, settings: GatewaySettings) -> int:
     if num_top and not body.logprobs:
         raise invalid("top_logprobs needs logprobs: true.", "top_logprobs")
     return num_top
+
+
+def _grammar_field(body: Common) -> str:
+    form = body.response_format
+    return grammar_field(body, "response_format" if form and form.type != "text" else "")
 
 
 def _common_spec(body: Common, *, has_tokenizer: bool = True) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What the OpenAI endpoints that generate do alike: who calls, by which name, how urgently."""
 
 import dataclasses
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway_http.auth import Caller, Tenants
 from gateway_http.client import LoadedModel, SchedulerClient
-from gateway_http.http_errors import error_response, invalid
+from gateway_http.http_errors import invalid
 from gateway_http.model_text import Text, prompt_too_long
 from gateway_http.openai_choice import Kind, ReplySpec, tail_of
 from gateway_http.openai_job import Job
@@ -24,21 +23,18 @@ from gateway_http.openai_sampling import check_most
 from gateway_http.openai_schema import Common, Sampling
 from gateway_http.openai_serve import serve
 from gateway_http.settings import GatewaySettings
-from headway.errors import HeadwayError
 from headway.v1 import generation_pb2
 
 _MAX_KEY_CHARS = 256
 _MAX_BAND = 2**31 - 1
-_CALLER_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP call. ``caller_id`` is its x-request-id, to be said back to it."""
+    """One HTTP call, and whose it is."""
 
     request: Request
     caller: Caller
-    caller_id: str
 
 
 class Endpoint:
@@ -54,16 +50,8 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        call_id = caller_id(request)
-        try:
-            job = await self.prepare(Call(request, self.tenants.caller(request), call_id))
-            await serve(job, self.client, self.settings, scope, receive, send)
-        except HeadwayError as error:
-            if not call_id:
-                raise
-            response = error_response(error, scope["path"], self.settings)
-            response.headers["x-request-id"] = call_id
-            await response(scope, receive, send)
+        job = await self.prepare(Call(request, self.tenants.caller(request)))
+        await serve(job, self.client, self.settings, scope, receive, send)
 
     async def prepare(self, call: Call) -> Job:
         """What is to be done. Raises HeadwayError."""
@@ -132,6 +120,7 @@ class Endpoint:
         requests: Sequence[generation_pb2.GenerationRequest],
         *,
         is_streaming: bool,
+        grammar_field: str,
         echoes: Sequence[Echo] = (),
     ) -> Job:
         """Submit them; one under an Idempotency-Key may be the rest of an earlier call."""
@@ -143,7 +132,7 @@ class Endpoint:
             requests=requests,
             is_kept=is_kept,
             echoes=echoes,
-            caller_id=call.caller_id,
+            grammar_field=grammar_field,
         )
         place = last_event(call.request, spec.num_places)
         if place is not None and not (is_kept and job.is_resumable):
@@ -171,15 +160,6 @@ class Endpoint:
         check_most("n", num_samples * num_prompts, settings.max_sequences)
         if body.stream_options is not None and not body.stream:
             raise invalid("stream_options needs stream: true.", "stream_options")
-
-
-def caller_id(request: Request) -> str:
-    """The x-request-id, if there is one. Raises INVALID_REQUEST if it is none to be said back."""
-    value = request.headers.get("x-request-id", "")
-    if value and not _CALLER_ID.fullmatch(value):
-        message = "An x-request-id has up to 128 letters, digits and -_.:/+= characters."
-        raise invalid(message, "x-request-id")
-    return value
 
 
 def check_prompt(prompt: Sequence[int], card: generation_pb2.ModelCard) -> None:

@@ -24,7 +24,6 @@ class Events(Endpoint):
             follow=Follow(request_ids, call.caller.tenant),
             is_kept=True,
             resume_from=place,
-            caller_id=call.caller_id,
         )
 
 

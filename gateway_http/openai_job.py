@@ -18,8 +18,10 @@ from gateway_http.model_text import Text
 from gateway_http.openai_choice import Choice, Delta, ReplySpec
 from gateway_http.openai_output import ChatFormat, CompletionFormat, Echo, Format
 from gateway_http.openai_place import MAX_CHOICES, Place
+from gateway_http.openai_refusals import in_clients_words
 from gateway_http.openai_responses_output import ResponsesFormat
 from gateway_http.openai_usage import Outcome
+from headway.errors import HeadwayError
 from headway.v1 import generation_pb2
 
 RESUME_HEADER = "x-headway-resume"
@@ -44,8 +46,8 @@ class Job:
     """A generation for each prompt, in their order, or some to follow.
 
     ``echoes`` has an entry for each prompt that is submitted, or is empty. ``is_kept``: there is a
-    way back to it when its reader has gone. ``resume_from``: what was seen. ``caller_id`` is the
-    caller's own name for this call.
+    way back to it when its reader has gone. ``resume_from``: what was seen. ``grammar_field``
+    is the parameter that asks for a grammar, if one does.
     """
 
     spec: ReplySpec
@@ -56,7 +58,7 @@ class Job:
     is_kept: bool = False
     resume_from: Place | None = None
     echoes: Sequence[Echo] = ()
-    caller_id: str = ""
+    grammar_field: str = ""
 
     @property
     def is_resumable(self) -> bool:
@@ -66,6 +68,10 @@ class Job:
     def format(self, request_id: str) -> Format:
         """How its endpoint answers."""
         return _FORMATS[self.spec.kind](request_id, self.spec, self.text)
+
+    def told(self, error: HeadwayError) -> HeadwayError:
+        """What the scheduler says is wrong, as the client understands it."""
+        return in_clients_words(error, self.grammar_field)
 
     def start(self, client: SchedulerClient, changed: asyncio.Event) -> Iterator[Generation]:
         """Submit everything, or follow. Raises what the client refuses."""
@@ -90,6 +96,7 @@ class Samples:
     """The choices of a job, in the order of their indexes, and what they add up to."""
 
     def __init__(self, job: Job, num_skipped: Sequence[int] = ()) -> None:
+        self._job = job
         spec = self._spec = job.spec
         self.choices: list[Choice] = []
         for index in range(spec.num_choices):
@@ -114,7 +121,7 @@ class Samples:
     def finish(self, number: int, event: Finish) -> None:
         """A prompt has ended. Raises its failure."""
         if event.error is not None:
-            raise event.error
+            raise self._job.told(event.error)
         self.outcome.add(number, event)
 
     def close(self) -> Outcome:

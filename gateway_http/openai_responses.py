@@ -12,6 +12,7 @@ from gateway_http.openai_responses_schema import ResponsesRequest
 from gateway_http.openai_sampling import (
     check_limits,
     check_most,
+    grammar_field,
     grammar_of,
     sampling_params,
 )
@@ -51,7 +52,17 @@ class Responses(Endpoint):
             has_call_reason=False,
             said=msgspec.json.encode(_said_back(body)).decode(),
         )
-        return self.job(call, spec, model.text, requests, is_streaming=bool(body.stream))
+        form = body.response_format()
+        return self.job(
+            call,
+            spec,
+            model.text,
+            requests,
+            is_streaming=bool(body.stream),
+            grammar_field=grammar_field(
+                body, "text.format" if form and form.type != "text" else ""
+            ),
+        )
 
     def _wish(self, body: ResponsesRequest) -> ChatWish:
         outputs, form = body.structured_outputs, body.response_format()

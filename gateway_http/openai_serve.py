@@ -42,7 +42,10 @@ async def serve(
             stack.callback(generation.cancel)
             generations.append(generation)
         async with _hang_up_cancels(receive, generations):
-            accepted = [await generation.accepted() for generation in generations]
+            try:
+                accepted = [await generation.accepted() for generation in generations]
+            except HeadwayError as error:
+                raise job.told(error) from None
             request_ids = [one.request_id for one in accepted]
             name = stream_name(request_ids)
             if job.resume_from is not None and job.resume_from.stream != name:
@@ -107,7 +110,7 @@ def _with_echo(job: Job, index: int, delta: Delta) -> Delta:
 def _headers(job: Job, request_ids: Sequence[str]) -> list[tuple[bytes, bytes]]:
     own_id = request_ids[0].encode()
     headers = [
-        (b"x-request-id", job.caller_id.encode() or own_id),
+        (b"x-request-id", own_id),  # unless the caller has its own
         (b"x-headway-request-id", own_id),
     ]
     if job.is_resumable:
