@@ -1,5 +1,7 @@
 """From fleet.proto to the session's words, and nothing else; the way there is in translate.py."""
 
+from collections.abc import Iterable
+
 from google.protobuf.duration_pb2 import Duration
 
 from executor_svc.core.engine import (
@@ -112,11 +114,12 @@ def _params(sampling: generation.SamplingParams) -> SamplingParams:
             sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0
         ),
         logit_bias=tuple((bias.token_id, bias.bias) for bias in sampling.logit_bias),
-        grammar=_grammar(sampling.grammar),
+        grammar=decode_grammar(sampling.grammar),
     )
 
 
-def _grammar(grammar: generation.Grammar) -> Grammar | None:
+def decode_grammar(grammar: generation.Grammar) -> Grammar | None:
+    """None where the message is empty."""
     match grammar.WhichOneof("kind"):
         case "json_schema":
             return Grammar(GrammarKind.JSON_SCHEMA, (grammar.json_schema,))
@@ -126,7 +129,22 @@ def _grammar(grammar: generation.Grammar) -> Grammar | None:
             return Grammar(GrammarKind.REGEX, (grammar.regex,))
         case "choice":
             return Grammar(GrammarKind.CHOICE, tuple(grammar.choice.texts))
+        case "sequence":
+            return Grammar(GrammarKind.SEQUENCE, parts=_parts(grammar.sequence.grammars))
+        case "any_of":
+            return Grammar(GrammarKind.ANY_OF, parts=_parts(grammar.any_of.grammars))
+        case "repetition":
+            repetition = grammar.repetition
+            most = repetition.max if repetition.HasField("max") else None
+            parts = _parts([repetition.grammar])
+            return Grammar(GrammarKind.REPETITION, parts=parts, times=(repetition.min, most))
+        case "text_until":
+            return Grammar(GrammarKind.TEXT_UNTIL, (grammar.text_until,))
     return None
+
+
+def _parts(grammars: Iterable[generation.Grammar]) -> tuple[Grammar, ...]:
+    return tuple(part for part in map(decode_grammar, grammars) if part is not None)
 
 
 def _generated(sample: generation.SampleResult) -> GeneratedSample:

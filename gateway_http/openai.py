@@ -1,31 +1,34 @@
 """The OpenAI endpoints: chats, completions, models, and the way back to a stream."""
 
-import time
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, request_response
+from starlette.types import ASGIApp
 
 from gateway_http.auth import Tenants
 from gateway_http.client import SchedulerClient
 from gateway_http.http_errors import invalid, json_response
 from gateway_http.model_text import Text
+from gateway_http.openai_caller_id import CallerId
 from gateway_http.openai_chat_schema import ChatRequest
-from gateway_http.openai_choice import ReplySpec, decode_spec
 from gateway_http.openai_echo import make_echo
-from gateway_http.openai_endpoint import Call, Endpoint, is_count, resume_from
-from gateway_http.openai_job import RESUME_HEADER, Follow, Job
-from gateway_http.openai_output import ChatFormat, CompletionFormat, Echo
-from gateway_http.openai_prompt import ChatPrompt, ChatWish
+from gateway_http.openai_endpoint import Call, Endpoint
+from gateway_http.openai_events import Events
+from gateway_http.openai_job import Job
+from gateway_http.openai_output import Echo
+from gateway_http.openai_prompt import ChatWish
 from gateway_http.openai_responses import Responses
 from gateway_http.openai_sampling import (
     check_limits,
     check_most,
+    grammar_field,
     grammar_of,
     sampling_params,
 )
-from gateway_http.openai_schema import CompletionRequest, decode
+from gateway_http.openai_schema import Common, CompletionRequest, decode
 from gateway_http.openai_tokenize import Tokenizing
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
@@ -40,15 +43,19 @@ def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants)
     parts = (client, settings, tenants)
     models = _ModelList(client, tenants)
     tokenizing = Tokenizing(client, settings, tenants)
+
+    def route(method: str, path: str, app: ASGIApp) -> Route:
+        return Route(path, CallerId(app, settings), methods=[method])
+
     return [
-        Route("/v1/chat/completions", _Chat(*parts), methods=["POST"]),
-        Route("/v1/completions", _Completions(*parts), methods=["POST"]),
-        Route("/v1/responses", Responses(*parts), methods=["POST"]),
-        Route("/v1/requests/{request_id}/events", _Events(*parts), methods=["GET"]),
-        Route("/v1/models", models.all, methods=["GET"]),
-        Route("/v1/models/{name:path}", models.one, methods=["GET"]),
-        Route("/tokenize", tokenizing.tokenize, methods=["POST"]),
-        Route("/detokenize", tokenizing.detokenize, methods=["POST"]),
+        route("POST", "/v1/chat/completions", _Chat(*parts)),
+        route("POST", "/v1/completions", _Completions(*parts)),
+        route("POST", "/v1/responses", Responses(*parts)),
+        route("GET", "/v1/requests/{request_id}/events", Events(*parts)),
+        route("GET", "/v1/models", request_response(models.all)),
+        route("GET", "/v1/models/{name:path}", request_response(models.one)),
+        route("POST", "/tokenize", request_response(tokenizing.tokenize)),
+        route("POST", "/detokenize", request_response(tokenizing.detokenize)),
     ]
 
 
@@ -71,18 +78,22 @@ class _Chat(Endpoint):
         )
         token_ids, num_samples = [prompt.token_ids], body.n or 1
         requests = self.requests(call, body, model, token_ids, sampling, num_samples)
-        is_kept = bool(requests[0].idempotency_key)
-        is_resumable = bool(body.stream) and num_samples == 1
-        return Job(
-            spec=_chat_spec(body, prompt),
-            text=model.text,
-            make_format=ChatFormat,
+        spec = self.spec(
+            "chat",
+            body,
+            requests,
+            **_common_spec(body),
+            form=prompt.form,
+            has_reasoning=body.include_reasoning is not False,
+            has_call_reason=prompt.has_call_reason,
+        )
+        return self.job(
+            call,
+            spec,
+            model.text,
+            requests,
             is_streaming=bool(body.stream),
-            requests=requests,
-            is_kept=is_kept,
-            is_resumable=is_resumable,
-            resume_from=resume_from(call.request, can_resume=is_resumable and is_kept),
-            caller_id=call.caller_id,
+            grammar_field=_grammar_field(body),
         )
 
     def _wish(self, body: ChatRequest) -> ChatWish:
@@ -132,49 +143,22 @@ class _Completions(Endpoint):
         )
         requests = self.requests(call, body, model, token_ids, sampling, body.n or 1)
         echoes = await _echoes(body, model.text, prompts, requests) if body.echo else []
-        is_kept = bool(requests[0].idempotency_key)
-        num_choices = len(requests) * (body.n or 1)
-        is_resumable = bool(body.stream) and num_choices == 1 and not body.echo
-        return Job(
-            spec=_completion_spec(body, has_tokenizer),
-            text=model.text,
-            make_format=CompletionFormat,
-            is_streaming=bool(body.stream),
-            requests=requests,
-            is_kept=is_kept,
-            is_resumable=is_resumable,
-            resume_from=resume_from(call.request, can_resume=is_resumable and is_kept),
-            echoes=echoes,
+        spec = self.spec(
+            "completion",
+            body,
+            requests,
+            **_common_spec(body, has_tokenizer=has_tokenizer),
+            num_echo_chars=[len(echo.text) for echo in echoes],
             num_hidden=1 if body.max_tokens == 0 else 0,
-            caller_id=call.caller_id,
         )
-
-
-class _Events(Endpoint):
-    """The rest of a stream, for whoever has its state and its tenant's key."""
-
-    async def prepare(self, call: Call) -> Job:
-        request_id = call.request.path_params["request_id"]
-        spec = decode_spec(call.request.headers.get(RESUME_HEADER, ""), RESUME_HEADER)
-        after = call.request.query_params.get("after")
-        start = resume_from(call.request, can_resume=True)
-        if after is not None:
-            if not is_count(after):
-                raise invalid("This is a number of tokens.", "after")
-            start = (request_id, int(after))
-        if spec.num_samples != 1:
-            raise invalid("Only a stream of one choice is continued.", RESUME_HEADER)
-        model = await self.client.model(spec.model)
-        return Job(
-            spec=spec,
-            text=model.text,
-            make_format=ChatFormat if spec.kind == "chat" else CompletionFormat,
-            is_streaming=True,
-            follow=Follow(request_id, call.caller.tenant),
-            is_kept=True,
-            is_resumable=True,
-            resume_from=start,
-            caller_id=call.caller_id,
+        return self.job(
+            call,
+            spec,
+            model.text,
+            requests,
+            is_streaming=bool(body.stream),
+            grammar_field=_grammar_field(body),
+            echoes=echoes,
         )
 
 
@@ -242,32 +226,14 @@ def _num_top(body: ChatRequest, settings: GatewaySettings) -> int:
     return num_top
 
 
-def _chat_spec(body: ChatRequest, prompt: ChatPrompt) -> ReplySpec:
-    return ReplySpec(
-        kind="chat",
-        model=body.model,
-        created=int(time.time()),
-        num_samples=body.n or 1,
-        stop_strings=body.stop_strings,
-        wants_logprobs=bool(body.logprobs),
-        wants_token_ids=bool(body.return_token_ids),
-        has_usage_chunk=body.has_usage_chunk,
-        has_timing=bool(body.include_timing),
-        form=prompt.form,
-        has_reasoning=body.include_reasoning is not False,
-        has_call_reason=prompt.has_call_reason,
-    )
+def _grammar_field(body: Common) -> str:
+    form = body.response_format
+    return grammar_field(body, "response_format" if form and form.type != "text" else "")
 
 
-def _completion_spec(body: CompletionRequest, has_tokenizer: bool) -> ReplySpec:
-    return ReplySpec(
-        kind="completion",
-        model=body.model,
-        created=int(time.time()),
-        num_samples=body.n or 1,
-        stop_strings=body.stop_strings,
-        wants_logprobs=body.wants_logprobs,
-        wants_token_ids=bool(body.return_token_ids) or not has_tokenizer,
-        has_usage_chunk=body.has_usage_chunk,
-        has_timing=bool(body.include_timing),
-    )
+def _common_spec(body: Common, *, has_tokenizer: bool = True) -> dict[str, Any]:
+    """Tokens without text are told as ids."""
+    return {
+        "wants_token_ids": bool(body.return_token_ids) or not has_tokenizer,
+        "has_usage_chunk": body.has_usage_chunk,
+    }

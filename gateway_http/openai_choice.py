@@ -19,6 +19,7 @@ from gateway_http.core.messages import Tokens
 from gateway_http.detokenize import MAX_CHARACTER_TOKENS, StopTrimmer
 from gateway_http.http_errors import invalid
 from gateway_http.model_text import Text
+from gateway_http.openai_place import MAX_CHOICES
 from gateway_http.reply import SHOWN_TOKENS, Piece, ReplyFormat, ReplyParser
 from headway.v1 import generation_pb2
 
@@ -26,24 +27,35 @@ _FINISH_REASONS = {
     generation_pb2.FINISH_REASON_STOP: "stop",
     generation_pb2.FINISH_REASON_LENGTH: "length",
 }
+Kind = Literal["chat", "completion", "response"]
+
 _MAX_SPEC_CHARS = 32_768
+_Tail = Annotated[
+    list[Annotated[int, Meta(ge=0, le=2**32 - 1)]], Meta(max_length=MAX_CHARACTER_TOKENS)
+]
 _NO_PIECES: list[Piece] = []
 
 
 class ReplySpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one request's tokens are told.
+    """How the tokens of one request, or of one for each of several prompts, are told.
 
-    ``prompt_tail``: the prompt's last tokens, which an answer's first space may depend on.
-    ``has_call_reason``: a reply that calls tools ends with "tool_calls".
+    ``prompt_tails``: each prompt's last tokens, which an answer's first space may depend on.
+    ``others`` are the requests of all prompts but the first. ``num_echo_chars``: the length of each
+    prompt, where prompts are echoed. ``num_hidden``: so many tokens of each sample are generated
+    only because at least one must be. ``has_call_reason``: a reply that calls tools ends with
+    "tool_calls". ``said`` is what a response says of its request, as a JSON object.
     """
 
-    kind: Literal["chat", "completion"]
+    kind: Kind
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     created: int
     num_samples: Annotated[int, Meta(ge=1, le=65_536)] = 1
-    prompt_tail: Annotated[
-        list[Annotated[int, Meta(ge=0, le=2**32 - 1)]], Meta(max_length=MAX_CHARACTER_TOKENS)
-    ] = []
+    prompt_tails: Annotated[list[_Tail], Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: [[]]
+    )
+    others: list[str] = []
+    num_echo_chars: list[Annotated[int, Meta(ge=0)]] = []
+    num_hidden: Annotated[int, Meta(ge=0, le=1)] = 0
     stop_strings: list[str] = []
     wants_logprobs: bool = False
     wants_token_ids: bool = False
@@ -52,6 +64,17 @@ class ReplySpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     form: ReplyFormat = ReplyFormat()
     has_reasoning: bool = True
     has_call_reason: bool = True
+    said: str = ""
+
+    @property
+    def num_choices(self) -> int:
+        """Samples of all prompts."""
+        return len(self.prompt_tails) * self.num_samples
+
+    @property
+    def num_places(self) -> int:
+        """Counts in the id of an event."""
+        return 1 if self.kind == "response" else self.num_choices
 
     def encode(self) -> str:
         """As a header's value."""
@@ -65,9 +88,18 @@ def decode_spec(text: str, field: str) -> ReplySpec:
             raise ValueError
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         spec = msgspec.msgpack.decode(data, type=ReplySpec)
+        msgspec.json.decode(spec.said or "{}", type=dict[str, msgspec.Raw])
     except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError):
         raise invalid("This is not the state of a stream.", field) from None
-    if not all(spec.stop_strings):
+    num_prompts = len(spec.prompt_tails)
+    is_sound = (
+        all(spec.stop_strings)
+        and all(spec.others)
+        and len(spec.others) + 1 == num_prompts
+        and len(spec.num_echo_chars) in (0, num_prompts)
+        and spec.num_choices <= MAX_CHOICES
+    )
+    if not is_sound:
         raise invalid("This is not the state of a stream.", field)
     return spec
 
@@ -114,25 +146,22 @@ class Delta:
 
 
 class Choice:
-    """One sample.
+    """One sample of prompt ``number``.
 
     The first ``num_skipped`` tokens were delivered on an earlier connection: they are read, for
-    what follows depends on them, and not given out again. ``num_chars_before`` is the length of
-    an echoed prompt.
+    what follows depends on them, and not given out again.
     """
 
-    def __init__(
-        self, spec: ReplySpec, text: Text, num_skipped: int = 0, num_chars_before: int = 0
-    ) -> None:
+    def __init__(self, spec: ReplySpec, text: Text, number: int = 0, num_skipped: int = 0) -> None:
         self._spec = spec
         shown = () if spec.form.is_plain else SHOWN_TOKENS
         self._detokenizer = None
         if text.has_tokenizer:
-            self._detokenizer = text.detokenizer(spec.prompt_tail, shown)
+            self._detokenizer = text.detokenizer(spec.prompt_tails[number], shown)
         self._trimmer = StopTrimmer(spec.stop_strings)
         self._parser = None if spec.form.is_plain else ReplyParser(spec.form)
         self._num_skipped = num_skipped
-        self._num_chars = num_chars_before
+        self._num_chars = spec.num_echo_chars[number] if spec.num_echo_chars else 0
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
 

@@ -1,8 +1,10 @@
 """What the OpenAI endpoints that generate do alike: who calls, by which name, how urgently."""
 
-import re
+import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf import duration_pb2
 from starlette.requests import Request
@@ -10,29 +12,29 @@ from starlette.types import Receive, Scope, Send
 
 from gateway_http.auth import Caller, Tenants
 from gateway_http.client import LoadedModel, SchedulerClient
-from gateway_http.http_errors import error_response, invalid
-from gateway_http.model_text import prompt_too_long
+from gateway_http.http_errors import invalid
+from gateway_http.model_text import Text, prompt_too_long
+from gateway_http.openai_choice import Kind, ReplySpec, tail_of
 from gateway_http.openai_job import Job
+from gateway_http.openai_output import Echo
+from gateway_http.openai_place import MAX_CHOICES, is_count, last_event
 from gateway_http.openai_prompt import Prompts
 from gateway_http.openai_sampling import check_most
 from gateway_http.openai_schema import Common, Sampling
 from gateway_http.openai_serve import serve
 from gateway_http.settings import GatewaySettings
-from headway.errors import HeadwayError
 from headway.v1 import generation_pb2
 
 _MAX_KEY_CHARS = 256
 _MAX_BAND = 2**31 - 1
-_CALLER_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP call. ``caller_id`` is its x-request-id, to be said back to it."""
+    """One HTTP call, and whose it is."""
 
     request: Request
     caller: Caller
-    caller_id: str
 
 
 class Endpoint:
@@ -48,16 +50,8 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        call_id = caller_id(request)
-        try:
-            job = await self.prepare(Call(request, self.tenants.caller(request), call_id))
-            await serve(job, self.client, self.settings, scope, receive, send)
-        except HeadwayError as error:
-            if not call_id:
-                raise
-            response = error_response(error, scope["path"], self.settings)
-            response.headers["x-request-id"] = call_id
-            await response(scope, receive, send)
+        job = await self.prepare(Call(request, self.tenants.caller(request)))
+        await serve(job, self.client, self.settings, scope, receive, send)
 
     async def prepare(self, call: Call) -> Job:
         """What is to be done. Raises HeadwayError."""
@@ -98,6 +92,57 @@ class Endpoint:
             requests.append(one)
         return requests
 
+    def spec(
+        self,
+        kind: Kind,
+        body: Sampling,
+        requests: Sequence[generation_pb2.GenerationRequest],
+        **more: Any,
+    ) -> ReplySpec:
+        """How to tell what comes of them."""
+        return ReplySpec(
+            kind=kind,
+            model=body.model,
+            created=int(time.time()),
+            num_samples=requests[0].num_samples,
+            prompt_tails=[tail_of(request.prompt_token_ids) for request in requests],
+            stop_strings=body.stop_strings,
+            wants_logprobs=requests[0].sampling.logprobs,
+            has_timing=bool(body.include_timing),
+            **more,
+        )
+
+    def job(
+        self,
+        call: Call,
+        spec: ReplySpec,
+        text: Text,
+        requests: Sequence[generation_pb2.GenerationRequest],
+        *,
+        is_streaming: bool,
+        grammar_field: str,
+        echoes: Sequence[Echo] = (),
+    ) -> Job:
+        """Submit them; one under an Idempotency-Key may be the rest of an earlier call."""
+        is_kept = bool(requests[0].idempotency_key)
+        job = Job(
+            spec=spec,
+            text=text,
+            is_streaming=is_streaming,
+            requests=requests,
+            is_kept=is_kept,
+            echoes=echoes,
+            grammar_field=grammar_field,
+        )
+        place = last_event(call.request, spec.num_places)
+        if place is not None and not (is_kept and job.is_resumable):
+            message = (
+                f"Last-Event-ID needs a stream of up to {MAX_CHOICES} choices, and the "
+                "Idempotency-Key that it began with."
+            )
+            raise invalid(message, "Last-Event-ID")
+        return dataclasses.replace(job, resume_from=place)
+
     def set_max_tokens(self, sampling: generation_pb2.SamplingParams, room: int) -> None:
         """Check it against the room behind the prompt; unset it fills the room."""
         if sampling.max_tokens > room:
@@ -117,15 +162,6 @@ class Endpoint:
             raise invalid("stream_options needs stream: true.", "stream_options")
 
 
-def caller_id(request: Request) -> str:
-    """The x-request-id, if there is one. Raises INVALID_REQUEST if it is none to be said back."""
-    value = request.headers.get("x-request-id", "")
-    if value and not _CALLER_ID.fullmatch(value):
-        message = "An x-request-id has up to 128 letters, digits and -_.:/+= characters."
-        raise invalid(message, "x-request-id")
-    return value
-
-
 def check_prompt(prompt: Sequence[int], card: generation_pb2.ModelCard) -> None:
     """Raises INVALID_REQUEST or PROMPT_TOO_LONG."""
     context = card.max_context_tokens
@@ -135,25 +171,6 @@ def check_prompt(prompt: Sequence[int], card: generation_pb2.ModelCard) -> None:
         raise prompt_too_long(len(prompt), context, "prompt")
     if max(prompt) >= card.vocab_size:
         raise invalid(f"Token ids must be below {card.vocab_size}.", "prompt")
-
-
-def resume_from(request: Request, *, can_resume: bool) -> tuple[str, int] | None:
-    """The request and the number in the id of an event."""
-    last_event_id = request.headers.get("last-event-id")
-    if last_event_id is None:
-        return None
-    request_id, _, number = last_event_id.rpartition(":")
-    if not (request_id and is_count(number)):
-        raise invalid("The Last-Event-ID is not the id of an event.", "Last-Event-ID")
-    if not can_resume:
-        message = "Last-Event-ID needs a stream with one choice and its Idempotency-Key."
-        raise invalid(message, "Last-Event-ID")
-    return request_id, int(number)
-
-
-def is_count(text: str) -> bool:
-    """A number of events."""
-    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _session_id(request: Request, body: Sampling) -> str:

@@ -15,6 +15,7 @@ from gateway_http.http_errors import openai_error
 from gateway_http.model_text import Text
 from gateway_http.openai_choice import Delta, ReplySpec
 from gateway_http.openai_logprobs import chat_logprobs, completion_logprobs
+from gateway_http.openai_place import Place
 from gateway_http.openai_usage import Outcome
 from gateway_http.reply import Piece, Thought
 from gateway_http.tool_call_json import CallStart, Content
@@ -47,10 +48,16 @@ class Echo:
 
 
 class Format(Protocol):
-    """How one endpoint writes its answers; events are whole SSE events, any number of them."""
+    """How one endpoint writes its answers; events are whole SSE events, any number of them.
 
-    def opening(self) -> bytes:
-        """Events before all others; a stream that is continued has none."""
+    ``counts_events``: each event has a number, and writes it as its id. Which events those are must
+    then depend on the tokens alone, so that these are to be told one by one.
+    """
+
+    counts_events: bool
+
+    def opening(self, place: Place | None) -> bytes:
+        """Events before all others, for a reader who begins, or has come to ``place``."""
 
     def chunk(self, index: int, delta: Delta) -> bytes:
         """Events with a delta of one choice, or none if it tells nothing."""
@@ -71,6 +78,7 @@ class _Base:
     kind = ""
     chunk_kind = ""
     id_prefix = ""
+    counts_events = False
 
     def __init__(self, request_id: str, spec: ReplySpec, text: Text) -> None:
         self._request_id = request_id
@@ -86,7 +94,7 @@ class _Base:
         self._prefix = b"data: " + head[:-1] + b',"choices":[{"index":'
         self._is_bare = not (spec.wants_logprobs or spec.wants_token_ids)
 
-    def opening(self) -> bytes:
+    def opening(self, place: Place | None) -> bytes:
         return b""
 
     def chunk(self, index: int, delta: Delta) -> bytes:
@@ -151,7 +159,9 @@ class ChatFormat(_Base):
     chunk_kind = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def opening(self) -> bytes:
+    def opening(self, place: Place | None) -> bytes:
+        if place is not None:
+            return b""
         start = b'"delta":{"role":"assistant","content":""}'
         suffix = self._suffix(Delta())
         numbers = range(self._spec.num_samples)

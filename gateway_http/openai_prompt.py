@@ -16,7 +16,7 @@ from gateway_http.client import LoadedModel
 from gateway_http.http_errors import UnsupportedParameterError, invalid
 from gateway_http.openai_chat_schema import ChatMessage, NamedTool, Tool
 from gateway_http.openai_messages import template_messages, template_tools
-from gateway_http.openai_sampling import check_most, one_call_schema, schema_grammar
+from gateway_http.openai_sampling import check_most
 from gateway_http.reply import (
     ModelFormats,
     ReasoningFormat,
@@ -26,7 +26,9 @@ from gateway_http.reply import (
 )
 from gateway_http.settings import GatewaySettings
 from gateway_http.text import THINK_END, THINK_START, Chat, opens_thought
-from gateway_http.tool_calls import CALL_START
+from gateway_http.tool_call_grammar import CallGrammars
+from gateway_http.tool_call_json import CALL_START
+from gateway_http.tool_call_schema import kinds_of
 from headway.v1 import generation_pb2
 
 _MAX_TEXT_CHARS = 1_024
@@ -98,31 +100,27 @@ class Prompts:
         if formats.tools == "none":
             hint = ": this model's chat template shows no format for calls that is known here"
             raise UnsupportedParameterError("tools", hint)
-        if wish.grammar is not None:
-            message = (
-                "An output that has to fit a format leaves no room for calls: use one of them."
-            )
-            raise invalid(message, "tools")
+        functions = [(one.function.name, one.function.parameters) for one in wish.tools]
         max_calls = 0 if wish.is_parallel else 1
         form = msgspec.structs.replace(form, tools=formats.tools, max_calls=max_calls)
+        if formats.tools == "qwen3_coder":
+            kinds = {name: kinds_of(parameters) for name, parameters in functions}
+            told = {name: values for name, values in kinds.items() if values}
+            form = msgspec.structs.replace(form, kinds=told)
         if wish.tool_choice in (None, "auto"):
-            return form, None
-        is_hermes = formats.tools == "hermes"
-        if is_hermes:
-            chat.answer_start = f"{CALL_START}\n"
-        form = msgspec.structs.replace(form, is_forced=is_hermes)
-        return form, self._call_grammar(wish, "arguments" if is_hermes else "parameters")
-
-    def _call_grammar(self, wish: ChatWish, key: str) -> generation_pb2.Grammar:
-        """One call of any tool, or of the one that is named."""
-        functions = [(one.function.name, one.function.parameters) for one in wish.tools]
+            if wish.grammar is None:
+                return form, None
+            grammars = CallGrammars(formats.tools, functions, self._settings)
+            return form, grammars.or_answer(wish.grammar, is_parallel=wish.is_parallel)
         if isinstance(wish.tool_choice, NamedTool):
             name = wish.tool_choice.function.name
             functions = [one for one in functions if one[0] == name]
             if not functions:
                 raise invalid("There is no such tool.", "tool_choice.function.name")
-        schema = msgspec.json.encode(one_call_schema(functions, key))
-        return schema_grammar(schema, self._settings, "tools")
+        if formats.tools != "llama3":
+            chat.answer_start = f"{CALL_START}\n"
+            form = msgspec.structs.replace(form, is_forced=True)
+        return form, CallGrammars(formats.tools, functions, self._settings).one()
 
     def _bind(self, chat: Chat, formats: ModelFormats, is_bound: bool, wish: ChatWish) -> None:
         """No thought before an answer that is bound, or where none is wanted."""

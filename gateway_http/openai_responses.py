@@ -1,21 +1,18 @@
 """POST /v1/responses: one turn, of which nothing is kept."""
 
-import time
-from functools import partial
 from typing import Any
 
 import msgspec
 
 from gateway_http.http_errors import invalid
-from gateway_http.openai_choice import ReplySpec
-from gateway_http.openai_endpoint import Call, Endpoint, resume_from
+from gateway_http.openai_endpoint import Call, Endpoint
 from gateway_http.openai_job import Job
 from gateway_http.openai_prompt import ChatWish
-from gateway_http.openai_responses_output import ResponsesFormat
 from gateway_http.openai_responses_schema import ResponsesRequest
 from gateway_http.openai_sampling import (
     check_limits,
     check_most,
+    grammar_field,
     grammar_of,
     sampling_params,
 )
@@ -47,25 +44,24 @@ class Responses(Endpoint):
             grammar=prompt.grammar,
         )
         requests = self.requests(call, body, model, [prompt.token_ids], sampling)
-        spec = ReplySpec(
-            kind="chat",
-            model=body.model,
-            created=int(time.time()),
-            stop_strings=body.stop_strings,
-            wants_logprobs=wants_logprobs,
-            has_timing=bool(body.include_timing),
+        spec = self.spec(
+            "response",
+            body,
+            requests,
             form=prompt.form,
             has_call_reason=False,
+            said=msgspec.json.encode(_said_back(body)).decode(),
         )
-        return Job(
-            spec=spec,
-            text=model.text,
-            make_format=partial(ResponsesFormat, said=_said_back(body)),
+        form = body.response_format()
+        return self.job(
+            call,
+            spec,
+            model.text,
+            requests,
             is_streaming=bool(body.stream),
-            requests=requests,
-            is_kept=bool(requests[0].idempotency_key),
-            resume_from=resume_from(call.request, can_resume=False),
-            caller_id=call.caller_id,
+            grammar_field=grammar_field(
+                body, "text.format" if form and form.type != "text" else ""
+            ),
         )
 
     def _wish(self, body: ResponsesRequest) -> ChatWish:

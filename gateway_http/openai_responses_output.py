@@ -13,6 +13,7 @@ from gateway_http.model_text import Text
 from gateway_http.openai_choice import Delta, ReplySpec
 from gateway_http.openai_logprobs import chat_logprobs
 from gateway_http.openai_output import call_id
+from gateway_http.openai_place import Place
 from gateway_http.openai_usage import Outcome
 from gateway_http.reply import Piece, Thought
 from gateway_http.tool_call_json import CallArguments, CallStart, Content
@@ -22,23 +23,26 @@ _ERROR_CODES = {429: "rate_limit_exceeded", 400: "invalid_prompt"}
 
 
 class ResponsesFormat:
-    """One response; ``said`` is what it says of its request."""
+    """One response. The id of an event is its ``sequence_number``."""
 
-    def __init__(
-        self, request_id: str, spec: ReplySpec, text: Text, *, said: dict[str, Any]
-    ) -> None:
+    counts_events = True
+
+    def __init__(self, request_id: str, spec: ReplySpec, text: Text) -> None:
         self._request_id = request_id
         self._spec = spec
         self._text = text
-        self._said = said
+        self._said = msgspec.json.decode(spec.said or "{}", type=dict[str, msgspec.Raw])
         self._num_events = 0
+        self._num_seen = 0
         self._items: list[dict[str, Any]] = []
         self._logprobs: list[dict[str, Any]] = []  # of tokens whose text is not out yet
         self._is_incomplete = False
         self._num_calls = 0
         self._has_open_item = False
 
-    def opening(self) -> bytes:
+    def opening(self, place: Place | None) -> bytes:
+        if place is not None:
+            self._num_seen = place.counts[0] + 1
         response = self._response("in_progress")
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response
@@ -170,9 +174,13 @@ class ResponsesFormat:
         return self._event(kind, item_id=self._items[place]["id"], output_index=place, **fields)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        event = {"type": kind, "sequence_number": self._num_events, **fields}
+        number = self._num_events
         self._num_events += 1
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode(event))
+        if number < self._num_seen:
+            return b""
+        data = msgspec.json.encode({"type": kind, "sequence_number": number, **fields})
+        event_id = f"{self._request_id}:{number}"
+        return b"id: %b\nevent: %b\ndata: %b\n\n" % (event_id.encode(), kind.encode(), data)
 
     def _response(self, status: str, outcome: Outcome | None = None) -> dict[str, Any]:
         response = {

@@ -98,6 +98,14 @@ def grammar_of(
     return from_format or from_outputs
 
 
+def grammar_field(body: Sampling, format_field: str) -> str:
+    """The parameter that a grammar comes from; one that tools make is theirs."""
+    outputs = body.structured_outputs
+    if outputs is not None and _names_given(outputs):
+        return "structured_outputs"
+    return format_field or "tools"
+
+
 def _of_format(
     form: ResponseFormat, settings: GatewaySettings, where: str
 ) -> generation_pb2.Grammar | None:
@@ -114,12 +122,10 @@ def _of_outputs(
     outputs: StructuredOutputs, settings: GatewaySettings
 ) -> generation_pb2.Grammar | None:
     where = "structured_outputs"
-    has_schema = bytes(outputs.json) != b"null"
-    given = [name for name in ("json_object", "regex", "choice") if getattr(outputs, name)]
-    given += ["json"] if has_schema else []
+    given = _names_given(outputs)
     if len(given) > 1:
         raise invalid(f"Give one of {', '.join(given)}.", where)
-    if has_schema:
+    if given == ["json"]:
         return schema_grammar(_schema_text(outputs.json), settings, f"{where}.json")
     if outputs.regex is not None:
         if not 0 < len(outputs.regex) <= settings.max_regex_chars:
@@ -129,6 +135,11 @@ def _of_outputs(
     if outputs.choice is not None:
         return _choice_grammar(outputs.choice, settings, f"{where}.choice")
     return generation_pb2.Grammar(json_object=True) if outputs.json_object else None
+
+
+def _names_given(outputs: StructuredOutputs) -> list[str]:
+    given = [name for name in ("json_object", "regex", "choice") if getattr(outputs, name)]
+    return given if bytes(outputs.json) == b"null" else [*given, "json"]
 
 
 def _schema_text(schema: msgspec.Raw) -> bytes:
@@ -189,39 +200,3 @@ def check_json(root: object, where: str) -> int:
             return num_values
         level = below
     raise invalid(f"This is nested more than {_MAX_SCHEMA_DEPTH} levels deep.", where)
-
-
-def one_call_schema(tools: Sequence[tuple[str, dict[str, Any] | None]], key: str) -> dict[str, Any]:
-    """The schema of a call of one of the tools: its name, and under ``key`` its arguments.
-
-    Each tool's parameters, by name, move under $defs, and their references with them.
-    """
-    definitions = {}
-    calls = []
-    for number, (name, parameters) in enumerate(tools):
-        place = f"tool{number}"
-        if parameters is None:
-            parameters = {"type": "object", "properties": {}, "additionalProperties": False}
-        definitions[place] = _moved(parameters, f"#/$defs/{place}")
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": name}, key: {"$ref": f"#/$defs/{place}"}},
-                "required": ["name", key],
-                "additionalProperties": False,
-            }
-        )
-    choice = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {"$defs": definitions, **choice}
-
-
-def _moved(value: Any, place: str) -> Any:
-    if isinstance(value, list):
-        return [_moved(one, place) for one in value]
-    if not isinstance(value, dict):
-        return value
-    moved = {name: _moved(one, place) for name, one in value.items()}
-    reference = value.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = place + reference[1:]
-    return moved

@@ -50,6 +50,7 @@ class Operation:
 
     Beside its answer every failure of the error table may come, in the words of ``family``.
     ``media`` are further kinds that the answer may have, ``others`` answers of other statuses.
+    ``query``: the names of parameters, and a pattern for each.
     """
 
     method: str
@@ -61,7 +62,7 @@ class Operation:
     media: tuple[str, ...] = ()
     is_open: bool = False
     others: tuple[tuple[int, _STRUCT], ...] = ()
-    query: tuple[str, ...] = ()
+    query: tuple[tuple[str, str], ...] = ()
 
 
 def _openai(method: str, path: str, summary: str, **rest: Any) -> Operation:
@@ -125,9 +126,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _openai(
         "get",
         "/v1/requests/{request_id}/events",
-        "The rest of a stream, from the token after the number `after`.",
+        "The rest of a stream, behind the event whose id ends in `after`.",
         media=(_EVENTS,),
-        query=("after",),
+        query=(("after", r"^[0-9]{1,9}(,[0-9]{1,9})*$"),),
     ),
     _openai("get", "/v1/models", "The models that can be asked for now.", answer=answers.ModelList),
     _openai("get", "/v1/models/{name}", "One of them.", answer=answers.Model),
@@ -260,8 +261,8 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     text = {"type": "string", "minLength": 1}
     names = re.findall(r"{(\w+)}", operation.path)
     return [{"name": name, "in": "path", "required": True, "schema": text} for name in names] + [
-        {"name": name, "in": "query", "schema": {"type": "integer", "minimum": 0}}
-        for name in operation.query
+        {"name": name, "in": "query", "schema": {"type": "string", "pattern": pattern}}
+        for name, pattern in operation.query
     ]
 
 

@@ -5,23 +5,25 @@ Which formats a model uses is seen from its chat template, unless a setting name
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import msgspec
 
 from gateway_http.reasoning import ThoughtParser
 from gateway_http.text import THINK_END, THINK_START
-from gateway_http.tool_call_json import CallArguments, CallStart, Content
-from gateway_http.tool_calls import (
+from gateway_http.tool_call_json import (
     CALL_END,
     CALL_START,
-    PYTHON_TAG,
-    CallParser,
-    HermesParser,
-    Llama3Parser,
+    CallArguments,
+    CallReader,
+    CallStart,
+    Content,
 )
+from gateway_http.tool_call_xml import FUNCTION_START, XmlCallReader
+from gateway_http.tool_calls import PYTHON_TAG, CallParser, Llama3Parser, MarkedParser
 
-ToolFormat = Literal["none", "hermes", "llama3"]
+ToolFormat = Literal["none", "hermes", "llama3", "qwen3_coder"]
 ReasoningFormat = Literal["none", "think"]
 
 # Special tokens that a parser has to see; elsewhere they have no text.
@@ -41,8 +43,10 @@ Piece = Thought | Content | CallStart | CallArguments
 class ReplyFormat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to read one reply.
 
-    ``is_thinking``: the prompt opened a thought. ``is_forced``: the reply is one call, and Hermes'
+    ``is_thinking``: the prompt opened a thought. ``is_forced``: the reply is one call, and its
     opening mark is in the prompt. ``max_calls`` 0 is any number; calls above it are dropped.
+    ``kinds``: the JSON types of arguments, by tool and name, where a format does not show them and
+    they may be anything but text.
     """
 
     reasoning: ReasoningFormat = "none"
@@ -50,6 +54,7 @@ class ReplyFormat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     is_thinking: bool = False
     is_forced: bool = False
     max_calls: int = 0
+    kinds: dict[str, dict[str, list[str]]] = {}
 
     @property
     def is_plain(self) -> bool:
@@ -77,9 +82,8 @@ def formats_of(
     reasoning: ReasoningFormat = "think" if has_thoughts else "none"
     tools: ToolFormat = "none"
     if "tools" in template:
-        # Qwen3-Coder's calls are XML within the same marks
-        if CALL_START in template and "<function=" not in template:
-            tools = "hermes"
+        if CALL_START in template:
+            tools = "qwen3_coder" if FUNCTION_START in template else "hermes"
         elif PYTHON_TAG in template or ("ipython" in template and '"parameters"' in template):
             tools = "llama3"
     return ModelFormats(
@@ -98,7 +102,9 @@ class ReplyParser:
             self._thoughts = ThoughtParser(form.is_thinking)
         self._calls: CallParser | None = None
         if form.tools == "hermes":
-            self._calls = HermesParser(form.is_forced)
+            self._calls = MarkedParser(CallReader, form.is_forced)
+        elif form.tools == "qwen3_coder":
+            self._calls = MarkedParser(partial(XmlCallReader, kinds=form.kinds), form.is_forced)
         elif form.tools == "llama3":
             self._calls = Llama3Parser()
         self._max_calls = form.max_calls

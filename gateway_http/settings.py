@@ -130,7 +130,7 @@ class GatewaySettings(Settings):
     reasoning_formats: Annotated[tuple[str, ...], NoDecode] = ()
     """Comma separated model=format, think or none, for models whose template does not show it."""
     tool_formats: Annotated[tuple[str, ...], NoDecode] = ()
-    """Comma separated model=format, hermes, llama3 or none, likewise for tool calls."""
+    """Comma separated model=format, none, hermes, llama3 or qwen3_coder, likewise for calls."""
     max_rendered_chars: PositiveInt = 64 * MIB
     """Longest text that a chat template may produce."""
     num_text_workers: Annotated[int, Field(ge=0)] = 2
@@ -215,7 +215,7 @@ class GatewaySettings(Settings):
     @field_validator("tool_formats")
     @classmethod
     def _check_tools(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
-        return _check_formats(entries, ("none", "hermes", "llama3"))
+        return _check_formats(entries, ("none", "hermes", "llama3", "qwen3_coder"))
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

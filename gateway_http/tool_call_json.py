@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from enum import Enum
 
+CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 SPACE = " \t\r\n"
 _ARGUMENT_KEYS = ("arguments", "parameters")
 
@@ -54,14 +55,16 @@ class _At(Enum):
 class CallReader:
     """Reads one JSON object, character by character, as a call.
 
-    ``is_told``: the call was begun and cannot be taken back. ``raw`` is what was read before that.
+    ``needs_arguments``: an object without them is no call. ``is_told``: the call was begun and
+    cannot be taken back. ``raw`` is what was read before that.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, *, needs_arguments: bool = False) -> None:
         self.raw = ""
         self.is_told = False
         self.at = _At.START
         self._index = index
+        self._needs_arguments = needs_arguments
         self._key = ""
         self._value: list[str] = []  # the string, number or object at hand
         self._depth = 0
@@ -84,6 +87,8 @@ class CallReader:
 
     def take(self) -> list[Piece]:
         """What can be told now."""
+        if self._arguments is None and self.is_whole and not self._needs_arguments:
+            self._arguments = "{}"
         if self._name is None or self._arguments is None:
             return []
         pieces: list[Piece] = []
@@ -109,11 +114,6 @@ class CallReader:
     def is_whole(self) -> bool:
         """The object is complete."""
         return self.at is _At.DONE
-
-    def assume_no_arguments(self) -> None:
-        """A complete call without arguments has empty ones."""
-        if self.at is _At.DONE and self._name is not None and self._arguments is None:
-            self._arguments = "{}"
 
     def _read(self, char: str) -> None:
         if self.at is _At.IN_VALUE:

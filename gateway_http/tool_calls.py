@@ -1,17 +1,19 @@
 """Tool calls in a reply's text, told while they come.
 
-Two formats: Hermes' (Qwen), ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any
-number of them between other text, and Llama 3's, a reply that is ``{"name": ..., "parameters":
-{...}}``, perhaps behind ``<|python_tag|>``. What is out after a text depends on the text alone, not
-on the pieces in which it came. What turns out to be no call is text like any other.
+Calls between marks are any number between other text: JSON in Hermes' format (Qwen),
+``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, and XML in Qwen3-Coder's. Llama 3
+calls by a reply that is ``{"name": ..., "parameters": {...}}``, perhaps behind
+``<|python_tag|>``. What is out after a text depends on the text alone, not on the pieces in which
+it came. What turns out to be no call is text like any other.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from gateway_http.reasoning import num_open
-from gateway_http.tool_call_json import SPACE, CallReader, Content, Piece
+from gateway_http.tool_call_json import CALL_END, CALL_START, SPACE, CallReader, Content, Piece
 
-CALL_START, CALL_END, PYTHON_TAG = "<tool_call>", "</tool_call>", "<|python_tag|>"
+PYTHON_TAG = "<|python_tag|>"
 
 
 class CallParser(Protocol):
@@ -24,12 +26,33 @@ class CallParser(Protocol):
         """The rest, when the reply has ended."""
 
 
-class HermesParser:
-    """``is_forced``: the prompt has opened the first call already."""
+class Reader(Protocol):
+    """Reads one call, by its number among the reply's.
 
-    def __init__(self, is_forced: bool = False) -> None:
+    ``is_told``: the call was begun and cannot be taken back. ``raw`` is what was read before that.
+    """
+
+    is_told: bool
+    raw: str
+
+    @property
+    def is_over(self) -> bool:
+        """The call is complete, or none."""
+
+    def read(self, text: str) -> int:
+        """Read up to the end of the call; how many characters that took."""
+
+    def take(self) -> list[Piece]:
+        """What can be told now."""
+
+
+class MarkedParser:
+    """Calls between marks; ``is_forced``: the prompt has opened the first one already."""
+
+    def __init__(self, make_reader: Callable[[int], Reader], is_forced: bool = False) -> None:
+        self._make_reader = make_reader
         self._num_calls = 0
-        self._call = CallReader(0) if is_forced else None
+        self._call = make_reader(0) if is_forced else None
         self._is_closing = False
         self._is_after_call = False
         self._held = ""
@@ -68,7 +91,7 @@ class HermesParser:
         if found:
             sure = before.rstrip(SPACE)
             self._opening = before[len(sure) :] + CALL_START
-            self._call = CallReader(self._num_calls)
+            self._call = self._make_reader(self._num_calls)
             self._held = after
         else:
             sure = held[: len(held) - num_open(held, CALL_START)].rstrip(SPACE)
@@ -77,12 +100,11 @@ class HermesParser:
             pieces.append(Content(sure))
         return bool(found)
 
-    def _step_in_call(self, call: CallReader, pieces: list[Piece]) -> bool:
+    def _step_in_call(self, call: Reader, pieces: list[Piece]) -> bool:
         if not self._held:
             return False
         num_read = call.read(self._held)
         self._held = self._held[num_read:]
-        call.assume_no_arguments()
         pieces += call.take()
         if not call.is_over:
             return False
@@ -151,7 +173,7 @@ class Llama3Parser:
         ahead = self._held.lstrip(SPACE + (";," if self._num_calls else ""))
         body = ahead.removeprefix(PYTHON_TAG).lstrip(SPACE)
         if body.startswith("{"):
-            self._call = CallReader(self._num_calls)
+            self._call = CallReader(self._num_calls, needs_arguments=True)
         elif body and not PYTHON_TAG.startswith(ahead):
             self._is_text = True
             self._held = ahead if self._num_calls else self._held

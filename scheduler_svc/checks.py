@@ -16,6 +16,7 @@ _MAX_TEMPERATURE = 100.0
 _MAX_PENALTY = 2.0
 _MAX_REPETITION_PENALTY = 100.0
 _MAX_BIAS = 100.0
+_MAX_GRAMMAR_DEPTH = 16
 _MAX_RATE = 1e9  # of a quota: beyond it there is no limit that could be told from none
 
 
@@ -162,14 +163,44 @@ def _check_logit_bias(
         raise bad(field, f"must be from {-_MAX_BIAS:g} to {_MAX_BIAS:g}")
 
 
-def _check_grammar(grammar: generation.Grammar, settings: SchedulerSettings) -> None:
+def _check_grammar(root: generation.Grammar, settings: SchedulerSettings) -> None:
     """Its size and shape; whether a schema or an expression can be used the executor knows."""
     field = "sampling.grammar"
+    if root.ByteSize() > settings.max_grammar_bytes:
+        raise bad(field, f"must not be larger than {settings.max_grammar_bytes} bytes")
+    level, num_nodes = [(field, root)], 0
+    for _ in range(_MAX_GRAMMAR_DEPTH):
+        num_nodes += len(level)
+        if num_nodes > settings.max_grammar_parts:
+            raise bad(field, f"must have at most {settings.max_grammar_parts} parts")
+        level = [part for one in level for part in _check_node(*one, settings)]
+        if not level:
+            return
+    raise bad(field, f"must not be nested deeper than {_MAX_GRAMMAR_DEPTH}")
+
+
+def _check_node(
+    field: str, grammar: generation.Grammar, settings: SchedulerSettings
+) -> list[tuple[str, generation.Grammar]]:
+    """One grammar, and what it is made of, to be checked as well."""
     kind = grammar.WhichOneof("kind")
     if kind is None:
         raise bad(field, "must have a kind")
-    if grammar.ByteSize() > settings.max_grammar_bytes:
-        raise bad(field, f"must not be larger than {settings.max_grammar_bytes} bytes")
+    if kind in ("sequence", "any_of"):
+        parts = grammar.sequence.grammars if kind == "sequence" else grammar.any_of.grammars
+        if not parts:
+            raise bad(f"{field}.{kind}", "must have parts")
+        return [(f"{field}.{kind}[{number}]", part) for number, part in enumerate(parts)]
+    if kind == "repetition":
+        repetition = grammar.repetition
+        if repetition.HasField("max") and repetition.max < max(1, repetition.min):
+            raise bad(f"{field}.repetition.max", "must be at least 1, and no less than min")
+        most = settings.max_grammar_parts
+        if max(repetition.min, repetition.max) > most:
+            raise bad(f"{field}.repetition", f"at most {most} times")
+        return [(f"{field}.repetition.grammar", repetition.grammar)]
+    if kind == "text_until" and not grammar.text_until:
+        raise bad(f"{field}.text_until", "must not be empty")
     if kind == "json_object" and not grammar.json_object:
         raise bad(f"{field}.json_object", "must be true where it is set")
     if kind == "json_schema":
@@ -180,6 +211,7 @@ def _check_grammar(grammar: generation.Grammar, settings: SchedulerSettings) -> 
             raise bad(f"{field}.regex", f"must have from 1 to {most} bytes")
     elif kind == "choice":
         _check_choice(grammar.choice.texts, f"{field}.choice", settings.max_choices)
+    return []
 
 
 def _check_schema(text: str, field: str) -> None:

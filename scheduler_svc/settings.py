@@ -172,6 +172,9 @@ class SchedulerSettings(Settings):
         2_048, ge=1, le=1 << 20, description="Size of a grammar's regular expression."
     )
     max_choices: int = Field(1_024, ge=1, le=1 << 20, description="Texts of a grammar's choice.")
+    max_grammar_parts: int = Field(
+        4_096, ge=1, le=1 << 20, description="Grammars that one is made of, and repetitions of one."
+    )
     max_prompt_alternatives: int = Field(
         20, ge=0, le=1_000, description="Largest num_alternatives of prompt scoring."
     )

@@ -10,7 +10,7 @@ one ``SequenceEnd`` for each sample, or one ``LeaseFailure`` -> the key is free 
 ``abort`` returns, no later step output mentions the key.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -32,14 +32,30 @@ class GrammarKind(StrEnum):
     JSON_OBJECT = "json_object"
     REGEX = "regex"
     CHOICE = "choice"
+    SEQUENCE = "sequence"
+    ANY_OF = "any_of"
+    REPETITION = "repetition"
+    TEXT_UNTIL = "text_until"
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What the text of a sample may be: one source, or for CHOICE the texts (generation.proto)."""
+    """What the text of a sample may be (generation.proto).
+
+    ``sources`` are the texts of a CHOICE, and one for other simple kinds; ``parts`` what SEQUENCE
+    and ANY_OF are made of, and the one that a REPETITION repeats, ``times``, least and most.
+    """
 
     kind: GrammarKind
     sources: tuple[str, ...] = ()
+    parts: tuple["Grammar", ...] = ()
+    times: tuple[int, int | None] = (1, 1)
+
+    def nodes(self) -> Iterator["Grammar"]:
+        """Itself, and all that it is made of."""
+        yield self
+        for part in self.parts:
+            yield from part.nodes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,21 @@ def _problem_of_adjustments(params: SamplingParams, vocab_size: int) -> str | No
 def _problem_of_grammar(grammar: Grammar | None) -> str | None:
     if grammar is None:
         return None
-    sources = grammar.sources
+    problems = map(_problem_of_node, grammar.nodes())
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _problem_of_node(grammar: Grammar) -> str | None:
+    sources, parts = grammar.sources, grammar.parts
     match grammar.kind:
+        case GrammarKind.SEQUENCE | GrammarKind.ANY_OF:
+            return None if parts else f"grammar: {grammar.kind} has no parts"
+        case GrammarKind.REPETITION:
+            least, most = grammar.times
+            if len(parts) != 1:
+                return "grammar: repetition has one part"
+            is_empty = most is not None and most < max(1, least)
+            return "grammar: repetition has no room" if is_empty else None
         case GrammarKind.JSON_OBJECT:
             return "grammar: json_object has no source" if sources else None
         case GrammarKind.CHOICE:
@@ -109,7 +122,10 @@ def _problem_of_grammar(grammar: Grammar | None) -> str | None:
                 return "grammar: choice has no texts"
             return "grammar: choice has a text twice" if len(set(sources)) < len(sources) else None
         case _:
-            return f"grammar: {grammar.kind} needs one source" if len(sources) != 1 else None
+            if len(sources) != 1:
+                return f"grammar: {grammar.kind} needs one source"
+            is_empty = grammar.kind is GrammarKind.TEXT_UNTIL and not sources[0]
+            return "grammar: text_until is empty" if is_empty else None
 
 
 def _problem_of_samples(request: LeaseRequest) -> str | None:

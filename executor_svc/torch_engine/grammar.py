@@ -143,11 +143,12 @@ class GrammarCompiler:
         size, limits = _num_bytes(grammar), self._limits
         if size > limits.max_grammar_bytes:
             raise _invalid(f"grammar: {size} bytes, at most {limits.max_grammar_bytes} are allowed")
-        if grammar.kind is GrammarKind.REGEX and size > limits.max_regex_bytes:
-            raise _invalid(
-                f"grammar: a regular expression of {size} bytes, at most "
-                f"{limits.max_regex_bytes} are allowed"
-            )
+        for node in grammar.nodes():
+            if node.kind is GrammarKind.REGEX and _num_bytes(node) > limits.max_regex_bytes:
+                raise _invalid(
+                    f"grammar: a regular expression of {_num_bytes(node)} bytes, at most "
+                    f"{limits.max_regex_bytes} are allowed"
+                )
 
     def _shrink_cache(self) -> None:
         """Drop the oldest entries of whoever has most, so that nobody drives out the others'."""
@@ -236,6 +237,43 @@ def _source(grammar: Grammar) -> str:
         case GrammarKind.CHOICE:
             texts = " | ".join(map(_quoted, grammar.sources))
             return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
+        case _:
+            return _composed(grammar)
+
+
+def _composed(grammar: Grammar) -> str:
+    """One rule for all that is made of parts; schemas and expressions are grammars by names."""
+    terminals: dict[str, str] = {}
+    named: dict[Grammar, str] = {}
+    rule = _rule(grammar, terminals, named)
+    lines = [f"start: {rule}", *(f"{name}: {text}" for text, name in terminals.items())]
+    grammars = [{"lark_grammar": "\n".join(lines)}]
+    for part, name in named.items():
+        (own,) = json.loads(_source(part))["grammars"]
+        grammars.append({**own, "name": name})
+    return json.dumps({"grammars": grammars})
+
+
+def _rule(grammar: Grammar, terminals: dict[str, str], named: dict[Grammar, str]) -> str:
+    """One grammar in a rule of llguidance's Lark dialect; fills in the names that it uses."""
+    parts = [_rule(part, terminals, named) for part in grammar.parts]
+    match grammar.kind:
+        case GrammarKind.SEQUENCE:
+            return f"({' '.join(parts)})"
+        case GrammarKind.ANY_OF:
+            return f"({' | '.join(parts)})"
+        case GrammarKind.REPETITION:
+            least, most = grammar.times
+            return f"({parts[0]}){{{least},{'' if most is None else most}}}"
+        case GrammarKind.CHOICE:
+            text = " | ".join(map(_quoted, grammar.sources))
+            return terminals.setdefault(text, f"TEXT{len(terminals)}")
+        case GrammarKind.TEXT_UNTIL:
+            # One token of the lexer, which is greedy: it ends where it cannot go on.
+            text = f"/(?s:.*)/ {_quoted(grammar.sources[0])}"
+            return terminals.setdefault(f"({text}) & ~({text} /(?s:.+)/)", f"TEXT{len(terminals)}")
+        case _:
+            return f"@{named.setdefault(grammar, f'part{len(named)}')}"
 
 
 def _check_json_schema(text: str) -> None:
@@ -254,7 +292,7 @@ def _quoted(text: str) -> str:
 
 
 def _num_bytes(grammar: Grammar) -> int:
-    return sum(len(source.encode()) for source in grammar.sources)
+    return sum(len(source.encode()) for node in grammar.nodes() for source in node.sources)
 
 
 def _bits(token_ids: Collection[int], num_words: int) -> np.ndarray:

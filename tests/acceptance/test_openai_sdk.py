@@ -1,13 +1,5 @@
-"""The openai SDK against real processes: chats, completions, responses, tools and formats.
+"""The openai SDK against real processes: chats, completions, responses, tools and formats."""
 
-The model is the built-in one with a chat template that knows tools and thoughts. It knows nothing
-of either, but under a grammar it cannot but call a tool.
-"""
-
-import json
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -15,20 +7,7 @@ import openai
 import pydantic
 import pytest
 
-from bench.stack import ROOT, Stack
-
-BUILTIN = ROOT / "executor_svc" / "builtin_model"
 MODEL = "tools"
-TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
-    "<tool_call></tool_call><|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>"
-    "{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
-    "{% endif %}"
-)
 HI: Any = [{"role": "user", "content": "What does json.dumps do?"}]
 
 
@@ -39,28 +18,15 @@ class Weather(pydantic.BaseModel):
     unit: Literal["C", "F"]
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder: Path = tmp_path_factory.mktemp("model")
-    for path in BUILTIN.glob("*"):
-        if path.suffix in (".json", ".safetensors"):
-            shutil.copy(path, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    executor = {"model": f"{MODEL}={folder}"}
-    with Stack.start(engine="torch", executor=executor) as stack:
-        yield stack
-
-
-@pytest.fixture
-def sdk(stack: Stack) -> Iterator[openai.OpenAI]:
-    url = f"{stack.gateway_url}/v1"
-    with openai.OpenAI(base_url=url, api_key="any", max_retries=0) as sdk:
-        yield sdk
-
-
 def chat(sdk: openai.OpenAI, **fields: Any) -> Any:
     wish: Any = {"model": MODEL, "messages": HI, "temperature": 0, "max_tokens": 24, **fields}
     return sdk.chat.completions.create(**wish)
+
+
+def token_ids(sdk: openai.OpenAI, text: str) -> list[int]:
+    url = f"{str(sdk.base_url).removesuffix('/v1/')}/tokenize"
+    answer: dict[str, list[int]] = httpx.post(url, json={"model": MODEL, "prompt": text}).json()
+    return answer["tokens"]
 
 
 def test_a_stream_says_what_a_body_does(sdk: openai.OpenAI) -> None:
@@ -79,9 +45,7 @@ def test_parameters_reach_the_model(sdk: openai.OpenAI) -> None:
     first = plain.choices[0].logprobs.content[0]
     assert first.logprob == max(top.logprob for top in first.top_logprobs)
     second = first.top_logprobs[1]
-    url = f"{str(sdk.base_url).removesuffix('/v1/')}/tokenize"
-    answer = httpx.post(url, json={"model": MODEL, "prompt": second.token}).json()
-    (token_id,) = answer["tokens"]
+    (token_id,) = token_ids(sdk, second.token)
     pushed = chat(sdk, logit_bias={token_id: 100}, max_tokens=3)
     assert pushed.choices[0].message.content == second.token * 3
     varied = chat(sdk, logit_bias={token_id: 60}, frequency_penalty=2, presence_penalty=2)
@@ -120,10 +84,11 @@ def test_formats_hold(sdk: openai.OpenAI) -> None:
     assert isinstance(response.output_parsed, Weather)
 
 
-def test_tools_are_called(sdk: openai.OpenAI) -> None:
+@pytest.mark.parametrize("model", ["tools", "coder"])
+def test_tools_are_called(sdk: openai.OpenAI, model: str) -> None:
     tool = openai.pydantic_function_tool(Weather)
     wish: Any = {
-        "model": MODEL,
+        "model": model,
         "messages": HI,
         "tools": [tool],
         "max_tokens": 300,
@@ -145,7 +110,29 @@ def test_tools_are_called(sdk: openai.OpenAI) -> None:
         },
         {"role": "tool", "tool_call_id": call.id, "content": "rain"},
     ]
-    assert chat(sdk, messages=messages, tools=[tool]).choices[0].message.content
+    assert chat(sdk, model=model, messages=messages, tools=[tool]).choices[0].message.content
+
+
+@pytest.mark.parametrize("model", ["tools", "coder"])
+def test_tools_beside_a_format(sdk: openai.OpenAI, model: str) -> None:
+    brace, mark = (token_ids(sdk, text)[0] for text in ("{", "<tool_call>"))
+    for first, is_call in ((brace, False), (mark, True)):
+        reply = sdk.chat.completions.parse(
+            model=model,
+            messages=HI,
+            tools=[openai.pydantic_function_tool(Weather)],
+            parallel_tool_calls=False,
+            response_format=Weather,
+            logit_bias={str(first): 20},
+            max_tokens=300,
+        )
+        message = reply.choices[0].message
+        assert bool(message.tool_calls) == is_call
+        if message.tool_calls:
+            assert isinstance(message.tool_calls[0].function.parsed_arguments, Weather)
+            assert not message.content
+        else:
+            assert isinstance(message.parsed, Weather)
 
 
 def test_responses(sdk: openai.OpenAI) -> None:
@@ -183,35 +170,3 @@ def test_an_answer_says_where_its_time_went(sdk: openai.OpenAI) -> None:
     parts = ("queue_place_s", "queue_model_s", "prefill_s", "decode_s")
     assert sum(timing[part] for part in parts) == pytest.approx(timing["total_s"], abs=0.01)
     assert timing["executor_id"] == "executor-1"
-
-
-def test_another_gateway_goes_on_when_the_first_is_killed(stack: Stack) -> None:
-    first, url = stack.gateway, stack.gateway_url
-    body = {"model": MODEL, "messages": HI, "seed": 5, "max_tokens": 200, "ignore_eos": True}
-    expected = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
-    seen, last_id = "", ""
-    request = {**body, "stream": True}
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=request) as stream:
-        path = f"/v1/requests/{stream.headers['x-headway-request-id']}/events"
-        headers = {"x-headway-resume": stream.headers["x-headway-resume"]}
-        lines = stream.iter_lines()
-        while len(seen) < 40:
-            line = next(lines)
-            if line.startswith("id: "):
-                last_id = line.removeprefix("id: ")
-            seen += content(line)
-        first.kill()
-    stack.start_gateway({})
-    headers["Last-Event-ID"] = last_id
-    rest = httpx.get(stack.gateway_url + path, headers=headers, timeout=60)
-    assert rest.status_code == 200, rest.text
-    seen += "".join(map(content, rest.text.splitlines()))
-    assert seen == expected["choices"][0]["message"]["content"]
-
-
-def content(line: str) -> str:
-    """The text of one line of a stream."""
-    if not line.startswith("data: {"):
-        return ""
-    choices = json.loads(line.removeprefix("data: "))["choices"]
-    return "".join(choice["delta"].get("content", "") for choice in choices)

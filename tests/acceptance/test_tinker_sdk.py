@@ -37,9 +37,11 @@ def take(
     *cases: dict[str, Any],
     model: str = "mock",
     api_key: str = "tml-test",
+    is_async: bool = False,
 ) -> Any:
+    job = {"model": model, "cases": cases, "is_async": is_async}
     with start_client(stack, python, SCRIPT, api_key=api_key) as process:
-        output, _ = process.communicate(json.dumps({"model": model, "cases": cases}), timeout=60)
+        output, _ = process.communicate(json.dumps(job), timeout=60)
     assert process.returncode == 0
     return json.loads(output)
 
@@ -87,6 +89,18 @@ def test_many_samples_at_once(stack: Stack, python: Path) -> None:
     assert [answer[0]["tokens"] for answer in answers] == [
         expected_tokens(8, seed=seed) for seed in range(200)
     ]
+
+
+@both_sdks
+def test_coroutines_of_the_same_clients(stack: Stack, python: Path) -> None:
+    cases = [case(max_tokens=8, seed=seed, num_samples=2) for seed in range(20)]
+    scoring = {"prompt": PROMPT, "is_scoring": True}
+    *answers, scores = take(stack, python, *cases, scoring, is_async=True)
+    for seed, answer in enumerate(answers):
+        tokens = [expected_tokens(8, seed=seed, sample=number) for number in range(2)]
+        assert [sequence["tokens"] for sequence in answer] == tokens
+    assert len(scores) == len(PROMPT)
+    assert scores[0] is None
 
 
 @both_sdks

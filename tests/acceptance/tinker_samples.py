@@ -4,6 +4,7 @@ The SDKs keep threads and sockets that pytest would complain about, and one of t
 has an environment of its own; so they run outside.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -30,9 +31,12 @@ def submit(client: Any, case: dict[str, Any]) -> Any:
 
 def outcome(future: Any) -> Any:
     try:
-        response = future.result()
+        return told(future.result())
     except tinker.TinkerError as error:
         return {"error": type(error).__name__, "message": str(error)}
+
+
+def told(response: Any) -> Any:
     if isinstance(response, list):  # compute_logprobs
         return response
     return [
@@ -46,9 +50,27 @@ def outcome(future: Any) -> Any:
     ]
 
 
+async def take_async(job: dict[str, Any]) -> list[Any]:
+    """The same by the coroutines of the same clients, all at once."""
+    service = tinker.ServiceClient()
+    client = await service.create_sampling_client_async(base_model=job["model"])
+
+    async def take(case: dict[str, Any]) -> Any:
+        prompt = types.ModelInput.from_ints(case["prompt"])
+        if case.get("is_scoring"):
+            return await client.compute_logprobs_async(prompt)
+        params = types.SamplingParams(**case["params"])
+        return told(await client.sample_async(prompt, case["num_samples"], params))
+
+    return await asyncio.gather(*map(take, job["cases"]))
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     job = json.load(sys.stdin)
+    if job.get("is_async"):
+        print(json.dumps(asyncio.run(take_async(job))))
+        return
     try:
         client: Any = tinker.ServiceClient().create_sampling_client(base_model=job["model"])
         client = client.result() if hasattr(client, "result") else client

@@ -17,6 +17,7 @@ from executor_svc.core.engine import (
 from executor_svc.core.lease_rules import check_lease
 from headway.reasons import Reason
 
+REGEX = Grammar(GrammarKind.REGEX, ("a",))
 MODEL = ModelInfo(
     name="m",
     family="qwen3",
@@ -48,6 +49,8 @@ def _check(params: dict[str, Any] | None = None, **fields: Any) -> None:
         {"grammar": Grammar(GrammarKind.JSON_OBJECT)},
         {"grammar": Grammar(GrammarKind.REGEX, ("a",))},
         {"grammar": Grammar(GrammarKind.CHOICE, ("a", "b"))},
+        {"grammar": Grammar(GrammarKind.SEQUENCE, parts=(REGEX, REGEX))},
+        {"grammar": Grammar(GrammarKind.REPETITION, parts=(REGEX,), times=(0, None))},
     ],
     ids=str,
 )
@@ -76,6 +79,11 @@ def test_what_is_allowed(params: dict[str, Any]) -> None:
         ({"grammar": Grammar(GrammarKind.JSON_SCHEMA, ("{}", "{}"))}, "json_schema needs one"),
         ({"grammar": Grammar(GrammarKind.CHOICE)}, "choice has no"),
         ({"grammar": Grammar(GrammarKind.CHOICE, ("a", "a"))}, "choice.*twice"),
+        ({"grammar": Grammar(GrammarKind.ANY_OF)}, "any_of has no parts"),
+        ({"grammar": Grammar(GrammarKind.SEQUENCE, parts=(Grammar(GrammarKind.REGEX),))}, "regex"),
+        ({"grammar": Grammar(GrammarKind.REPETITION)}, "repetition has one part"),
+        ({"grammar": Grammar(GrammarKind.REPETITION, (), (REGEX,), (2, 1))}, "no room"),
+        ({"grammar": Grammar(GrammarKind.TEXT_UNTIL, ("",))}, "text_until is empty"),
     ],
     ids=str,
 )

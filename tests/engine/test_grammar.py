@@ -545,3 +545,46 @@ def test_unions_that_a_field_tells_apart(shared_engine: TorchEngine, pieces: Tok
     schema = {"oneOf": cases, "discriminator": {"propertyName": "kind"}}
     kinds = {json.loads(text)["kind"] for text in _many(shared_engine, _schema(schema), pieces)}
     assert kinds == {"cat", "dog"}
+
+
+def _parts(kind: GrammarKind, *parts: Grammar) -> Grammar:
+    return Grammar(kind, parts=parts)
+
+
+def _times(grammar: Grammar, least: int, most: int | None) -> Grammar:
+    return Grammar(GrammarKind.REPETITION, parts=(grammar,), times=(least, most))
+
+
+def test_grammars_are_made_of_others(shared_engine: TorchEngine, pieces: TokenBytes) -> None:
+    number = _schema({"type": "integer", "minimum": 0, "maximum": 9})
+    call = _parts(GrammarKind.SEQUENCE, _choice('<f "\n'), number, _choice("\n>"))
+    whole = _parts(GrammarKind.ANY_OF, _times(call, 1, 2), _regex("[ab]{2}"), JSON_OBJECT)
+    texts = _many(shared_engine, whole, pieces, count=60)
+    kinds = [re.compile(one) for one in (r'(<f "\n\d\n>){1,2}', "[ab]{2}", r"(?s:\{.*\})")]
+    matched = [[kind.fullmatch(text) is not None for kind in kinds] for text in texts]
+    assert all(map(any, matched))
+    assert all(map(any, zip(*matched, strict=True)))  # each of them was drawn
+
+
+def test_text_up_to_a_mark(tokenizer_json: bytes) -> None:
+    value = Grammar(GrammarKind.TEXT_UNTIL, ("\n</p>",))
+    optional = _times(_choice("!"), 0, 1)
+    grammar = _parts(GrammarKind.SEQUENCE, value, optional)
+    tokenizer = Tokenizer.from_buffer(tokenizer_json)
+
+    def fits(text: str) -> bool:
+        compiler = _compiler(tokenizer_json)
+        matcher = compiler.matcher(grammar, salt="", terminators=(EOS,))
+        token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+        for number, token_id in enumerate(token_ids):
+            mask = matcher.allowed(token_ids[:number], 0, may_end=True)
+            if not mask[token_id // 32] >> (token_id % 32) & 1:
+                return False
+        mask = matcher.allowed(token_ids, 0, may_end=True)
+        return bool(mask[EOS // 32] >> (EOS % 32) & 1)
+
+    assert fits("a </b>\n< ü </p>\n</p>")
+    assert fits("\n</p>!")
+    assert not fits("a")
+    assert not fits("a\n</p>b")
+    assert not fits("a\n</p>\n</p>")

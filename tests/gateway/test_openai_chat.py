@@ -326,7 +326,6 @@ def deep(levels: int) -> dict[str, Any]:
                 "chat_template_kwargs": {"enable_thinking": True},
             },
         ),
-        ("tools", {"response_format": {"type": "json_object"}, "tools": [WEATHER]}),
         ("tools", {"tools": [WEATHER] + [{**CLOCK}] * 200}),
         ("tools[1].function.name", {"tools": [WEATHER, WEATHER]}),
         (

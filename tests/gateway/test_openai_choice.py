@@ -50,7 +50,7 @@ def deltas(
     form: ReplyFormat, token_ids: list[int], cuts: list[int], num_skipped: int = 0
 ) -> list[Delta]:
     """What comes of tokens that arrive in the pieces that the cuts make."""
-    choice = Choice(spec(form), model_text(), num_skipped)
+    choice = Choice(spec(form), model_text(), num_skipped=num_skipped)
     out = []
     bounds = sorted({0, len(token_ids), *cuts})
     for start, end in pairwise(bounds):

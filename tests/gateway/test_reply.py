@@ -20,12 +20,19 @@ from gateway_http.tool_call_json import CallArguments, CallStart, Content
 
 HERMES = ReplyFormat(reasoning="think", tools="hermes")
 LLAMA3 = ReplyFormat(tools="llama3")
+CODER = ReplyFormat(
+    reasoning="think",
+    tools="qwen3_coder",
+    kinds={"f": {"n": ["integer", "null"], "o": ["array", "object"], "m": ["null", "string"]}},
+)
 FORMATS = [
     HERMES,
     LLAMA3,
     ReplyFormat(reasoning="think", is_thinking=True),
     ReplyFormat(tools="hermes", is_forced=True),
     ReplyFormat(reasoning="think", tools="llama3"),
+    CODER,
+    ReplyFormat(tools="qwen3_coder", is_forced=True),
 ]
 
 
@@ -143,6 +150,65 @@ def test_calls_in_llama_3_format(text: str, content: str, calls: list[tuple[str,
     assert read(LLAMA3, text) == ("", content, calls)
 
 
+def xml(name: str, **values: str) -> str:
+    """A call as Qwen3-Coder writes it."""
+    told = (f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{''.join(told)}</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (xml("f", a="1"), "", [("f", {"a": "1"})]),
+        (xml("f", a="1", n="1"), "", [("f", {"a": "1", "n": 1})]),
+        (xml("g", a="1", n="1"), "", [("g", {"a": "1", "n": "1"})]),
+        (xml("f"), "", [("f", {})]),
+        (
+            xml("f", n="None", m="null", o="[1,\n2]"),
+            "",
+            [("f", {"n": None, "m": None, "o": [1, 2]})],
+        ),
+        (xml("f", n="many", m="7", o="{"), "", [("f", {"n": "many", "m": "7", "o": "{"})]),
+        (xml("f", n="NaN", m='"q"'), "", [("f", {"n": "NaN", "m": '"q"'})]),
+        (
+            xml("f", a='\n"x" \\ <b>ü</b>\n\n</par\n', b=""),
+            "",
+            [("f", {"a": '\n"x" \\ <b>ü</b>\n\n</par\n', "b": ""})],
+        ),
+        (f"I look.\n{xml('f')}\n{xml('g', a='x')}\n", "I look.", [("f", {}), ("g", {"a": "x"})]),
+        ("<tool_call><function=f><parameter=a>x</parameter></function>", "", [("f", {"a": "x"})]),
+        ("<tool_call>\n<function=f>\n<parameter=a>\nx\n</function>", "", [("f", {"a": "x"})]),
+        (
+            "<tool_call>\n<function=f>\n<parameter=a>\nx\n<parameter=b>\ny\n</function>",
+            "",
+            [("f", {"a": "x", "b": "y"})],
+        ),
+        ("<tool_call>\n<function=f>\nwell, <b>\n</tool_call> so", " so", [("f", {})]),
+        (f"<tool_call>{F}</tool_call>", f"<tool_call>{F}</tool_call>", []),
+        ("<tool_call>\n<function=\n>", "<tool_call>\n<function=\n>", []),
+        ("<tool_call>\n<functio", "<tool_call>\n<functio", []),
+        (f"<tool_call>\n<function={'x' * 300}>", f"<tool_call>\n<function={'x' * 300}>", []),
+    ],
+)
+def test_calls_as_xml(text: str, content: str, calls: list[tuple[str, Any]]) -> None:
+    thought, said, found = read(CODER, f"<think>x</think>{text}")
+    assert (thought, said.lstrip()) == ("x", content.lstrip())
+    assert [(name, json.loads(arguments)) for name, arguments in found] == calls
+
+
+def test_a_text_of_a_call_goes_out_while_it_comes() -> None:
+    parser = ReplyParser(CODER)
+    begun = xml("f", a="all of this").removesuffix("this\n</parameter>\n</function>\n</tool_call>")
+    assert parser.push(begun) == [CallStart(0, "f"), CallArguments(0, '{"a": "all of ')]
+    assert parser.push("it") == [CallArguments(0, "it")]
+
+
+def test_a_forced_call_as_xml() -> None:
+    form = ReplyFormat(reasoning="think", tools="qwen3_coder", is_forced=True)
+    text = xml("f", a="x").removeprefix("<tool_call>\n")
+    assert read(form, text) == ("", "", [("f", '{"a": "x"}')])
+
+
 def test_calls_above_the_limit_are_dropped() -> None:
     form = ReplyFormat(tools="hermes", max_calls=1)
     two = f"<tool_call>{F}</tool_call>" * 2
@@ -166,6 +232,8 @@ FRAGMENTS = st.sampled_from(
         *("\n", " ", ";", "x", "<", "{", "}", '"', "\\", ",", ":", "[", "]", "1", "null", "}}"),
         *(F, G, '{"name": "f", "arguments": {', '{"name": "f", "parameters": "'),
         *('"name"', '"arguments"'),
+        *("<function=", "f", ">", "<parameter=", "n", "</parameter>", "</function>", "\n\n"),
+        *(xml("f", a="x\n", n="1"), "<tool_call>\n<function=f>", "<parameter=a>"),
     ]
 )
 TEXTS = st.lists(FRAGMENTS, max_size=14).map("".join)
@@ -231,7 +299,7 @@ QWEN3 = "{% if tools %}<tool_call></tool_call>{% endif %}<think></think>{{ enabl
     ("template", "expected"),
     [
         (QWEN3, ("think", "hermes", True)),
-        ("{% if tools %}<tool_call><function=x>{% endif %}", ("none", "none", False)),
+        ("{% if tools %}<tool_call><function=x>{% endif %}", ("none", "qwen3_coder", False)),
         ("{% if tools %}<|python_tag|>{% endif %}", ("none", "llama3", False)),
         ('{% if tools %}ipython {"parameters": 1}{% endif %}', ("none", "llama3", False)),
         ("<tool_call>", ("none", "none", False)),

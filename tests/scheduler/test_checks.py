@@ -17,6 +17,7 @@ SETTINGS = SchedulerSettings(
     max_name_chars=16,
     max_logit_bias=3,
     max_grammar_bytes=200,
+    max_grammar_parts=3,
     max_regex_bytes=20,
     max_choices=3,
     max_prompt_alternatives=4,
@@ -59,6 +60,17 @@ def limited(**fields: Any) -> dict[str, Any]:
     return {"quota": generation.Quota(**fields)}
 
 
+REGEX = generation.Grammar(regex="a")
+
+
+def parts(*grammars: generation.Grammar) -> generation.Grammars:
+    return generation.Grammars(grammars=grammars)
+
+
+def repetition(**fields: int) -> dict[str, Any]:
+    return grammar(repetition=generation.Repetition(grammar=REGEX, **fields))
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"group": "x" * 17}, "group"),
     (limited(key_id="x" * 17), "quota.key_id"),
@@ -92,6 +104,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (choice("a", "b", "a"), "sampling.grammar.choice"),
     (choice("a", "b", "c", "d"), "sampling.grammar.choice"),
     (choice("x" * 200), "sampling.grammar"),
+    (grammar(sequence=parts()), "sampling.grammar.sequence"),
+    (grammar(any_of=parts(REGEX, generation.Grammar())), "sampling.grammar.any_of[1]"),
+    (grammar(any_of=parts(REGEX, REGEX, REGEX)), "sampling.grammar"),
+    (grammar(repetition=generation.Repetition(max=1)), "sampling.grammar.repetition.grammar"),
+    (repetition(min=2, max=1), "sampling.grammar.repetition.max"),
+    (repetition(max=0), "sampling.grammar.repetition.max"),
+    (repetition(min=4), "sampling.grammar.repetition"),
+    (grammar(text_until=""), "sampling.grammar.text_until"),
     (scoring(top_logprobs=21), "prompt_scoring.top_logprobs"),
     (scoring(num_alternatives=5), "prompt_scoring.num_alternatives"),
     (targets(0, 1), "prompt_scoring.target_offsets"),
@@ -119,6 +139,19 @@ def test_a_schema_may_be_nested_only_so_deep() -> None:
     assert caught.value.field == "sampling.grammar.json_schema"
 
 
+def test_grammars_may_be_nested_only_so_deep() -> None:
+    def check_depth(depth: int) -> None:
+        one = REGEX
+        for _ in range(depth - 1):
+            one = generation.Grammar(any_of=parts(one))
+        check(SchedulerSettings(), **grammar(any_of=parts(one)))
+
+    check_depth(15)
+    with pytest.raises(HeadwayError) as caught:
+        check_depth(16)
+    assert caught.value.field == "sampling.grammar"
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -130,6 +163,11 @@ def test_a_schema_may_be_nested_only_so_deep() -> None:
         grammar(json_object=True),
         grammar(regex="a" * 20),
         choice("a", "b", "c"),
+        grammar(sequence=parts(REGEX, REGEX)),
+        grammar(any_of=parts(REGEX)),
+        repetition(max=3),
+        repetition(min=1),
+        grammar(text_until="."),
         scoring(logprobs=True, last_n=99),
         scoring(top_logprobs=20, num_alternatives=4),
         targets(0, 0, 2),

@@ -1,0 +1,167 @@
+"""An SSE answer. After its first byte an error is the last event.
+
+Events have ids (``openai_place``), so a stream can be continued after any of them: all tokens are
+read again from the first, for what follows depends on them, and told from there on. The way back is
+GET /v1/requests/<request>/events at any gateway, with what x-headway-resume said, or the same
+request again under its Idempotency-Key.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from starlette.types import Message, Scope, Send
+
+from gateway_http.client import Event, Finish, Generation, SampleEnded, Scored, Tokens
+from gateway_http.http_protocol import ABORT
+from gateway_http.openai_echo import add_scores
+from gateway_http.openai_job import Job, Samples, batches
+from gateway_http.openai_output import Format
+from gateway_http.stall_guard import StallGuard
+from headway.errors import INTERNAL_MESSAGE, HeadwayError
+from headway.reasons import Reason
+
+_SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Stream:
+    """One write for whatever came together; ``name`` stands in the ids of its events."""
+
+    def __init__(
+        self, job: Job, output: Format, name: str, write_timeout_s: float, scope: Scope, send: Send
+    ) -> None:
+        self._job = job
+        self._output = output
+        self._guard = StallGuard(write_timeout_s, scope.get("state", {}).get(ABORT))
+        self._time = asyncio.get_running_loop().time
+        self._send = send
+        self._id_prefix = b"id: %b:" % name.encode() if job.is_resumable else b""
+        self._num_before = 1 if job.spec.num_echo_chars else 0  # events before a choice's tokens
+        num_choices = job.spec.num_choices
+        self._told = [0] * num_choices  # by choice, as ids have it
+        if job.resume_from is not None and not output.counts_events:
+            self._told = list(job.resume_from.counts)
+        self._samples = Samples(job, [max(0, told - self._num_before) for told in self._told])
+
+    async def run(
+        self,
+        generations: Sequence[Generation],
+        changed: asyncio.Event,
+        headers: Sequence[tuple[bytes, bytes]],
+    ) -> None:
+        """All of it, from the headers on."""
+        try:
+            start = {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [*_SSE_HEADERS, *headers],
+            }
+            await self._send_in_time(start)
+            await self._tell(generations, changed)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._guard.has_stalled or task is None or task.uncancel():
+                raise
+            # The client takes nothing: an unfinished answer closes the connection.
+        finally:
+            self._guard.close()
+
+    async def _tell(self, generations: Sequence[Generation], changed: asyncio.Event) -> None:
+        """All events; whatever goes wrong is the last one."""
+        try:
+            await self._write(self._output.opening(self._job.resume_from) + self._plain_echoes())
+            async for batch in batches(generations, changed):
+                await self._write_batch(batch)
+            await self._write(self._output.closing(self._samples.close()), is_last=True)
+        except HeadwayError as error:
+            await self._write(self._output.failure(error), is_last=True)
+        except Exception:
+            failure = HeadwayError(Reason.INTERNAL, INTERNAL_MESSAGE)
+            await self._write(self._output.failure(failure), is_last=True)
+            raise
+
+    async def _write_batch(self, batch: Sequence[tuple[int, Event]]) -> None:
+        """One write; raises the failure of a request after the tokens that came before it."""
+        pieces: list[bytes] = []
+        error: HeadwayError | None = None
+        for number, event in batch:
+            if isinstance(event, Tokens | SampleEnded):
+                pieces.append(self._encode(number, event))
+            elif isinstance(event, Scored) and self._job.echoes:
+                add_scores(self._job.echoes[number], event.scores)
+                pieces.append(self._echo(number))
+            elif isinstance(event, Finish):
+                try:
+                    self._samples.finish(number, event)
+                except HeadwayError as failure:
+                    error = failure
+        await self._write(b"".join(pieces))
+        if error is not None:
+            raise error
+
+    def _encode(self, number: int, event: Tokens | SampleEnded) -> bytes:
+        index = self._samples.index(number, event.sample)
+        if self._output.counts_events:
+            events = [event] if isinstance(event, SampleEnded) else _one_by_one(event)
+            deltas = (self._samples.push(index, one) for one in events)
+            return b"".join(self._output.chunk(index, delta) for delta in deltas)
+        delta = self._samples.push(index, event)
+        count = self._num_before + self._samples.choices[index].num_tokens
+        if isinstance(event, SampleEnded):
+            count += 1
+            if self._told[index] >= count:
+                return b""  # this event was seen as well
+        return self._with_id(index, count, self._output.chunk(index, delta))
+
+    def _with_id(self, index: int, count: int, data: bytes) -> bytes:
+        """A choice comes to this place by an event; ``data`` may turn out to be none."""
+        if not (data and self._id_prefix):
+            return data
+        self._told[index] = count
+        return b"%b%b\n%b" % (self._id_prefix, b",".join(b"%d" % one for one in self._told), data)
+
+    def _plain_echoes(self) -> bytes:
+        """Prompts that nothing is to be said about; the others wait for what is."""
+        if self._job.spec.wants_logprobs:
+            return b""
+        return b"".join(map(self._echo, range(len(self._job.echoes))))
+
+    def _echo(self, number: int) -> bytes:
+        """To all samples of a prompt that were not told it yet."""
+        echo = self._job.echoes[number]
+        samples = range(self._job.spec.num_samples)
+        indexes = (self._samples.index(number, sample) for sample in samples)
+        return b"".join(
+            self._with_id(index, 1, self._output.chunk(index, echo.as_delta()))
+            for index in indexes
+            if not self._told[index]
+        )
+
+    async def _write(self, data: bytes, is_last: bool = False) -> None:
+        if data or is_last:
+            message = {"type": "http.response.body", "body": data, "more_body": not is_last}
+            await self._send_in_time(message)
+
+    async def _send_in_time(self, message: Message) -> None:
+        self._guard.writing_since = self._time()
+        await self._send(message)
+        self._guard.writing_since = None
+
+
+def _one_by_one(event: Tokens) -> Iterator[Tokens]:
+    """So that the events which are told do not depend on how many tokens came at once."""
+    num_tokens = len(event.token_ids)
+    num_top = len(event.top_token_ids) // num_tokens
+    for at in range(num_tokens):
+        one, tops = slice(at, at + 1), slice(at * num_top, (at + 1) * num_top)
+        yield Tokens(
+            event.sample,
+            event.first_index + at,
+            event.token_ids[one],
+            event.logprobs[one],
+            event.top_token_ids[tops],
+            event.top_logprobs[tops],
+        )
