@@ -50,7 +50,7 @@ class SchedulerSettings(Settings):
         10_000, ge=1, le=1_000_000, description="Open calls on one connection."
     )
 
-    # --- garbage collector (scheduler_svc.collector)
+    # --- garbage collector (headway.collector)
     collect_young_objects: int = Field(
         700, ge=100, le=1_000_000, description="Objects made between two collections of the young."
     )
