@@ -51,7 +51,7 @@ class Endpoint:
         call_id = caller_id(request)
         try:
             job = await self.prepare(Call(request, self.tenants.caller(request), call_id))
-            await serve(job, self.client, self.settings, scope, receive, send)
+            await serve(job, self.client, self.settings, scope, send)
         except HeadwayError as error:
             if not call_id:
                 raise

@@ -12,8 +12,9 @@ reader that hangs up cancels its work, unless that has a key: then it may come b
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Scope, Send
 
 from gateway_http.client import (
     Event,
@@ -24,7 +25,7 @@ from gateway_http.client import (
     Scored,
     Tokens,
 )
-from gateway_http.http_protocol import ABORT
+from gateway_http.http_protocol import ABORT, DEPARTURE, Departure
 from gateway_http.openai_choice import Choice, Delta
 from gateway_http.openai_echo import add_scores
 from gateway_http.openai_job import RESUME_HEADER, Job
@@ -48,7 +49,6 @@ async def serve(
     client: SchedulerClient,
     settings: GatewaySettings,
     scope: Scope,
-    receive: Receive,
     send: Send,
 ) -> None:
     """Submit, wait for acceptance, answer. Raises HeadwayError before the first byte only."""
@@ -58,40 +58,28 @@ async def serve(
         for generation in job.start(client, changed):
             stack.callback(generation.cancel)
             generations.append(generation)
-        async with _hang_up_cancels(receive, generations):
-            accepted = [await generation.accepted() for generation in generations]
-            request_id = accepted[0].request_id
-            if job.resume_from is not None and job.resume_from[0] != request_id:
-                # Its key was forgotten: what runs now is another draw, never to be joined to it.
-                message = "The stream of this Last-Event-ID is gone: begin anew without it."
-                raise HeadwayError(Reason.RESULT_EXPIRED, message, field="Last-Event-ID")
-            output = job.make_format(request_id, job.spec, job.text)
-            if not job.is_streaming:
-                body = await _collect(job, output, generations, changed)
-                await _send_body(send, body, _headers(job, request_id))
-                return
-            stream = _Stream(job, output, settings.stream_write_timeout_s, scope, send)
-            await stream.run(generations, changed, request_id)
+        departure: Departure = scope.get("state", {}).get(DEPARTURE) or Departure()
+        departure.listen(partial(_cancel, generations))
+        stack.callback(departure.ignore)
+        accepted = [await generation.accepted() for generation in generations]
+        request_id = accepted[0].request_id
+        if job.resume_from is not None and job.resume_from[0] != request_id:
+            # Its key was forgotten: what runs now is another draw, never to be joined to it.
+            message = "The stream of this Last-Event-ID is gone: begin anew without it."
+            raise HeadwayError(Reason.RESULT_EXPIRED, message, field="Last-Event-ID")
+        output = job.make_format(request_id, job.spec, job.text)
+        if not job.is_streaming:
+            body = await _collect(job, output, generations, changed)
+            await _send_body(send, body, _headers(job, request_id))
+            return
+        stream = _Stream(job, output, settings.stream_write_timeout_s, scope, send)
+        await stream.run(generations, changed, request_id)
 
 
-@contextlib.asynccontextmanager
-async def _hang_up_cancels(
-    receive: Receive, generations: Sequence[Generation]
-) -> AsyncIterator[None]:
-    """While this is open, a client that goes away ends the work within one step."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        for generation in generations:
-            generation.cancel()
-
-    task = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+def _cancel(generations: Sequence[Generation]) -> None:
+    """The client hung up: the work ends within one step."""
+    for generation in generations:
+        generation.cancel()
 
 
 async def _batches(
