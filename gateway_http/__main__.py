@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import structlog
@@ -17,6 +18,7 @@ from gateway_http.client import SchedulerClient
 from gateway_http.http_protocol import bounded_protocol
 from gateway_http.settings import GatewaySettings, is_loopback
 from headway import logs
+from headway.collector import Collector
 
 BACKLOG = 2_048
 _log = structlog.get_logger()
@@ -72,13 +74,20 @@ async def serve(settings: GatewaySettings) -> None:
         reuse_port=settings.reuse_port,
     )
     client = SchedulerClient(settings)
-    async with client.running():
+    collector = Collector(settings, lambda: client.num_inflight, _monotonic_ms)
+    async with client.running(), asyncio.TaskGroup() as tasks:
+        collecting = tasks.create_task(collector.run())
         host, port = listener.getsockname()[:2]
         if not (settings.has_keys or is_loopback(settings.host)):
             _log.warning("server.unprotected", host=host, port=port)
         _log.info("server.started", host=host, port=port)
         await Server(client, settings).serve(sockets=[listener])
+        collecting.cancel()
     _log.info("server.stopped")
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 def _raise_file_limit() -> None:

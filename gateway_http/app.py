@@ -2,17 +2,15 @@
 
 import asyncio
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from gateway_http import metrics, openai, openapi, tinker
 from gateway_http.auth import Tenants
 from gateway_http.client import SchedulerClient
-from gateway_http.http_errors import error_response, json_response
+from gateway_http.http_errors import json_response
 from gateway_http.middleware import BodyLimit, ErrorTranslator
 from gateway_http.monitor import routes as monitor
 from gateway_http.settings import GatewaySettings
@@ -56,7 +54,27 @@ class Health:
         return json_response({"is_ready": is_ready}, 200 if is_ready else 503)
 
 
-def build_app(client: SchedulerClient, settings: GatewaySettings) -> Starlette:
+class Application:
+    """Everything that is served, as ASGI: errors are answered, bodies bounded, a route found.
+
+    Starlette's own application would put two more layers around these, which do the same again.
+    """
+
+    def __init__(
+        self, routes: list[Route], settings: GatewaySettings, counted: metrics.Metrics
+    ) -> None:
+        self.routes = routes
+        # a slash too many is no redirect: that would build an address from the Host header
+        router = Router(routes, redirect_slashes=False)
+        self._served = ErrorTranslator(BodyLimit(router.app, settings), settings, counted.count)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        scope["app"] = self  # Starlette's routes answer by themselves where there is no application
+        await self._served(scope, receive, send)
+
+
+def build_app(client: SchedulerClient, settings: GatewaySettings) -> Application:
     """The ASGI application; ``client`` must be running while it serves."""
     tenants = Tenants(settings)
     health = Health(client)
@@ -64,25 +82,14 @@ def build_app(client: SchedulerClient, settings: GatewaySettings) -> Starlette:
     guard = monitor.Guard(settings, tenants)
     counted = metrics.Metrics(client)
 
-    async def from_router(request: Request, error: Exception) -> Response:
-        return error_response(error, request.url.path, settings)
-
-    app = Starlette(
-        routes=[
-            Route("/health", health.health, methods=["GET"]),
-            Route("/health/", health.health, methods=["GET"]),
-            Route("/ready", health.ready, methods=["GET"]),
-            *openapi.routes(),
-            *monitor.routes(watch, guard),
-            *metrics.routes(counted, watch, guard),
-            *openai.routes(client, settings, tenants),
-            *tinker.routes(client, settings, tenants),
-        ],
-        middleware=[
-            Middleware(ErrorTranslator, settings, counted.count),
-            Middleware(BodyLimit, settings),
-        ],
-        exception_handlers={HTTPException: from_router},
-    )
-    app.router.redirect_slashes = False  # it would build an address from the Host header
-    return app
+    routes = [
+        *openai.routes(client, settings, tenants),  # first, because routes are tried in turn
+        *tinker.routes(client, settings, tenants),
+        Route("/health", health.health, methods=["GET"]),
+        Route("/health/", health.health, methods=["GET"]),
+        Route("/ready", health.ready, methods=["GET"]),
+        *openapi.routes(),
+        *monitor.routes(watch, guard),
+        *metrics.routes(counted, watch, guard),
+    ]
+    return Application(routes, settings, counted)

@@ -1,7 +1,7 @@
 """The one Open stream to the scheduler: kept alive, or replaced.
 
-One task reads, one writes, one watches the clock; whichever ends first ends the connection, and
-the next address of the list is tried after a jittered pause. Reads and writes are never put under
+One task reads, one writes, two watch the clock; whichever ends first ends the connection, and the
+next address of the list is tried after a jittered pause. Reads and writes are never put under
 ``wait_for``: a timeout there would cancel the whole stream.
 """
 
@@ -45,6 +45,8 @@ class Connection:
         self._admin: scheduler_pb2_grpc.AdminServiceStub | None = None
         self._lost_at: float | None = None
         self._last_heard = 0.0
+        self._last_said = 0.0
+        self._is_beat_due = False
 
     @property
     def is_ready(self) -> bool:
@@ -103,7 +105,8 @@ class Connection:
                 was_ready = True
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._read(call))
-                    group.create_task(self._write(call, _seconds(welcome.heartbeat_interval, 1.0)))
+                    group.create_task(self._write(call))
+                    group.create_task(self._beat(_seconds(welcome.heartbeat_interval, 1.0)))
                     group.create_task(self._watch(_seconds(welcome.heartbeat_timeout, 5.0)))
         except* grpc.aio.AioRpcError as errors:
             first = errors.exceptions[0]
@@ -162,34 +165,40 @@ class Connection:
             self._last_heard = _now()
             if response.HasField("updates"):
                 is_elsewhere = apply_updates(self._streams, response.updates)
-                self._wake.set()  # gaps and repeats make new commands
+                if self._streams.has_commands:  # gaps and repeats make new ones
+                    self._wake.set()
                 if is_elsewhere:
                     raise _ConnectionLostError("not the leader")
 
-    async def _write(self, call: Call, heartbeat_interval_s: float) -> None:
-        """Send what gathered while the last write was under way, else a heartbeat.
-
-        A heartbeat is due after the last write: what we read wakes this task up, too.
-        """
+    async def _write(self, call: Call) -> None:
+        """Send what gathered while the last write was under way, else a heartbeat if it is due."""
         batch_bytes = self._settings.max_message_bytes // 4
         beat = scheduler_pb2.OpenRequest(heartbeat=scheduler_pb2.Heartbeat())
-        due = _now() + heartbeat_interval_s
         while True:
             if self._streams.is_exhausted:
                 raise _ConnectionLostError("out of handles")
             self._wake.clear()
-            commands = self._streams.take(batch_bytes)
-            if commands:
-                message = scheduler_pb2.OpenRequest(commands=encode_commands(commands))
-                await call.write(message)
-                due = _now() + heartbeat_interval_s
-            elif _now() >= due:
-                await call.write(beat)
-                due = _now() + heartbeat_interval_s
+            if self._streams.has_commands:
+                commands = encode_commands(self._streams.take(batch_bytes))
+                message = scheduler_pb2.OpenRequest(commands=commands)
+            elif self._is_beat_due:
+                message = beat
             else:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(due):
-                        await self._wake.wait()
+                await self._wake.wait()
+                continue
+            self._is_beat_due = False
+            await call.write(message)
+            self._last_said = _now()
+
+    async def _beat(self, interval_s: float) -> None:
+        """Have a heartbeat sent half an interval after the last message: the next look may come as
+        late again."""
+        self._last_said = _now()
+        while True:
+            await asyncio.sleep(interval_s / 2)
+            if _now() - self._last_said >= interval_s / 2:
+                self._is_beat_due = True
+                self._wake.set()
 
     async def _watch(self, timeout_s: float) -> None:
         """A scheduler that says nothing for ``timeout_s`` is taken for dead."""

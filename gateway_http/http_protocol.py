@@ -5,11 +5,13 @@ bytes of a body in chunks; headers must be there in time, and follow the rules o
 a connection that is neither idle in its keep-alive nor at work is on the same clock. Pipelining is
 off, because a connection whose reading is paused by it cannot tell us that its client went away.
 An offer to upgrade is taken out of the headers, for the parser would drop the body that comes with
-it. A client that does not take the end of its answer is cut off.
+it. A client that does not take the end of its answer is cut off. Whoever answers a request can have
+itself told when its client goes away, which costs less than a task that waits for it.
 """
 
 import asyncio
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,9 +24,37 @@ from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 
-ABORT = "abort"  # in a scope's state: cuts the connection at once
+# in a scope's state:
+ABORT = "abort"  # cuts the connection at once
+DEPARTURE = "departure"  # the Departure of its client
 _FRAMING_PER_BODY_BYTE = 16  # chunks of one byte take five
 _UPGRADE = re.compile(rb"(?i)\r\nupgrade:[^\r\n]*(?=\r\n[^ \t]|\Z)")
+
+
+class Departure:
+    """Tells one listener that the client of a request has gone away."""
+
+    def __init__(self) -> None:
+        self._listener: Callable[[], None] | None = None
+        self._has_happened = False
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Called once, now if it has happened."""
+        if self._has_happened:
+            listener()
+        else:
+            self._listener = listener
+
+    def ignore(self) -> None:
+        """It does not matter any more."""
+        self._listener = None
+
+    def happen(self) -> None:
+        """The client has gone away."""
+        self._has_happened = True
+        if self._listener is not None:
+            self._listener()
+            self._listener = None
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -38,6 +68,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._rules = rules
         self._served_app = self.app
         self._refusal: HeadwayError | None = None
+        self._departure = Departure()  # of the present request's client
         self._num_header_bytes = 0  # in the target and complete fields
         self._num_header_fields = 0
         self._num_read_bytes = 0  # since the headers or trailers began
@@ -57,6 +88,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_header_timer()
         self._stop_flush_timer()
         super().connection_lost(exc)
+        self._departure.happen()
 
     def data_received(self, data: bytes) -> None:
         was_in_headers = self._is_in_headers
@@ -88,12 +120,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # uvicorn would tell the newest request only
             self.cycle.message_event.set()
+            self._departure.happen()
             self.transport.close()
         self._is_between_messages = False
         self._expect_headers()
         super().on_message_begin()
         # close() would wait for ever for a client that takes nothing
         self.scope["state"][ABORT] = self.transport.abort
+        self.scope["state"][DEPARTURE] = self._departure = Departure()
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
@@ -139,6 +173,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_in_headers = False
         self._is_between_messages = True
         super().on_message_complete()
+        # Nobody may wait for more of this body, and only a connection that is read can end.
+        self.flow.resume_reading()
 
     # --- answers
 

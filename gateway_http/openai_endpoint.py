@@ -51,7 +51,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         job = await self.prepare(Call(request, self.tenants.caller(request)))
-        await serve(job, self.client, self.settings, scope, receive, send)
+        await serve(job, self.client, self.settings, scope, send)
 
     async def prepare(self, call: Call) -> Job:
         """What is to be done. Raises HeadwayError."""

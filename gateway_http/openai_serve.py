@@ -6,11 +6,13 @@ hangs up cancels its work, unless that has a key: then it may come back.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope, Send
 
 from gateway_http.client import Finish, Generation, SampleEnded, SchedulerClient, Scored, Tokens
+from gateway_http.http_protocol import DEPARTURE, Departure
 from gateway_http.openai_choice import Delta
 from gateway_http.openai_echo import add_scores
 from gateway_http.openai_job import RESUME_HEADER, Job, Samples, batches
@@ -31,7 +33,6 @@ async def serve(
     client: SchedulerClient,
     settings: GatewaySettings,
     scope: Scope,
-    receive: Receive,
     send: Send,
 ) -> None:
     """Submit, wait for acceptance, answer. Raises HeadwayError before the first byte only."""
@@ -41,45 +42,33 @@ async def serve(
         for generation in job.start(client, changed):
             stack.callback(generation.cancel)
             generations.append(generation)
-        async with _hang_up_cancels(receive, generations):
-            try:
-                accepted = [await generation.accepted() for generation in generations]
-            except HeadwayError as error:
-                raise job.told(error) from None
-            request_ids = [one.request_id for one in accepted]
-            name = stream_name(request_ids)
-            if job.resume_from is not None and job.resume_from.stream != name:
-                # Its key was forgotten: what runs now is another draw, never to be joined to it.
-                message = "The stream of this Last-Event-ID is gone: begin anew without it."
-                raise HeadwayError(Reason.RESULT_EXPIRED, message, field="Last-Event-ID")
-            output = job.format(request_ids[0])
-            headers = _headers(job, request_ids)
-            if not job.is_streaming:
-                body = await _collect(job, output, generations, changed)
-                await _send_body(send, body, headers)
-                return
-            stream = Stream(job, output, name, settings.stream_write_timeout_s, scope, send)
-            await stream.run(generations, changed, headers)
+        departure: Departure = scope.get("state", {}).get(DEPARTURE) or Departure()
+        departure.listen(partial(_cancel, generations))
+        stack.callback(departure.ignore)
+        try:
+            accepted = [await generation.accepted() for generation in generations]
+        except HeadwayError as error:
+            raise job.told(error) from None
+        request_ids = [one.request_id for one in accepted]
+        name = stream_name(request_ids)
+        if job.resume_from is not None and job.resume_from.stream != name:
+            # Its key was forgotten: what runs now is another draw, never to be joined to it.
+            message = "The stream of this Last-Event-ID is gone: begin anew without it."
+            raise HeadwayError(Reason.RESULT_EXPIRED, message, field="Last-Event-ID")
+        output = job.format(request_ids[0])
+        headers = _headers(job, request_ids)
+        if not job.is_streaming:
+            body = await _collect(job, output, generations, changed)
+            await _send_body(send, body, headers)
+            return
+        stream = Stream(job, output, name, settings.stream_write_timeout_s, scope, send)
+        await stream.run(generations, changed, headers)
 
 
-@contextlib.asynccontextmanager
-async def _hang_up_cancels(
-    receive: Receive, generations: Sequence[Generation]
-) -> AsyncIterator[None]:
-    """While this is open, a client that goes away ends the work within one step."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        for generation in generations:
-            generation.cancel()
-
-    task = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+def _cancel(generations: Sequence[Generation]) -> None:
+    """The client hung up: the work ends within one step."""
+    for generation in generations:
+        generation.cancel()
 
 
 async def _collect(

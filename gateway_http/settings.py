@@ -51,6 +51,17 @@ class GatewaySettings(Settings):
     monitor_interval_s: PositiveFloat = 1.0
     """The scheduler is asked for its state this often at most, however many monitors are open."""
 
+    collect_young_objects: Annotated[int, Field(ge=100, le=1_000_000)] = 4_000
+    """Objects made between two collections of the young by the garbage collector."""
+    collect_young_rounds: Annotated[int, Field(ge=1, le=1_000)] = 5
+    """Of so many, one collects also what survived one before."""
+    collect_interval_ms: Annotated[int, Field(ge=100)] = 10_000
+    """Time between two looks for a good time to collect everything, which stops all streams."""
+    collect_max_live: Annotated[int, Field(ge=0)] = 16
+    """A full collection waits until so few requests are followed."""
+    collect_longest_ms: Annotated[int, Field(ge=100)] = 3_600_000
+    """But no longer than this since the last one."""
+
     scheduler_addresses: Annotated[tuple[str, ...], NoDecode] = ("127.0.0.1:50051",)
     """Comma separated host:port of the schedulers, tried in turn."""
     max_message_bytes: PositiveInt = 64 * MIB

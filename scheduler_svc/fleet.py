@@ -239,7 +239,7 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         self._outbox.orders().acknowledged.add(
             request_id=effect.request_id, epoch=effect.epoch, attempt=effect.attempt
         )
-        self.wake()
+        self.wake_within(self._settings.ack_linger_ms)
 
     def load(self, effect: messages.ModelLoadOrdered) -> None:
         """See ExecutorLink."""

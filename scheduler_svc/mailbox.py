@@ -6,7 +6,6 @@ each peer.
 """
 
 import asyncio
-import contextlib
 from collections import deque
 
 from scheduler_svc.core.messages import Event
@@ -21,6 +20,8 @@ class Mailbox:
         self._has_mail = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_room.set()
+        # wakes the reader; one for all waits, as most of them end early
+        self._alarm: asyncio.TimerHandle | None = None
 
     def put(self, event: Event) -> None:
         """Always succeeds."""
@@ -34,10 +35,10 @@ class Mailbox:
         await self._has_room.wait()
 
     async def wait(self, timeout_ms: int | None) -> None:
-        """Until there is mail, or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if timeout_ms is None else timeout_ms / 1_000):
-                await self._has_mail.wait()
+        """Until there is mail, or the time is over; it may end before either."""
+        if timeout_ms is not None and not self._has_mail.is_set():
+            self._set_alarm(timeout_ms / 1_000)
+        await self._has_mail.wait()
 
     def take(self, max_events: int) -> list[Event]:
         """The oldest events, in order."""
@@ -48,3 +49,16 @@ class Mailbox:
         if len(self._events) < self._max_events:
             self._has_room.set()
         return events
+
+    def _set_alarm(self, wait_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + wait_s
+        if self._alarm is not None:
+            if self._alarm.when() <= due_s:
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_at(due_s, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._has_mail.set()

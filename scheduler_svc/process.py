@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import structlog
 
+from headway.collector import Collector
 from headway.server import Server
 from headway.v1 import fleet_pb2, fleet_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 from scheduler_svc.admin import AdminService
 from scheduler_svc.catalog import Catalog
-from scheduler_svc.collector import Collector
 from scheduler_svc.core import messages
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.fleet import FleetService

@@ -50,7 +50,7 @@ class SchedulerSettings(Settings):
         10_000, ge=1, le=1_000_000, description="Open calls on one connection."
     )
 
-    # --- garbage collector (scheduler_svc.collector)
+    # --- garbage collector (headway.collector)
     collect_young_objects: int = Field(
         700, ge=100, le=1_000_000, description="Objects made between two collections of the young."
     )
@@ -76,6 +76,12 @@ class SchedulerSettings(Settings):
     # --- streams
     heartbeat_interval_ms: int = Field(
         1_000, ge=10, le=60_000, description="Longest silence of a healthy peer."
+    )
+    ack_linger_ms: int = Field(
+        5,
+        ge=0,
+        le=1_000,
+        description="Longest wait of a lease's acknowledgement for a grant to travel with.",
     )
     heartbeat_timeout_ms: int = Field(
         5_000, ge=50, le=600_000, description="A peer silent for this long is taken for dead."

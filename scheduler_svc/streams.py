@@ -1,8 +1,10 @@
 """One peer on one bidirectional stream: its reader, its writer, its pulse.
 
-Rules of grpc.aio that this file keeps (shared/spec/token-path.md, 10.1): one reader task and one
-writer for each stream; never a timeout around a read or a write; what gathers while a write is
-under way goes into the next message; clean-up hangs on the call, not on a generator's mercy.
+Rules of grpc.aio that this file keeps (docs/adr/0003-grpc-aio.md): one reader task and one writer
+for each stream; never a timeout around a read or a write; what gathers while a write is under way
+goes into the next message; clean-up hangs on the call, not on a generator's mercy. A message costs
+more than what is in it, so the writer also lets one turn of the event loop pass before it takes:
+the end of a request is decided in the turn after its last tokens came.
 """
 
 import asyncio
@@ -37,11 +39,11 @@ class HasPulse(Protocol):
     """A call whose peer may look dead."""
 
     def check_pulse(self, now_ms: int) -> None:
-        """Cut the call if it does."""
+        """Cut the call if it does; see to it that we do not."""
 
 
 class Pulse:
-    """Every open stream; cuts those whose peer is silent or takes nothing."""
+    """Every open stream; cuts those whose peer is silent or takes nothing, and keeps ours alive."""
 
     def __init__(self, settings: SchedulerSettings, clock_ms: Callable[[], int]) -> None:
         self.settings = settings
@@ -72,6 +74,9 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
         self._error: HeadwayError | None = None
         self._reading_since_ms: int | None = None
         self._writing_since_ms: int | None = None
+        self._wrote_ms = 0
+        self._is_beat_due = False
+        self._late_wake: asyncio.TimerHandle | None = None
         self._reader: asyncio.Task[None] | None = None
 
     @abstractmethod
@@ -99,6 +104,12 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
         """There is something to take."""
         self._wake.set()
 
+    def wake_within(self, wait_ms: int) -> None:
+        """There is something to take that can wait for company."""
+        if self._late_wake is None:
+            loop = asyncio.get_running_loop()
+            self._late_wake = loop.call_later(wait_ms / 1_000, self.wake)
+
     def close(self, error: HeadwayError | None) -> None:
         """End the stream soon, with this error."""
         if not self._is_closed:
@@ -120,11 +131,16 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
             while not self._is_closed:
                 message = self.take()
                 self._taken.set()
+                self._stop_late_wake()
+                if message is None and self._is_beat_due:
+                    message = self.heartbeat()
+                self._is_beat_due = False
                 if message is None:
-                    message = await self._wait()
-                    if message is None:
-                        continue
-                self._writing_since_ms = self._pulse.clock_ms()
+                    await self._wake.wait()
+                    await asyncio.sleep(0)
+                    self._wake.clear()
+                    continue
+                self._writing_since_ms = self._wrote_ms = self._pulse.clock_ms()
                 yield message
                 self._writing_since_ms = None
             if self._error is not None:
@@ -132,15 +148,10 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
         finally:
             self._end()
 
-    async def _wait(self) -> ResponseT | None:
-        """Until there is something to take (None) or it is time for a sign of life."""
-        try:
-            async with asyncio.timeout(self._pulse.settings.heartbeat_interval_ms / 1_000):
-                await self._wake.wait()
-        except TimeoutError:
-            return self.heartbeat()
-        self._wake.clear()
-        return None
+    def _stop_late_wake(self) -> None:
+        if self._late_wake is not None:
+            self._late_wake.cancel()
+            self._late_wake = None
 
     async def _read(self, requests: AsyncIterator[RequestT]) -> None:
         try:
@@ -164,13 +175,17 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
             self.close(HeadwayError(Reason.INTERNAL, INTERNAL_MESSAGE))
 
     def check_pulse(self, now_ms: int) -> None:
-        """Cut the stream if its peer looks dead."""
+        """Cut the stream if its peer looks dead, and show that we are not: half an interval after
+        the last message, for the next look may come as late again."""
         settings = self._pulse.settings
         reading_ms, writing_ms = self._reading_since_ms, self._writing_since_ms
         if reading_ms is not None and now_ms - reading_ms > settings.heartbeat_timeout_ms:
             self._cut("The peer was silent for too long.")
         elif writing_ms is not None and now_ms - writing_ms > settings.write_timeout_ms:
             self._cut("The peer took nothing for too long.")
+        elif writing_ms is None and 2 * (now_ms - self._wrote_ms) >= settings.heartbeat_interval_ms:
+            self._is_beat_due = True
+            self._wake.set()
 
     def _cut(self, message: str) -> None:
         """Let go of everything now. A write under way cannot be abandoned: cancelling its task
@@ -184,6 +199,7 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
         self._has_ended = True
         self._is_closed = True
         self._pulse.streams.discard(self)
+        self._stop_late_wake()
         if self._reader is not None:
             self._reader.cancel()
         self.on_end()

@@ -12,7 +12,7 @@ due, are answered at once and their time counts in the decision that they came w
 
 The fleet is full all the time: 1,000 executors of 8 slots, each with 4 of its 8 models on the
 device; 32 models, 200 tenants, 4 bands, half of the requests in sessions, half with a known
-prefix. The garbage collector is scheduled as in the process (scheduler_svc.collector), from before
+prefix. The garbage collector is scheduled as in the process (headway.collector), from before
 the first executor attaches; ``fill_max_ms`` is the longest Submit while the queue grows.
 
 Beside it, in the same run, the method of llamacpp-ha as shared/spec/scheduling.md part A, 6
@@ -43,7 +43,7 @@ from bench.core.compiled import measure_compiled
 from bench.core.load import FULL, PAIRS_PER_MS, QUICK, Brain, Scale
 from bench.core.reference import measure_reference
 from hatch_build import compiled_core
-from scheduler_svc.collector import scheduled
+from headway.collector import scheduled
 from scheduler_svc.core import scheduler
 from scheduler_svc.settings import SchedulerSettings
 

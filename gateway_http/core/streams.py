@@ -63,6 +63,11 @@ class Streams:
         """This connection has no handles left: open a new one."""
         return self._next_handle > MAX_HANDLE // 2
 
+    @property
+    def has_commands(self) -> bool:
+        """``take`` would give something."""
+        return bool(self._outbox or self._cancels)
+
     # --- the consumer's side ---
 
     def open(

@@ -3,8 +3,12 @@
 Pretty on a terminal, JSON lines elsewhere. Never a prompt, a completion, a key or a header.
 """
 
+import asyncio
+import atexit
 import sys
+import threading
 from collections.abc import Callable
+from typing import BinaryIO
 
 import orjson
 import structlog
@@ -12,6 +16,45 @@ import structlog
 # Local variables hold prompts and keys; the defaults of both renderers would print them.
 _plain = structlog.dev.plain_traceback
 _without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
+
+class Lines:
+    """Where lines go: all of one turn of the event loop leave in one write.
+
+    A write costs as much as the line did. Outside a loop, and in other threads, each line is
+    written at once. For structlog this is a logger.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lines: list[bytes] = []
+        self._due_in: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+
+    def msg(self, line: bytes) -> None:
+        """Takes a line without its end."""
+        with self._lock:
+            self._lines.append(line)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.write()
+            return
+        if self._due_in is not loop:  # a loop that ended early may owe us its turn
+            self._due_in = loop
+            loop.call_soon(self.write)
+
+    debug = info = warning = error = critical = msg
+
+    def write(self) -> None:
+        """What has gathered."""
+        with self._lock:
+            self._due_in = None
+            if self._lines:
+                data = b"\n".join([*self._lines, b""])
+                self._lines.clear()
+                self._file.write(data)
+                self._file.flush()
 
 
 def configure(process: str, level: str) -> None:
@@ -24,13 +67,16 @@ def configure(process: str, level: str) -> None:
         return event
 
     renderers: list[structlog.typing.Processor]
+    logger_factory: Callable[..., object]
     if sys.stderr.isatty():
         renderers = [structlog.dev.ConsoleRenderer(exception_formatter=_plain)]
-        logger_factory: Callable[..., object] = structlog.PrintLoggerFactory(sys.stderr)
+        logger_factory = structlog.PrintLoggerFactory(sys.stderr)
     else:
         to_json = structlog.processors.JSONRenderer(serializer=orjson.dumps)
         renderers = [structlog.processors.ExceptionRenderer(_without_locals), to_json]
-        logger_factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+        lines = Lines(sys.stderr.buffer)
+        atexit.register(lines.write)
+        logger_factory = lambda *_: lines  # noqa: E731
     structlog.configure(
         processors=[
             add_process,

@@ -17,6 +17,7 @@ from starlette.types import Message
 
 from gateway_http.app import Health, build_app
 from gateway_http.client import SchedulerClient
+from gateway_http.http_protocol import Departure
 from gateway_http.settings import GatewaySettings
 from headway.reasons import Reason
 from tests.gateway import tiny_model
@@ -202,6 +203,34 @@ async def test_a_pipelined_request_ends_the_connection_and_its_work(
         first = asyncio.create_task(raw(url, head + body + head + body))
         assert await first == b""
     await scheduler.until(lambda: len(scheduler.cancelled) == len(scheduler.runs))
+
+
+@pytest.mark.parametrize("padding", [0, 300_000])  # reading pauses for more than 64 KiB
+async def test_a_client_that_hangs_up_ends_its_work(
+    client: SchedulerClient, scheduler: ScriptedScheduler, settings: GatewaySettings, padding: int
+) -> None:
+    scheduler.script = leave_alone
+    body = json.dumps(CHAT).encode() + b" " * padding
+    async with serving(client, settings) as url:
+        _, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
+        writer.write(head_of_post(len(body)) + body)
+        await scheduler.until(lambda: len(scheduler.runs) == 1)
+        writer.close()
+        await scheduler.until(lambda: len(scheduler.cancelled) == 1)
+
+
+def test_a_departure_is_told_once_however_early_it_was() -> None:
+    told: list[str] = []
+    early, late, unheard = Departure(), Departure(), Departure()
+    early.happen()
+    early.listen(lambda: told.append("early"))
+    late.listen(lambda: told.append("late"))
+    late.happen()
+    late.happen()
+    unheard.listen(lambda: told.append("unheard"))
+    unheard.ignore()
+    unheard.happen()
+    assert told == ["early", "late"]
 
 
 async def test_a_client_that_takes_nothing_is_cut_off(

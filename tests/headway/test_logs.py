@@ -1,8 +1,13 @@
 """What a log line looks like, and what it never holds."""
 
+import asyncio
+import io
 import json
 import subprocess
 import sys
+from typing import Any
+
+from headway import logs
 
 PROGRAM = """
 import structlog
@@ -25,3 +30,68 @@ def test_lines_are_json_and_tracebacks_hold_no_local_variables() -> None:
     assert line["method"] == "Submit"
     assert "broken" in run.stderr.decode()
     assert "canary" not in run.stderr.decode()
+
+
+class Writes(io.BytesIO):
+    """Remembers each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self.pieces.append(bytes(data))
+        return len(self.pieces[-1])
+
+
+def test_lines_of_one_turn_leave_in_one_write() -> None:
+    file = Writes()
+    lines = logs.Lines(file)
+
+    async def log_in_turns() -> None:
+        lines.info(b"1")
+        lines.info(b"2")
+        assert file.pieces == []
+        await asyncio.sleep(0)
+        assert file.pieces == [b"1\n2\n"]
+        lines.info(b"3")
+        await asyncio.to_thread(lines.info, b"4")  # a thread does not wait for the loop's turn
+        lines.info(b"5")
+
+    asyncio.run(log_in_turns())
+    assert b"".join(file.pieces) == b"1\n2\n3\n4\n5\n"
+    lines.info(b"6")
+    assert file.pieces[-1] == b"6\n"
+
+
+def test_a_loop_that_died_early_takes_no_line_along() -> None:
+    file = Writes()
+    lines = logs.Lines(file)
+
+    async def log(line: bytes) -> None:
+        lines.info(line)
+
+    dead = asyncio.new_event_loop()
+    task = dead.create_task(log(b"1"))
+    dead.call_soon(dead.stop)
+    dead.run_forever()
+    assert task.done()
+    dead.close()
+    assert file.pieces == []
+    asyncio.run(log(b"2"))
+    assert file.pieces == [b"1\n2\n"]
+
+
+def test_the_last_lines_are_written_when_the_process_ends_in_the_middle_of_a_turn() -> None:
+    program = """
+import asyncio, sys, structlog
+from headway import logs
+logs.configure("example", "info")
+async def main():
+    structlog.get_logger().info("server.stopped")
+    sys.exit(3)
+asyncio.run(main())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert run.returncode == 3
+    assert json.loads(run.stderr)["event"] == "server.stopped"

@@ -11,11 +11,34 @@ import asyncio
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from scheduler_svc.settings import SchedulerSettings
+from typing import Protocol
 
 # middle collections before CPython would start a full one by itself
 _NEVER = 1 << 30
+
+
+class CollectorSettings(Protocol):
+    """What the settings of a process say about it."""
+
+    @property
+    def collect_young_objects(self) -> int:
+        """Objects made between two collections of the young."""
+
+    @property
+    def collect_young_rounds(self) -> int:
+        """Of so many, one collects also what survived one before."""
+
+    @property
+    def collect_interval_ms(self) -> int:
+        """Time between two looks for a good time to collect everything."""
+
+    @property
+    def collect_max_live(self) -> int:
+        """With so few live requests it is a good time."""
+
+    @property
+    def collect_longest_ms(self) -> int:
+        """Since the last time; after it any time is good."""
 
 
 @contextmanager
@@ -36,7 +59,7 @@ class Collector:
     """Runs full collections at good times. ``num_live``: requests that a pause would hold up."""
 
     def __init__(
-        self, settings: SchedulerSettings, num_live: Callable[[], int], clock_ms: Callable[[], int]
+        self, settings: CollectorSettings, num_live: Callable[[], int], clock_ms: Callable[[], int]
     ) -> None:
         self._settings = settings
         self._num_live = num_live

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from scheduler_svc.collector import Collector, scheduled
+from headway.collector import Collector, scheduled
 from scheduler_svc.settings import SchedulerSettings
 
 
