@@ -74,16 +74,17 @@ class CallReader:
         self._arguments: str | None = None  # not told yet; None: not begun
         self._streams_arguments = False
 
-    def read(self, text: str) -> int:
-        """Read up to the end of the object; how many characters that took."""
-        for number, char in enumerate(text):
+    def read(self, text: str) -> str:
+        """Read up to the end of the object; gives what stands behind it."""
+        rest = ""
+        for number, char in enumerate(text, 1):
             self._read(char)
             if self.is_over:
-                text = text[: number + 1]
+                text, rest = text[:number], text[number:]
                 break
         if not self.is_told:
             self.raw += text
-        return len(text)
+        return rest
 
     def take(self) -> list[Piece]:
         """What can be told now."""

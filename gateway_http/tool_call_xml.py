@@ -56,8 +56,8 @@ class XmlCallReader:
         """The call is complete, or none."""
         return self._at in (_At.DONE, _At.BROKEN)
 
-    def read(self, text: str) -> int:
-        """Read up to the end of the call; how many characters that took."""
+    def read(self, text: str) -> str:
+        """Read up to the end of the call; gives what stands behind it, read earlier or not."""
         if not self.is_told:
             self.raw += text
         self._held += text
@@ -70,7 +70,7 @@ class XmlCallReader:
         }
         while not self.is_over and steps[self._at]():
             pass
-        return len(text) - len(self._held) if self._at is _At.DONE else len(text)
+        return self._held if self._at is _At.DONE else ""
 
     def take(self) -> list[Piece]:
         """What can be told now."""

@@ -39,8 +39,8 @@ class Reader(Protocol):
     def is_over(self) -> bool:
         """The call is complete, or none."""
 
-    def read(self, text: str) -> int:
-        """Read up to the end of the call; how many characters that took."""
+    def read(self, text: str) -> str:
+        """Read up to the end of the call; gives what stands behind it, read earlier or not."""
 
     def take(self) -> list[Piece]:
         """What can be told now."""
@@ -103,8 +103,7 @@ class MarkedParser:
     def _step_in_call(self, call: Reader, pieces: list[Piece]) -> bool:
         if not self._held:
             return False
-        num_read = call.read(self._held)
-        self._held = self._held[num_read:]
+        self._held = call.read(self._held)
         pieces += call.take()
         if not call.is_over:
             return False
@@ -183,8 +182,7 @@ class Llama3Parser:
             start = self._held.index("{")
             call.raw = self._held[:start]
             self._held = self._held[start:]
-        num_read = call.read(self._held)
-        self._held = self._held[num_read:]
+        self._held = call.read(self._held)
         pieces += call.take()
         if call.is_over:
             self._call = None

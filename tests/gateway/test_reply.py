@@ -203,6 +203,12 @@ def test_a_text_of_a_call_goes_out_while_it_comes() -> None:
     assert parser.push("it") == [CallArguments(0, "it")]
 
 
+def test_a_call_may_end_without_its_own_mark() -> None:
+    text = "<tool_call><function=f>junk</tool_call>after"
+    for chunks in ((*text,), (text,)):
+        assert parse(CODER, *chunks)[-1] == Content("after")
+
+
 def test_a_forced_call_as_xml() -> None:
     form = ReplyFormat(reasoning="think", tools="qwen3_coder", is_forced=True)
     text = xml("f", a="x").removeprefix("<tool_call>\n")
