@@ -22,9 +22,7 @@ from gateway_http.openai_output import Echo
 from gateway_http.openai_prompt import ChatWish
 from gateway_http.openai_responses import Responses
 from gateway_http.openai_sampling import (
-    check_limits,
     check_most,
-    grammar_field,
     grammar_of,
     sampling_params,
 )
@@ -65,8 +63,7 @@ class _Chat(Endpoint):
         max_tokens = _chat_max_tokens(body)
         self.check_counts(body, 1)
         num_top = _num_top(body, self.settings)
-        model = await self.client.model(body.model)
-        check_limits(body, self.settings, model.text.has_tokenizer)
+        model = await self.model(body)
         prompt = await self.prompts.make(model, self._wish(body))
         sampling = sampling_params(
             body,
@@ -87,14 +84,7 @@ class _Chat(Endpoint):
             has_reasoning=body.include_reasoning is not False,
             has_call_reason=prompt.has_call_reason,
         )
-        return self.job(
-            call,
-            spec,
-            model.text,
-            requests,
-            is_streaming=bool(body.stream),
-            grammar_field=_grammar_field(body),
-        )
+        return self.job(call, body, spec, model.text, requests)
 
     def _wish(self, body: ChatRequest) -> ChatWish:
         return ChatWish(
@@ -106,7 +96,7 @@ class _Chat(Endpoint):
             wants_no_thought=body.reasoning_effort == "none",
             has_generation_prompt=body.add_generation_prompt,
             continues_final_message=bool(body.continue_final_message),
-            grammar=grammar_of(body.response_format, body.structured_outputs, self.settings),
+            grammar=grammar_of(body, self.settings),
         )
 
 
@@ -123,9 +113,7 @@ class _Completions(Endpoint):
             raise invalid("At least one token must be generated, but for an echo.", "max_tokens")
         prompts = body.prompts()
         self.check_counts(body, len(prompts))
-        model = await self.client.model(body.model)
-        has_tokenizer = model.text.has_tokenizer
-        check_limits(body, self.settings, has_tokenizer)
+        model = await self.model(body)
         has_specials = body.add_special_tokens is not False
         token_ids = [
             await model.text.encode(prompt, "prompt", has_specials)
@@ -139,7 +127,7 @@ class _Completions(Endpoint):
             max_tokens=1 if body.max_tokens == 0 else body.max_tokens,
             logprobs=body.wants_logprobs,
             num_top=body.num_top,
-            grammar=grammar_of(body.response_format, body.structured_outputs, self.settings),
+            grammar=grammar_of(body, self.settings),
         )
         requests = self.requests(call, body, model, token_ids, sampling, body.n or 1)
         echoes = await _echoes(body, model.text, prompts, requests) if body.echo else []
@@ -147,19 +135,11 @@ class _Completions(Endpoint):
             "completion",
             body,
             requests,
-            **_common_spec(body, has_tokenizer=has_tokenizer),
+            **_common_spec(body, has_tokenizer=model.text.has_tokenizer),
             num_echo_chars=[len(echo.text) for echo in echoes],
             num_hidden=1 if body.max_tokens == 0 else 0,
         )
-        return self.job(
-            call,
-            spec,
-            model.text,
-            requests,
-            is_streaming=bool(body.stream),
-            grammar_field=_grammar_field(body),
-            echoes=echoes,
-        )
+        return self.job(call, body, spec, model.text, requests, echoes)
 
 
 class _ModelList:
@@ -224,11 +204,6 @@ def _num_top(body: ChatRequest, settings: GatewaySettings) -> int:
     if num_top and not body.logprobs:
         raise invalid("top_logprobs needs logprobs: true.", "top_logprobs")
     return num_top
-
-
-def _grammar_field(body: Common) -> str:
-    form = body.response_format
-    return grammar_field(body, "response_format" if form and form.type != "text" else "")
 
 
 def _common_spec(body: Common, *, has_tokenizer: bool = True) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from gateway_http.openai_job import Job
 from gateway_http.openai_output import Echo
 from gateway_http.openai_place import MAX_CHOICES, is_count, last_event
 from gateway_http.openai_prompt import Prompts
-from gateway_http.openai_sampling import check_most
+from gateway_http.openai_sampling import check_limits, check_most, grammar_field
 from gateway_http.openai_schema import Common, Sampling
 from gateway_http.openai_serve import serve
 from gateway_http.settings import GatewaySettings
@@ -92,6 +92,12 @@ class Endpoint:
             requests.append(one)
         return requests
 
+    async def model(self, body: Sampling) -> LoadedModel:
+        """The one that is asked for, and that can do what is asked."""
+        model = await self.client.model(body.model)
+        check_limits(body, self.settings, model.text.has_tokenizer)
+        return model
+
     def spec(
         self,
         kind: Kind,
@@ -115,12 +121,10 @@ class Endpoint:
     def job(
         self,
         call: Call,
+        body: Sampling,
         spec: ReplySpec,
         text: Text,
         requests: Sequence[generation_pb2.GenerationRequest],
-        *,
-        is_streaming: bool,
-        grammar_field: str,
         echoes: Sequence[Echo] = (),
     ) -> Job:
         """Submit them; one under an Idempotency-Key may be the rest of an earlier call."""
@@ -128,11 +132,11 @@ class Endpoint:
         job = Job(
             spec=spec,
             text=text,
-            is_streaming=is_streaming,
+            is_streaming=bool(body.stream),
             requests=requests,
             is_kept=is_kept,
             echoes=echoes,
-            grammar_field=grammar_field,
+            grammar_field=grammar_field(body),
         )
         place = last_event(call.request, spec.num_places)
         if place is not None and not (is_kept and job.is_resumable):

@@ -10,9 +10,7 @@ from gateway_http.openai_job import Job
 from gateway_http.openai_prompt import ChatWish
 from gateway_http.openai_responses_schema import ResponsesRequest
 from gateway_http.openai_sampling import (
-    check_limits,
     check_most,
-    grammar_field,
     grammar_of,
     sampling_params,
 )
@@ -32,8 +30,7 @@ class Responses(Endpoint):
             raise invalid(message, "top_logprobs")
         if body.stream_options is not None and not body.stream:
             raise invalid("stream_options needs stream: true.", "stream_options")
-        model = await self.client.model(body.model)
-        check_limits(body, self.settings, model.text.has_tokenizer)
+        model = await self.model(body)
         prompt = await self.prompts.make(model, self._wish(body))
         sampling = sampling_params(
             body,
@@ -52,20 +49,9 @@ class Responses(Endpoint):
             has_call_reason=False,
             said=msgspec.json.encode(_said_back(body)).decode(),
         )
-        form = body.response_format()
-        return self.job(
-            call,
-            spec,
-            model.text,
-            requests,
-            is_streaming=bool(body.stream),
-            grammar_field=grammar_field(
-                body, "text.format" if form and form.type != "text" else ""
-            ),
-        )
+        return self.job(call, body, spec, model.text, requests)
 
     def _wish(self, body: ResponsesRequest) -> ChatWish:
-        outputs, form = body.structured_outputs, body.response_format()
         return ChatWish(
             messages=body.messages(),
             tools=body.chat_tools(),
@@ -73,7 +59,7 @@ class Responses(Endpoint):
             is_parallel=body.parallel_tool_calls is not False,
             kwargs=body.chat_template_kwargs,
             wants_no_thought=body.reasoning is not None and body.reasoning.effort == "none",
-            grammar=grammar_of(form, outputs, self.settings, "text.format"),
+            grammar=grammar_of(body, self.settings),
         )
 
 

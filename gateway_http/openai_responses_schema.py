@@ -102,6 +102,8 @@ class ResponsesRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
     """POST /v1/responses; nothing is stored, so nothing of earlier responses can be named."""
 
     harmless: ClassVar[dict[str, Any]] = _HARMLESS
+    format_field: ClassVar[str] = "text.format"
+    schema_field: ClassVar[str] = "text.format"
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
     instructions: str | None = None
@@ -126,8 +128,9 @@ class ResponsesRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
                 raise UnsupportedParameterError(f"include[{number}]", f": {name[:100]!r}")
         return bool(self.include)
 
-    def response_format(self) -> ResponseFormat | None:
-        """``text.format`` in the words of chats."""
+    @property
+    def wanted_format(self) -> ResponseFormat | None:
+        """In the words of chats."""
         form = self.text.format if self.text is not None else None
         if form is None:
             return None

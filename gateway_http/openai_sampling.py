@@ -80,30 +80,23 @@ def sampling_params(
     )
 
 
-def grammar_of(
-    response_format: ResponseFormat | None,
-    outputs: StructuredOutputs | None,
-    settings: GatewaySettings,
-    where: str = "response_format.json_schema",
-) -> generation_pb2.Grammar | None:
-    """What the output has to fit; ``where`` a format's schema stands.
-
-    The executor compiles it, under limits of its own.
-    """
-    from_format = _of_format(response_format, settings, where) if response_format else None
+def grammar_of(body: Sampling, settings: GatewaySettings) -> generation_pb2.Grammar | None:
+    """What the output has to fit. The executor compiles it, under limits of its own."""
+    form, outputs = body.wanted_format, body.structured_outputs
+    from_format = _of_format(form, settings, body.schema_field) if form else None
     from_outputs = _of_outputs(outputs, settings) if outputs else None
     if from_format is not None and from_outputs is not None:
-        message = f"Give {where.split('.')[0]} or structured_outputs, not both."
+        message = f"Give {body.format_field} or structured_outputs, not both."
         raise invalid(message, "structured_outputs")
     return from_format or from_outputs
 
 
-def grammar_field(body: Sampling, format_field: str) -> str:
-    """The parameter that a grammar comes from; one that tools make is theirs."""
-    outputs = body.structured_outputs
-    if outputs is not None and _names_given(outputs):
+def grammar_field(body: Sampling) -> str:
+    """The parameter that a grammar comes from; if none of ours, tools made it."""
+    if body.structured_outputs is not None and _names_given(body.structured_outputs):
         return "structured_outputs"
-    return format_field or "tools"
+    form = body.wanted_format
+    return body.format_field if form is not None and form.type != "text" else "tools"
 
 
 def _of_format(

@@ -96,6 +96,8 @@ class Sampling(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What all endpoints have in common. The last block is ours."""
 
     harmless: ClassVar[dict[str, Any]] = HARMLESS
+    format_field: ClassVar[str] = "response_format"
+    schema_field: ClassVar[str] = "response_format.json_schema"
 
     model: Annotated[str, Meta(min_length=1, max_length=512)]
     temperature: Temperature | None = None
@@ -120,6 +122,11 @@ class Sampling(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     include_timing: bool | None = None
 
     @property
+    def wanted_format(self) -> ResponseFormat | None:
+        """What the endpoint's own parameter, ``format_field``, says that an answer has to be."""
+        raise NotImplementedError
+
+    @property
     def stop_strings(self) -> list[str]:
         """``stop`` as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -133,6 +140,10 @@ class Common(Sampling, forbid_unknown_fields=True, kw_only=True):
     response_format: ResponseFormat | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+
+    @property
+    def wanted_format(self) -> ResponseFormat | None:
+        return self.response_format
 
     @property
     def has_usage_chunk(self) -> bool:

@@ -6,13 +6,10 @@ heartbeats are therefore answered, not kept. What the SDKs need, down to a heade
 the real ones; the tests say which rule is for whom.
 """
 
-import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,6 +25,7 @@ from gateway_http.tinker_futures import (
     is_sdk_poller,
     pending,
 )
+from gateway_http.tinker_polls import Polls
 from gateway_http.tinker_schema import (
     CreateSamplingSession,
     Future,
@@ -47,13 +45,11 @@ _API_KEY = "x-api-key"
 # MinT's own keys; its SDK uses them only where they can be exchanged for a JWT.
 _MINT_KEY_PREFIX = "sk-"
 _JWT_PREFIX = "eyJ"
-_EARLY_PAUSE_S = 1.0
 _DYNAMIC_CONFIG = {"refresh_interval_sec": 300, "sample_cancel_enabled": True}
 
 SEQ_IDS_PER_CLONE = 10**9  # how the SDK's clones of one sampling client share its numbers
 
 Handler = Callable[[Request, Caller], Awaitable[Response]]
-T = TypeVar("T")
 
 
 def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants) -> list[Route]:
@@ -89,6 +85,7 @@ class _Door:
         self._settings = settings
         self._tenants = tenants
         self._signer = Signer(settings.signing_secret())
+        self._polls = Polls(client)
 
     def post(self, path: str, handler: Handler) -> Route:
         return Route(f"{_PREFIX}/{path}", self._authenticated(handler), methods=["POST"])
@@ -236,67 +233,11 @@ class _Door:
         body = parse(await request.body(), Future)
         headers = request.headers
         hold = hold_s(headers, self._settings.tinker_hold_s) if is_sdk_poller(headers) else 0.0
-        outcome = await self._hold(request, body.request_id, caller.tenant, hold)
+        outcome = await self._polls.result(request, body.request_id, caller.tenant, hold)
         if isinstance(outcome, generation_pb2.GenerationResult):
             max_bytes = self._settings.tinker_announce_bytes if body.allow_metadata_only else None
             return finished(body.request_id, outcome, headers, max_bytes)
         return pending(body.request_id, outcome, headers, self._settings)
-
-    async def _hold(
-        self, request: Request, request_id: str, tenant: str, hold: float
-    ) -> generation_pb2.GenerationResult | generation_pb2.QueueStatus | None:
-        """Nobody is held who has hung up, or while this gateway shuts down."""
-        return await self._unless_gone(request, partial(self._retrieve, request_id, tenant), hold)
-
-    async def _unless_gone(
-        self, request: Request, ask: Callable[[float], Coroutine[Any, Any, T]], hold: float
-    ) -> T:
-        """``ask(hold)``, cut short to ``ask(0)`` by a hang-up or a shutdown."""
-        if not hold:
-            return await ask(0.0)
-
-        async def hang_up() -> None:
-            await request.receive()
-
-        held = asyncio.create_task(ask(hold))
-        hung_up = asyncio.create_task(hang_up())
-        draining = asyncio.create_task(self._client.draining.wait())
-        tasks = (held, hung_up, draining)
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if not held.done():
-                return await ask(0.0)
-            return held.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _retrieve(
-        self, request_id: str, tenant: str, hold: float
-    ) -> generation_pb2.GenerationResult | generation_pb2.QueueStatus | None:
-        """None: the scheduler could not be asked in all this time.
-
-        An SDK repeats a poll that failed with 5xx at once, so an outage is held like any wait; and
-        so is an answer that comes too early, from a scheduler with too many waiters.
-        """
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + hold
-        while True:
-            try:
-                left = max(deadline - clock(), 0.0)
-                outcome = await self._client.retrieve(request_id, tenant, left)
-                is_result = isinstance(outcome, generation_pb2.GenerationResult)
-                if is_result or deadline - clock() < _EARLY_PAUSE_S:
-                    return outcome
-                pause = _EARLY_PAUSE_S
-            except HeadwayError as error:
-                if error.retry_after_ms is None:
-                    raise
-                pause = min(error.retry_after_ms / 1000, deadline - clock())
-            if pause <= 0:
-                return None
-            await asyncio.sleep(pause)
 
     async def retrieve_futures(self, request: Request, caller: Caller) -> Response:
         """Which futures of a clone have ended; held like any poll, or the SDK would never pause."""
@@ -307,11 +248,8 @@ class _Door:
         if body.timeout is not None:
             hold = min(hold, body.timeout)
         group = _group(target.sampling_session_id, target.cloned_sampler_id)
-        answer = await self._unless_gone(
-            request,
-            partial(self._client.wait_finished, caller.tenant, group, body.prev_cursor),
-            hold,
-        )
+        cursor = body.prev_cursor
+        answer = await self._polls.finished(request, group, cursor, caller.tenant, hold)
         completions = [
             {"state": "failed", "request_id": one.request_id}
             if one.failed

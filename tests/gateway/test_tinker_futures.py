@@ -13,7 +13,7 @@ from tinker.proto import tinker_public_pb2
 from tinker.proto.response_conv import deserialize_sample_response
 from tinker.types.request_failed_response import RequestFailedResponse
 
-from gateway_http import tinker
+from gateway_http import tinker, tinker_polls
 from gateway_http.tinker_futures import hold_s
 from headway.errors import TABLE, HeadwayError
 from headway.reasons import Reason
@@ -327,7 +327,7 @@ async def test_the_scheduler_holds_the_sdks_poll(
 async def test_a_scheduler_with_too_many_waiters_makes_no_storm(
     http: httpx.AsyncClient, scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tinker, "_EARLY_PAUSE_S", 0.01)
+    monkeypatch.setattr(tinker_polls, "_EARLY_PAUSE_S", 0.01)
     scheduler.outcomes = [waiting(3, 4, 1), waiting(2, 4, 1), TWO_SAMPLES]
     assert (await poll(http, SDK_38)).status_code == 200
     assert len(scheduler.waits_s) == 3

@@ -1,0 +1,173 @@
+"""Every endpoint of the gateway, for the OpenAPI document."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gateway_http import openapi_answers as answers
+from gateway_http.monitor.data import MonitorData
+from gateway_http.openai_chat_schema import ChatRequest, DetokenizeRequest, TokenizeRequest
+from gateway_http.openai_responses_schema import ResponsesRequest
+from gateway_http.openai_schema import CompletionRequest
+from gateway_http.tinker_futures import PROTOBUF
+from gateway_http.tinker_schema import (
+    CreateSamplingSession,
+    Future,
+    Futures,
+    JoinSamplingSession,
+    Sample,
+)
+
+PATH = "/openapi.json"
+JSON, _EVENTS, _HTML, _TEXT = "application/json", "text/event-stream", "text/html", "text/plain"
+STRUCT = type[msgspec.Struct]
+_PENDING = 408
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path.
+
+    Beside its answer every failure of the error table may come, in the words of ``family``.
+    ``media`` are further kinds that the answer may have, ``others`` answers of other statuses.
+    ``query``: the names of parameters, and a pattern for each.
+    """
+
+    method: str
+    path: str
+    summary: str
+    family: str
+    answer: STRUCT | None = None
+    body: STRUCT | None = None
+    media: tuple[str, ...] = ()
+    is_open: bool = False
+    others: tuple[tuple[int, STRUCT], ...] = ()
+    query: tuple[tuple[str, str], ...] = ()
+
+
+def _openai(method: str, path: str, summary: str, **rest: Any) -> Operation:
+    return Operation(method, path, summary, "openai", **rest)
+
+
+def _tinker(method: str, path: str, summary: str, **rest: Any) -> Operation:
+    return Operation(method, f"/api/v1/{path}", summary, "tinker", **rest)
+
+
+def _plain(method: str, path: str, summary: str, **rest: Any) -> Operation:
+    return Operation(method, path, summary, "plain", **rest)
+
+
+_HEALTH: dict[str, Any] = {
+    "answer": answers.Health,
+    "others": ((503, answers.Health),),
+    "is_open": True,
+}
+OPERATIONS: tuple[Operation, ...] = (
+    _plain("get", "/health", "Whether any executor is live.", **_HEALTH),
+    _plain("get", "/health/", "The same.", **_HEALTH),
+    _plain(
+        "get",
+        "/ready",
+        "Whether this gateway can take work.",
+        answer=answers.Ready,
+        others=((503, answers.Ready),),
+        is_open=True,
+    ),
+    _plain("get", PATH, "This document.", media=(JSON,), is_open=True),
+    _plain("get", "/metrics", "Figures for Prometheus.", media=(_TEXT,)),
+    _plain("get", "/monitor", "A page that shows queue and fleet.", media=(_HTML,)),
+    _plain("get", "/monitor/", "The same.", media=(_HTML,)),
+    _plain("get", "/monitor/data", "What the page shows.", answer=MonitorData),
+    _plain("get", "/monitor/data/", "The same.", answer=MonitorData),
+    _openai(
+        "post",
+        "/v1/chat/completions",
+        "The next turn of a chat; streamed as events if asked to.",
+        body=ChatRequest,
+        answer=answers.ChatCompletion,
+        media=(_EVENTS,),
+    ),
+    _openai(
+        "post",
+        "/v1/completions",
+        "The continuation of texts or token ids; streamed as events if asked to.",
+        body=CompletionRequest,
+        answer=answers.TextCompletion,
+        media=(_EVENTS,),
+    ),
+    _openai(
+        "post",
+        "/v1/responses",
+        "A chat by the Responses API; nothing is stored.",
+        body=ResponsesRequest,
+        answer=answers.ResponseObject,
+        media=(_EVENTS,),
+    ),
+    _openai(
+        "get",
+        "/v1/requests/{request_id}/events",
+        "The rest of a stream, behind the event whose id ends in `after`.",
+        media=(_EVENTS,),
+        query=(("after", r"^[0-9]{1,9}(,[0-9]{1,9})*$"),),
+    ),
+    _openai("get", "/v1/models", "The models that can be asked for now.", answer=answers.ModelList),
+    _openai("get", "/v1/models/{name}", "One of them.", answer=answers.Model),
+    _openai(
+        "post",
+        "/tokenize",
+        "Token ids of a text or chat.",
+        body=TokenizeRequest,
+        answer=answers.Tokens,
+    ),
+    _openai(
+        "post",
+        "/detokenize",
+        "The text of token ids.",
+        body=DetokenizeRequest,
+        answer=answers.Detokenized,
+    ),
+    _tinker("get", "healthz", "Alive.", answer=answers.TinkerStatus, is_open=True),
+    _tinker("post", "client/config", "Switches of the SDK.", answer=answers.ClientConfig),
+    _tinker(
+        "post", "client/dynamic_config", "Switches to read again.", answer=answers.DynamicConfig
+    ),
+    _tinker("post", "auth/token", "A token for an API key.", answer=answers.Token),
+    _tinker("get", "get_server_capabilities", "Models served.", answer=answers.Capabilities),
+    _tinker("post", "create_session", "A session.", answer=answers.Session),
+    _tinker("post", "session_heartbeat", "A session lives on.", answer=answers.Typed),
+    _tinker("post", "sessions/{session_id}/finish", "A session ends.", answer=answers.Typed),
+    _tinker(
+        "post",
+        "create_sampling_session",
+        "A name to sample a model by.",
+        body=CreateSamplingSession,
+        answer=answers.SamplingSessionMade,
+    ),
+    _tinker(
+        "post",
+        "join_sampling_session",
+        "A number for a clone of a sampling client.",
+        body=JoinSamplingSession,
+        answer=answers.Joined,
+    ),
+    _tinker("get", "samplers/{sampling_session_id}", "What it samples.", answer=answers.Sampler),
+    _tinker("post", "asample", "Samples, as a future.", body=Sample, answer=answers.Promise),
+    _tinker(
+        "post",
+        "retrieve_future",
+        "A future's result, or where it stands.",
+        body=Future,
+        media=(JSON, PROTOBUF),
+        others=((_PENDING, answers.Pending),),
+    ),
+    _tinker(
+        "post",
+        "retrieve_futures",
+        "Which futures have ended; waits for one.",
+        body=Futures,
+        answer=answers.Completions,
+    ),
+    _tinker("post", "cancel_future", "End a future.", body=Future, answer=answers.Typed),
+    _tinker("post", "telemetry", "Read and dropped.", answer=answers.TinkerStatus),
+)
