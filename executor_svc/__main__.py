@@ -149,6 +149,7 @@ async def serve(settings: ExecutorSettings, engine: Engine) -> int:
     if not is_closed:
         # A thread that comes back from torch into an interpreter that is ending aborts the
         # process, which would look like a crash to whoever restarts those.
+        logs.flush()
         os._exit(status)
     return status
 

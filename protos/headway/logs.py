@@ -21,8 +21,9 @@ _without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=Fals
 class Lines:
     """Where lines go: all of one turn of the event loop leave in one write.
 
-    A write costs as much as the line did. Outside a loop, and in other threads, each line is
-    written at once. For structlog this is a logger.
+    A write costs as much as the line did. Warnings and worse are written at once, for they may be
+    the last words of a process; so is each line outside a loop, and in other threads. For structlog
+    this is a logger.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -44,7 +45,15 @@ class Lines:
             self._due_in = loop
             loop.call_soon(self.write)
 
-    debug = info = warning = error = critical = msg
+    debug = info = msg
+
+    def urgent(self, line: bytes) -> None:
+        """Takes a line that must not wait."""
+        with self._lock:
+            self._lines.append(line)
+        self.write()
+
+    warning = error = critical = urgent
 
     def write(self) -> None:
         """What has gathered."""
@@ -55,6 +64,15 @@ class Lines:
                 self._lines.clear()
                 self._file.write(data)
                 self._file.flush()
+
+
+_open: list[Lines] = []
+
+
+def flush() -> None:
+    """Write what has gathered: for whoever ends the process without Python's own end."""
+    for lines in _open:
+        lines.write()
 
 
 def configure(process: str, level: str) -> None:
@@ -76,6 +94,7 @@ def configure(process: str, level: str) -> None:
         renderers = [structlog.processors.ExceptionRenderer(_without_locals), to_json]
         lines = Lines(sys.stderr.buffer)
         atexit.register(lines.write)
+        _open.append(lines)
         logger_factory = lambda *_: lines  # noqa: E731
     structlog.configure(
         processors=[

@@ -95,3 +95,33 @@ asyncio.run(main())
     run = subprocess.run([sys.executable, "-c", program], capture_output=True)
     assert run.returncode == 3
     assert json.loads(run.stderr)["event"] == "server.stopped"
+
+
+def test_a_warning_does_not_wait_for_the_end_of_the_turn() -> None:
+    file = Writes()
+    lines = logs.Lines(file)
+
+    async def warn() -> None:
+        lines.info(b"1")
+        lines.warning(b"2")
+        assert file.pieces == [b"1\n2\n"]
+        lines.info(b"3")
+
+    asyncio.run(warn())
+    assert file.pieces == [b"1\n2\n", b"3\n"]
+
+
+def test_whoever_ends_the_process_at_once_can_write_the_last_lines() -> None:
+    program = """
+import asyncio, os, structlog
+from headway import logs
+logs.configure("example", "info")
+async def main():
+    structlog.get_logger().info("server.stopped")
+    logs.flush()
+    os._exit(3)
+asyncio.run(main())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert run.returncode == 3
+    assert json.loads(run.stderr)["event"] == "server.stopped"
