@@ -100,9 +100,9 @@ class Steps:
             count = min(BUDGET, self._context - start)
             is_last = start + count == self._context
             chunk = Chunk(self._sequences[number], start, count, is_last)
-            self._runner.run([chunk], [self._row])
+            self._runner.launch([chunk], [self._row]).result()
 
     def decode(self, batch: int) -> None:
         """The last token of so many texts."""
         chunks = [Chunk(s, self._context - 1, 1, True) for s in self._sequences[:batch]]
-        self._runner.run(chunks, [self._row] * batch)
+        self._runner.launch(chunks, [self._row] * batch).result()

@@ -95,14 +95,17 @@ class Batcher:
         return chunks
 
     def complete(self, chunks: Rows[Chunk]) -> None:
-        """These chunks of the last step were computed: others may share the blocks they filled."""
+        """These chunks were computed: others may share the blocks they filled.
+
+        Their sequences are still here, but may have been preempted meanwhile.
+        """
         if not self._is_caching:
             return
         block_size = self.blocks.block_size
         for chunk in chunks:
-            sequence = chunk.sequence
-            num_full = sequence.num_computed_tokens // block_size
-            if num_full == sequence.num_published_blocks:
+            sequence, end = chunk.sequence, chunk.start + chunk.num_tokens
+            num_full = end // block_size
+            if num_full <= sequence.num_published_blocks or end > sequence.num_computed_tokens:
                 continue
             for index in range(sequence.num_published_blocks, num_full):
                 table, token_ids = sequence.block_table, sequence.token_ids

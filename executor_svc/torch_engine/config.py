@@ -39,6 +39,8 @@ class EngineConfig:
     num_threads: int | None = None
     attention_backend: AttentionName = "auto"  # see attention/choice.py
     enforce_eager: bool = False  # no CUDA graphs
+    # Plan a step while the one before runs, see resident.py; None: on a GPU.
+    overlap_scheduling: bool | None = None
     enable_prefix_caching: bool = True
     exact_mode: bool = True  # see exactness.py
     quantization: str = "none"  # "int8": weights of 8 bits, see linear.py

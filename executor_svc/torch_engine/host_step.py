@@ -1,4 +1,8 @@
-"""A step's numbers as they lie on the host, before they go to the device."""
+"""A step's numbers as they lie on the host, before they go to the device.
+
+A sequence's last token may be ``PENDING``: drawn by the step before, which the host has not looked
+at yet. Such a token goes from the one step to the other on the device.
+"""
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
@@ -9,6 +13,8 @@ from torch import Tensor
 from executor_svc.core.batcher import Chunk
 from executor_svc.torch_engine.attention.base import StepLayout
 from executor_svc.torch_engine.kv_cache import kv_slots
+
+PENDING = -1  # in the place of a token id
 
 
 @dataclass(frozen=True, slots=True)

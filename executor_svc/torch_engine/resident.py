@@ -5,12 +5,20 @@ step raises all the same, its chunks are run again one by one, and those that ra
 their leases with INTERNAL. That is safe because a chunk writes only to its own blocks and its
 result does not depend on its company.
 
+Where the device works on its own, a step is planned and launched while the one before runs, and the
+results of that one are taken in only then (``overlap_scheduling``). Its tokens are pending until
+then: a sequence has a place for each, and the next step finds it on the device. So a stop is found
+one step late, and what that step did for the sequence is dropped. If a row's next token depends on
+its text (penalties, a grammar), the results are waited for first. Everything runs in the order of
+launches, so a block that is given back may be handed out at once, whatever still reads it.
+
 A fault of the engine is not the leases': if the device is lost, or if of several leases each one
 raises alone, ``step`` raises. The process then ends, and other executors take the leases over;
 else a broken device would go on taking leases and fail them faster than healthy ones can serve.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -22,15 +30,31 @@ from executor_svc.core.sequence import Sequence
 from executor_svc.core.stopping import StopMatcher, StopRules
 from executor_svc.torch_engine.attention.choice import make_attention
 from executor_svc.torch_engine.config import EngineConfig
+from executor_svc.torch_engine.host_step import PENDING
 from executor_svc.torch_engine.known_model import KnownModel
 from executor_svc.torch_engine.models.decoder import Model
-from executor_svc.torch_engine.runner import Runner, Top
+from executor_svc.torch_engine.runner import Launched, Runner, Top
 from executor_svc.torch_engine.sampler import Row
 from executor_svc.torch_engine.scoring import PromptScorer
 from executor_svc.torch_engine.tensor_parallel import RankDiedError
 from headway.reasons import Reason
 
 _NOT_FINITE = "the model's logits are not finite"
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was launched and not taken in yet."""
+
+    chunks: list[Chunk]
+    rows: list[Row]  # parallel to chunks
+    launched: Launched
+
+    @property
+    def needs_landing(self) -> bool:
+        """The next step cannot be planned before this one's tokens are known."""
+        pairs = zip(self.chunks, self.rows, strict=True)
+        return any(chunk.is_last and row.needs_text for chunk, row in pairs)
 
 
 class ResidentModel:
@@ -66,8 +90,13 @@ class ResidentModel:
         self._info = known.info
         self._token_bytes, self._grammars = known.token_bytes, known.grammars
         self._max_logits_rows = config.max_logits_rows
+        self._overlaps = config.overlap_scheduling
+        if self._overlaps is None:
+            # A CPU has computed a step by the time it is launched.
+            self._overlaps = device.type == "cuda"
+        self._flight: _Flight | None = None
         self._leases: dict[int, list[Sequence]] = {}  # by lease key: the sequences that live
-        self._rows: dict[int, Row] = {}  # by sequence key, for the same sequences
+        self._rows: dict[Sequence, Row] = {}  # of the same sequences
         self._early_ends: dict[int, list[SequenceEnd]] = {}  # by lease key: known before a step
         self._fresh: set[int] = set()  # keys of leases that did not begin yet
 
@@ -83,12 +112,14 @@ class ResidentModel:
         for key in list(self._leases):
             self.abort(key)
         self._early_ends.clear()
+        self._flight = None
 
     def add(self, request: LeaseRequest) -> None:
         """Take a lease; raises InvalidLeaseError and then holds nothing of it."""
         check_lease(request, self._info, can_match_text=self._can_match_text)
         assert request.key not in self._leases.keys() | self._early_ends.keys()
-        assert not any(request.key + i in self._rows for i in range(request.num_samples))
+        keys = range(request.key, request.key + request.num_samples)
+        assert not any(sequence.key in keys for sequence in self._rows)
         live, ends = [], []
         for sample in range(request.num_samples):
             if sample in request.ended:
@@ -116,7 +147,7 @@ class ResidentModel:
                     max_rows=self._max_logits_rows,
                 )
                 sequence.max_cached_tokens = row.scorer.next_row
-            self._rows[sequence.key] = row
+            self._rows[sequence] = row
             self._batcher.add(sequence)
 
     def abort(self, key: int, *, is_sound: bool = True) -> None:
@@ -125,18 +156,28 @@ class ResidentModel:
         self._fresh.discard(key)
         for sequence in self._leases.pop(key, ()):
             self._batcher.remove(sequence, is_sound=is_sound)
-            del self._rows[sequence.key]
+            del self._rows[sequence]
 
     def step(self, output: StepOutput) -> None:
-        """Run one step and append what it makes."""
+        """Launch a step, and append what the one before made; or this one, where none overlap."""
         for ends in self._early_ends.values():
             output.ends += ends
         self._early_ends.clear()
         chunks = self._batcher.schedule()
         if self._fresh:
             self._tell_cached(chunks, output)
-        if chunks:
-            self._run(chunks, output)
+        flight = self._launch(chunks, output) if chunks else None
+        self._land(output)
+        self._flight = flight
+        if flight is None:
+            return
+        if not self._overlaps or flight.needs_landing:
+            self._land(output)
+            return
+        for sequence in flight.launched.row_of:
+            may_go_on = sequence.num_output_tokens + 1 < sequence.stops.max_tokens
+            if sequence in self._rows and may_go_on:
+                sequence.token_ids.append(PENDING)
 
     def _tell_cached(self, chunks: list[Chunk], output: StepOutput) -> None:
         """Say of each lease that begins with this step what part of its prompt was cached."""
@@ -192,33 +233,47 @@ class ResidentModel:
             return b""
         return self._token_bytes[token_id]
 
-    def _run(self, chunks: list[Chunk], output: StepOutput) -> None:
-        """Run chunks together, or one by one if that raises, and take in what comes out."""
-        last = [chunk.sequence for chunk in chunks if chunk.is_last]
+    def _launch(self, chunks: list[Chunk], output: StepOutput) -> _Flight | None:
+        """Start chunks together; if that raises, run them one by one, and none is left to land."""
+        rows = [self._rows[chunk.sequence] for chunk in chunks]
+        previous = self._flight.launched if self._flight is not None else None
         try:
-            rows = [self._rows[chunk.sequence.key] for chunk in chunks]
-            result = self._runner.run(chunks, rows)
+            return _Flight(chunks, rows, self._runner.launch(chunks, rows, previous))
         except (torch.AcceleratorError, RankDiedError):
             raise  # whatever comes after it fails too
         except Exception as fault:
-            if len(chunks) == 1:
-                self._fail(chunks[0].sequence.lease_key, repr(fault), output)
-                return
+            self._land(output)  # which gives each of them its last token, and may end some
+            chunks = [chunk for chunk in chunks if chunk.sequence in self._rows]
             num_failures = len(output.failures)
             lease_keys = {chunk.sequence.lease_key for chunk in chunks}
+            if len(rows) == 1:
+                for lease_key in lease_keys:
+                    self._fail(lease_key, repr(fault), output)
+                return None
             for chunk in chunks:
-                if chunk.sequence.lease_key in self._leases:
-                    self._run([chunk], output)
+                if chunk.sequence in self._rows:  # no other sample of its lease has failed
+                    self._flight = self._launch([chunk], output)
+                    self._land(output)
             if len(output.failures) - num_failures == len(lease_keys) > 1:
                 raise
+            return None
+
+    def _land(self, output: StepOutput) -> None:
+        """Take in what the step in flight has made, if there is one."""
+        flight, self._flight = self._flight, None
+        if flight is None:
             return
-        self._batcher.complete(chunks)
-        for chunk, row in zip(chunks, rows, strict=True):
-            if row.scorer is not None:
+        result = flight.launched.result()
+        for sequence in flight.launched.row_of:
+            if sequence.token_ids[-1] == PENDING:
+                sequence.token_ids.pop()
+        self._batcher.complete([chunk for chunk in flight.chunks if chunk.sequence in self._rows])
+        for chunk, row in zip(flight.chunks, flight.rows, strict=True):
+            if row.scorer is not None and chunk.sequence in self._rows:
                 self._take_scores(chunk.sequence, row, row.scorer, output)
-        for i, sequence in enumerate(last):
-            if sequence.lease_key not in self._leases:
-                continue  # another sample of the lease has just failed
+        for sequence, i in flight.launched.row_of.items():
+            if sequence not in self._rows:
+                continue  # ended, aborted, or another sample of the lease has just failed
             if problem := result.problems.get(i):
                 self._fail(sequence.lease_key, problem, output, reason=Reason.INVALID_REQUEST)
                 continue
@@ -272,7 +327,7 @@ class ResidentModel:
             return
         output.ends.append(end)
         self._batcher.remove(sequence)
-        del self._rows[sequence.key]
+        del self._rows[sequence]
         live = self._leases[sequence.lease_key]
         live.remove(sequence)
         if not live:

@@ -4,8 +4,9 @@ Rule: a draw is a pure function of the row's logits, its parameters, its sequenc
 (seed, sample, index), so a preempted, resumed or moved sequence goes on unchanged.
 
 Order: penalties and bias (adjustments.py); the grammar and min_tokens, which rule tokens out;
-temperature; cuts and draw (draws.py). Reported logprobs are those of the model under the
-temperature-scaled distribution, before all the rest; greedy rows report them at temperature 1.
+temperature; cuts and draw (draws.py; kernels/sampling.py on a GPU). Reported logprobs are those of
+the model under the temperature-scaled distribution, before all the rest; greedy rows report them at
+temperature 1.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -31,6 +32,7 @@ from executor_svc.torch_engine.draws import (
 )
 from executor_svc.torch_engine.grammar import GrammarError, GrammarMatcher
 from executor_svc.torch_engine.scoring import PromptScorer
+from executor_svc.torch_engine.wishes import HostWishes, Wishes
 
 _LEAST_SCORE = -1e38  # float32's least number is a little below
 
@@ -75,14 +77,33 @@ class Row:
             scorer=scorer,
         )
 
+    @property
+    def needs_text(self) -> bool:
+        """Its next token depends on the tokens before it, and not just on their logits."""
+        return self.adjustments is not None or self.matcher is not None
+
+    def is_plain(self, index: int) -> bool:
+        """Token number ``index`` needs no more than temperature, cuts and a draw."""
+        return not (self.needs_text or self.num_top) and index >= self.min_tokens
+
+
+def host_wishes(rows: Sequence[Row], indices: Sequence[int]) -> HostWishes:
+    """What the rows want of their tokens, of which row i's is number ``indices[i]``."""
+    return HostWishes.of(
+        [row.temperature for row in rows],
+        [row.cuts for row in rows],
+        [row.key for row in rows],
+        [(index, row.sample) for row, index in zip(rows, indices, strict=True)],
+    )
+
 
 class SamplingBatch:
     """The rows of a step, packed. ``indices[i]`` is the number of row i's token.
 
     ``texts[i]`` are the tokens of its sequence, and how many of them are the prompt; only rows
-    with adjustments or a grammar need them. ``copy`` brings arrays to the device. ``problems``
-    says by row why it cannot be drawn: its grammar allows nothing. It gets a token like the others,
-    which means nothing.
+    with adjustments or a grammar need them. ``copy`` brings arrays to the device; where that is one
+    ``with_kernels``, they draw. ``problems`` says by row why it cannot be drawn: its grammar allows
+    nothing. It gets a token like the others, which means nothing.
     """
 
     def __init__(
@@ -91,10 +112,15 @@ class SamplingBatch:
         indices: Sequence[int],
         texts: Sequence[tuple[Sequence[int], int]] = (),
         copy: Callable[[np.ndarray], Tensor] = torch.from_numpy,
+        *,
+        with_kernels: bool = False,
     ) -> None:
         self.temperature = copy(temperatures([row.temperature for row in rows]))
         drawn = [i for i, row in enumerate(rows) if row.temperature > 0]
         self.cuts = Cuts([rows[i].cuts for i in drawn])
+        self.wishes: Wishes | None = None
+        if with_kernels:
+            self.wishes = Wishes(*map(copy, host_wishes(rows, indices)))
         numbers = [(i, *rows[i].key, indices[i], rows[i].sample, SAMPLES, 0) for i in drawn]
         packed = copy(np.array(numbers, dtype=np.int64).reshape(-1, 7))
         self.drawn, self.key, self.counter = packed[:, 0], packed[:, 1:3], packed[:, 3:]
@@ -136,13 +162,20 @@ class Sampled(NamedTuple):
     top_ids: Tensor | None = None
     top_logprobs: Tensor | None = None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Sampled":
+        """The same for all tensors that are there."""
+        ids, logprobs, *tops = (None if part is None else change(part) for part in self)
+        assert ids is not None
+        assert logprobs is not None
+        return Sampled(ids, logprobs, *tops)
+
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:  # [rows, vocab]
     """Draw a token for each row."""
     logits = logits.float()
     probs = scaled(logits, batch.temperature).exp_()
-    mass = cumulative_mass(probs)
-    log_total = mass[:, -1:].log()
+    mass = cumulative_mass(probs) if batch.wishes is None else None
+    log_total = _totals(probs, mass).log()
     is_any_greedy = len(batch.drawn) < len(logits)
     token_ids = logits.argmax(-1) if is_any_greedy else batch.drawn.clone()
     if batch.restricted:
@@ -151,22 +184,36 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:  # [rows, vocab]
         token_ids[rows] = scores.argmax(-1)
         # From the maximum down, so that a ban leaves some mass even if it takes nearly all.
         probs[rows] = scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-        mass = cumulative_mass(probs)
+        mass = cumulative_mass(probs) if batch.wishes is None else None
     if len(batch.drawn):
         token_ids[batch.drawn] = _draw(probs, mass, batch)
-    logprobs = _logprobs(logits, token_ids[:, None], log_total, batch.temperature)[:, 0]
+    logprobs = logprobs_of(logits, token_ids[:, None], log_total, batch.temperature)[:, 0]
     if not batch.tops:
         return Sampled(token_ids, logprobs)
     rows = torch.tensor([i for i, _ in batch.tops]).to(logits.device)
     most = min(max(count for _, count in batch.tops), logits.shape[1])
     logits = logits[rows]
     top_ids, _ = top_tokens(logits, most)
-    top_logprobs = _logprobs(logits, top_ids, log_total[rows], batch.temperature[rows])
+    top_logprobs = logprobs_of(logits, top_ids, log_total[rows], batch.temperature[rows])
     return Sampled(token_ids, logprobs, top_ids, top_logprobs)
 
 
-def _draw(probs: Tensor, mass: Tensor, batch: SamplingBatch) -> Tensor:
+def _totals(probs: Tensor, mass: Tensor | None) -> Tensor:
+    """The sum of each row, float64 [rows, 1]."""
+    if mass is not None:
+        return mass[:, -1:]
+    from executor_svc.torch_engine.kernels.sampling import totals
+
+    return totals(probs)
+
+
+def _draw(probs: Tensor, mass: Tensor | None, batch: SamplingBatch) -> Tensor:
     """Token ids of the rows that are not greedy."""
+    if mass is None:
+        from executor_svc.torch_engine.kernels.sampling import draw
+
+        assert batch.wishes is not None
+        return draw(probs, batch.wishes)[batch.drawn]
     if len(batch.drawn) < len(probs):
         probs, mass = probs[batch.drawn], mass[batch.drawn]
     cut = batch.cuts.apply(probs)
@@ -175,7 +222,9 @@ def _draw(probs: Tensor, mass: Tensor, batch: SamplingBatch) -> Tensor:
     return pick(cut, mass, uniforms(batch.counter, batch.key)[:, None])[:, 0]
 
 
-def _logprobs(logits: Tensor, token_ids: Tensor, log_total: Tensor, temperature: Tensor) -> Tensor:
+def logprobs_of(
+    logits: Tensor, token_ids: Tensor, log_total: Tensor, temperature: Tensor
+) -> Tensor:
     """Of some tokens of each row, [rows, tokens]; ``log_total`` and ``temperature`` [rows, 1]."""
     chosen = (logits.gather(1, token_ids) - logits.amax(-1, keepdim=True)) / temperature
     return (chosen - log_total).float()

@@ -33,9 +33,12 @@ from executor_svc.core.engine import SamplingParams
 from executor_svc.torch_engine.attention import reference
 from executor_svc.torch_engine.attention.base import AttentionBackend
 from executor_svc.torch_engine.engine import TorchEngine
-from executor_svc.torch_engine.graphs import DecodeGraphs
+from executor_svc.torch_engine.graphs import Computed, DecodeGraphs
 from executor_svc.torch_engine.kernels.elementwise import add_rms_norm, rms_norm, rotate, silu_mul
 from executor_svc.torch_engine.layers import RMSNorm, Rotary
+from executor_svc.torch_engine.sampler import Row, SamplingBatch, sample
+from executor_svc.torch_engine.staging import Staging
+from executor_svc.torch_engine.static_sampler import StaticSampler
 from tests.engine.checkpoints import make_checkpoint
 from tests.engine.driving import build, lease, only, run
 
@@ -272,34 +275,137 @@ def test_a_whole_engine_on_triton_equals_the_cpu_one(model: Path) -> None:
         assert ours.logprobs[key] == pytest.approx(logprobs, abs=1e-5)
 
 
-def test_replayed_decode_steps_equal_plain_ones(model: Path) -> None:
+class Replays:
     """Graphs, but for CUDA: a replay computes again what was captured, on the same buffers."""
-    num_replays = 0
 
-    def capture(compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        out = compute().clone()
+    def __init__(self) -> None:
+        self.counts: list[int] = []  # of each graph, in order of their capture
+
+    def __call__(self, compute: Callable[[], Computed]) -> tuple[Computed, Callable[[], None]]:
+        number, out = len(self.counts), compute()
+        self.counts.append(0)
 
         def replay() -> None:
-            nonlocal num_replays
-            num_replays += 1
-            out.copy_(compute())
+            self.counts[number] += 1
+            for kept, new in zip(out, compute(), strict=True):
+                if kept is not None and new is not None:
+                    kept.copy_(new)
 
         return out, replay
 
-    leases = [lease(key, prompt, PARAMS) for key, prompt in enumerate(PROMPTS)]
-    plain = run(_engine(model, "triton"), *leases)
-    engine = _engine(model, "triton", max_num_seqs=4)
-    runner = only(engine)._runner
+
+def _with_graphs(engine: TorchEngine, max_num_seqs: int) -> Replays:
+    runner, replays = only(engine)._runner, Replays()
     runner._graphs = DecodeGraphs(
         runner._model,
         runner._backend,
         runner._staging,
-        max_num_seqs=4,
+        max_num_seqs=max_num_seqs,
         device=CPU,
-        capture=capture,
+        capture=replays,
     )
     runner._graphs.warm_up()
+    return replays
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_replayed_decode_steps_equal_plain_ones(model: Path, *, overlaps: bool) -> None:
+    """Greedy rows and rows with cuts, one of which ends at a stop that nobody foresees."""
+    stop = run(_engine(model, "cpu"), lease(1, PROMPTS[1], PARAMS)).tokens[1][1]
+    params = [
+        SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True),
+        replace(PARAMS, stop_token_ids=(stop,)),
+        replace(PARAMS, temperature=0.8, top_k=30, top_p=0.9, min_p=0.01),
+    ]
+    leases = [lease(key, PROMPTS[key], params[key]) for key in range(3)]
+    plain = run(_engine(model, "triton"), *leases)
+    engine = _engine(model, "triton", max_num_seqs=4, overlap_scheduling=overlaps)
+    replays = _with_graphs(engine, 4)
     graphed = run(engine, *leases)
-    assert num_replays == PARAMS.max_tokens - 1  # all steps but the prefill, three rows in four
+    # Captured were the largest first, each as logits and draws; all steps but the prefill are
+    # replayed, of three rows in four, and the last one of two, where the stop was seen in time.
+    assert replays.counts == ([2, 2, 0, 0, 0, 0] if overlaps else [1, 1, 1, 1, 0, 0])
     assert graphed.tokens == plain.tokens
-    assert graphed.logprobs == plain.logprobs
+    assert len(graphed.tokens[1]) == 2
+    for key, logprobs in plain.logprobs.items():
+        assert graphed.logprobs[key] == pytest.approx(logprobs, abs=1e-6)
+
+
+def test_rows_that_no_graph_can_draw_are_drawn_after_it(model: Path) -> None:
+    wishes = [
+        replace(PARAMS, repetition_penalty=1.5),
+        replace(PARAMS, top_logprobs=2),
+        replace(PARAMS, min_tokens=2, ignore_eos=False),
+    ]
+    leases = [lease(key, PROMPTS[key], params) for key, params in enumerate(wishes)]
+    plain = run(_engine(model, "cpu"), *leases)
+    engine = _engine(model, "triton", max_num_seqs=4, overlap_scheduling=True)
+    replays = _with_graphs(engine, 4)
+    graphed = run(engine, *leases)
+    assert graphed.tokens == plain.tokens
+    assert replays.counts[0] == PARAMS.max_tokens - 1
+    assert sum(replays.counts[1::2]) == 0
+
+
+ROWS = 6
+
+
+def _odds(vocab: int) -> Tensor:
+    """Sharp rows and flat ones, and one with many ties."""
+    draw = torch.Generator().manual_seed(vocab)
+    widths = torch.tensor([6.0, 0.1, 3.0, 1.0, 4.0, 2.0])[:, None]
+    logits = torch.randn(ROWS, vocab, generator=draw) * widths
+    logits[3] = logits[3].round()
+    return logits
+
+
+def _row(params: SamplingParams, sample: int) -> Row:
+    return Row.of(params, sample, ())
+
+
+@pytest.mark.parametrize("vocab", [5, 320, 2500])
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        {},
+        {"top_k": 3},
+        {"top_p": 0.7},
+        {"top_k": 40, "top_p": 0.5},
+        {"top_k": 1000, "top_p": 0.99, "min_p": 0.02},
+    ],
+    ids=str,
+)
+def test_a_gpu_draws_the_tokens_that_the_definition_draws(vocab: int, cuts: dict[str, Any]) -> None:
+    logits = _odds(vocab)
+    params = SamplingParams(1, seed=(7 << 40) + 3, temperature=0.9, **cuts)
+    rows = [_row(replace(params, seed=params.seed * i), i % 2) for i in range(ROWS - 1)]
+    rows.append(_row(replace(params, temperature=0.0), 0))
+    indices = [11 * i for i in range(ROWS)]
+    wanted = sample(logits, SamplingBatch(rows, indices))
+    by_kernels = sample(logits, SamplingBatch(rows, indices, with_kernels=True))
+    assert torch.equal(by_kernels.token_ids, wanted.token_ids)
+    assert torch.allclose(by_kernels.logprobs, wanted.logprobs, atol=1e-6)
+    static = StaticSampler(8, Staging(CPU), CPU)
+    static.fill(rows, indices, 8)
+    dummies = torch.zeros(8 - ROWS, vocab)
+    captured = static.sample(torch.cat([logits, dummies]))
+    assert torch.equal(captured.token_ids[:ROWS], by_kernels.token_ids)
+    assert torch.equal(captured.logprobs[:ROWS], by_kernels.logprobs)
+    # Alone, a row has the bits that it has in company.
+    static.fill(rows[2:3], indices[2:3], 1)
+    alone = static.sample(logits[2:3])
+    assert torch.equal(alone.token_ids, captured.token_ids[2:3])
+    assert torch.equal(alone.logprobs, captured.logprobs[2:3])
+
+
+def test_rows_that_are_no_numbers_upset_nobody() -> None:
+    logits = _odds(320)
+    params = SamplingParams(1, top_k=5, top_p=0.9, seed=3)
+    rows, indices = [_row(params, i) for i in range(ROWS)], [0] * ROWS
+    wanted = sample(logits, SamplingBatch(rows, indices))
+    logits[1] = torch.nan
+    got = sample(logits, SamplingBatch(rows, indices, with_kernels=True))
+    assert got.logprobs[1].isnan()
+    others = [0, *range(2, ROWS)]
+    assert torch.equal(got.token_ids[others], wanted.token_ids[others])
+    assert 0 <= int(got.token_ids[1]) < 320

@@ -120,7 +120,9 @@ def test_a_fault_in_one_lease_ends_that_lease_only(engine: TorchEngine) -> None:
         engine.add(lease(key, prompt, PARAMS, num_samples=2 if key == 10 else 1))
     first = engine.step()
     # No lease can come in with such a row; a fault of ours could make one.
-    only(engine)._rows[11] = None  # type: ignore[assignment]
+    rows = only(engine)._rows
+    (sequence,) = (sequence for sequence in rows if sequence.key == 11)
+    rows[sequence] = None  # type: ignore[assignment]
     record = Record()
     record.take(first)
     while engine.has_work():

@@ -17,7 +17,7 @@ from executor_svc.torch_engine.attention.cpu import CpuAttention
 from executor_svc.torch_engine.config import EngineConfig
 from executor_svc.torch_engine.engine import TorchEngine
 from executor_svc.torch_engine.models.decoder import Decoder
-from executor_svc.torch_engine.runner import StepResult
+from executor_svc.torch_engine.runner import Launched
 from executor_svc.torch_engine.sampler import Row
 from tests.engine.checkpoints import make_checkpoint
 from tests.engine.driving import Record, build, lease, only, run
@@ -112,13 +112,15 @@ def _count_rows(engine: TorchEngine) -> list[int]:
     """Tokens computed in each step from here on."""
     num_rows: list[int] = []
     runner = only(engine)._runner
-    run_step = runner.run
+    launch = runner.launch
 
-    def counted(chunks: Sequence[Chunk], rows: Sequence[Row]) -> StepResult:
+    def counted(
+        chunks: Sequence[Chunk], rows: Sequence[Row], previous: Launched | None = None
+    ) -> Launched:
         num_rows.append(sum(chunk.num_tokens for chunk in chunks))
-        return run_step(chunks, rows)
+        return launch(chunks, rows, previous)
 
-    runner.run = counted  # type: ignore[method-assign]
+    runner.launch = counted  # type: ignore[method-assign]
     return num_rows
 
 

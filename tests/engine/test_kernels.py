@@ -26,6 +26,7 @@ from executor_svc.torch_engine.kernels import (  # noqa: E402
     elementwise,
     kv_store,
     paged_attention,
+    sampling,
 )
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -127,6 +128,17 @@ def test_prefill_and_decode_use_the_same_instructions(
 def test_float32_attention_compiles() -> None:
     for compiled in compile_attention(64, 2, torch.float32, block_size=256):
         assert compiled.asm["cubin"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "out"), [(sampling._draw_kernel, "*i64"), (sampling._total_kernel, "*fp64")]
+)
+def test_draws_compile(kernel: Any, out: str) -> None:
+    types = {"out": out, "probs": "*fp32", "ints": "*i64", "floats": "*fp64", "TILE": "constexpr"}
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, {"TILE": sampling.TILE}, {})
+    compiled = triton.compile(source, target=HOPPER, options={"num_warps": sampling.NUM_WARPS})
+    assert compiled.asm["cubin"]
 
 
 def test_the_other_kernels_compile() -> None:
