@@ -16,24 +16,24 @@ class RMSNorm:
     """Root mean square norm over the last dimension, computed in float32."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:  # [dim]
-        self._weight = weight
-        self._eps = eps
+        self.weight = weight
+        self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:  # [..., dim]
         if x.is_cuda:
             from executor_svc.torch_engine.kernels.elementwise import rms_norm
 
-            return rms_norm(x, self._weight, self._eps)
+            return rms_norm(x, self.weight, self.eps)
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self._eps)
-        return wide.to(x.dtype) * self._weight
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight
 
     def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # [rows, dim] each
         """The norm of x + y, and x + y."""
         if x.is_cuda:
             from executor_svc.torch_engine.kernels.elementwise import add_rms_norm
 
-            return add_rms_norm(x, y, self._weight, self._eps)
+            return add_rms_norm(x, y, self.weight, self.eps)
         total = x + y
         return self(total), total
 

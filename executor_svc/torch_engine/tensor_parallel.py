@@ -263,6 +263,7 @@ class AnnouncedBackend:
     """Rank 0's attention; it keeps the layout that it was planned for, to be told to others."""
 
     supports_graphs = can_replay = False  # a graph would leave the others behind
+    paged = None
 
     def __init__(self, inner: AttentionBackend, num_ranks: int) -> None:
         self.inner = inner

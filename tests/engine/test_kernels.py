@@ -26,6 +26,7 @@ from executor_svc.torch_engine.kernels import (  # noqa: E402
     elementwise,
     kv_store,
     paged_attention,
+    rotate_store,
     sampling,
 )
 
@@ -45,6 +46,7 @@ POINTERS = {
     "sin": "*fp32",
 }
 DATA = ("q", "k", "v", "x", "keys", "values", "out", "y", "total", "weight", "gate_up")
+DATA += ("heads", "q_out", "q_weight", "k_weight")
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
@@ -138,6 +140,15 @@ def test_draws_compile(kernel: Any, out: str) -> None:
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, {"TILE": sampling.TILE}, {})
     compiled = triton.compile(source, target=HOPPER, options={"num_warps": sampling.NUM_WARPS})
+    assert compiled.asm["cubin"]
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize("half", [32, 40, 48, 64, 128])
+def test_rotating_and_storing_at_once_compiles(half: int, *, has_norm: bool) -> None:
+    padded = triton.next_power_of_2(half)
+    constants = {"HAS_NORM": has_norm, "HALF": half, "PADDED": padded, "HEADS": 4}
+    compiled = compile_for_hopper(rotate_store._rotate_store_kernel, torch.bfloat16, **constants)
     assert compiled.asm["cubin"]
 
 

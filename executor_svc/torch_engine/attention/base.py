@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -32,6 +32,24 @@ class StepLimits:
     max_context_tokens: int
 
 
+class StoreTarget(NamedTuple):
+    """Where the keys and values of a step's tokens go in one layer of a paged cache."""
+
+    slots: Tensor  # [tokens]; a negative one stores nothing
+    keys: Tensor  # [blocks, block_size, kv_heads, head_dim]; values likewise
+    values: Tensor
+
+
+class Paged(Protocol):
+    """A backend whose cache a kernel of the decoder may fill."""
+
+    def target(self, layer_index: int) -> StoreTarget: ...
+
+    def attend(self, layer_index: int, q: Tensor) -> Tensor:
+        """``AttentionBackend.run``, once keys and values are stored."""
+        ...
+
+
 class AttentionBackend(Protocol):
     """Causal attention over a paged KV cache that the backend was built with."""
 
@@ -48,6 +66,11 @@ class AttentionBackend(Protocol):
     @property
     def supports_graphs(self) -> bool:
         """Decode steps may be captured: what ``run`` reads stays where it is."""
+        ...
+
+    @property
+    def paged(self) -> Paged | None:
+        """Itself, if the decoder may store keys and values for it; None if only ``run`` does."""
         ...
 
     @property

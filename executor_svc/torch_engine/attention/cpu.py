@@ -56,6 +56,7 @@ class CpuAttention:
     name = "cpu"
     supports_graphs = False
     can_replay = False
+    paged = None
 
     def __init__(self, cache: KVCache, *, num_heads: int, tile_rows: int = _TILE_ROWS) -> None:
         self._cache = cache

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from executor_svc.torch_engine.attention.base import StepLayout, StepLimits
 from executor_svc.torch_engine.attention.flash_plan import FlashPlan
-from executor_svc.torch_engine.kernels.kv_store import store_kv
+from executor_svc.torch_engine.attention.paged import PagedBackend
 from executor_svc.torch_engine.kv_cache import PagedKVCache
 
 
-class FlashAttention:
+class FlashAttention(PagedBackend):
     """See the module's text."""
 
     name = "flash"
@@ -25,26 +25,29 @@ class FlashAttention:
     numerics = f"flash_attn {flash_attn.__version__}"
 
     def __init__(self, cache: PagedKVCache, *, limits: StepLimits) -> None:
-        self._cache = cache
+        super().__init__(cache)
         self._plan = FlashPlan(limits, block_size=cache.block_size, device=cache.keys.device)
 
     @property
     def can_replay(self) -> bool:
         return self._plan.is_pure_decode
 
+    @property
+    def slots(self) -> Tensor:
+        return self._plan.slots
+
     def plan(self, layout: StepLayout) -> None:
         self._plan.fill(layout)
 
-    def run(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer_index: int, q: Tensor) -> Tensor:
         plan = self._plan
         keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
-        store_kv(k, v, plan.slots, keys, values)
-        attend = self._decode if plan.is_pure_decode else self._attend
+        run = self._decode if plan.is_pure_decode else self._prefill
         out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-        out[: plan.num_tokens] = attend(q[: plan.num_tokens], keys, values)
+        out[: plan.num_tokens] = run(q[: plan.num_tokens], keys, values)
         return out.flatten(1)
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _prefill(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         plan = self._plan
         return flash_attn_varlen_func(
             q,

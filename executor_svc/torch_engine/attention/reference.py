@@ -18,6 +18,7 @@ class ReferenceAttention:
     numerics = "reference"
     supports_graphs = False
     can_replay = False
+    paged = None
 
     def __init__(self, cache: PagedKVCache) -> None:
         self._cache = cache

@@ -11,11 +11,11 @@ from torch.nn.attention.varlen import varlen_attn
 
 from executor_svc.torch_engine.attention.base import StepLayout, StepLimits
 from executor_svc.torch_engine.attention.flash_plan import FlashPlan
-from executor_svc.torch_engine.kernels.kv_store import store_kv
+from executor_svc.torch_engine.attention.paged import PagedBackend
 from executor_svc.torch_engine.kv_cache import PagedKVCache
 
 
-class TorchFlashAttention:
+class TorchFlashAttention(PagedBackend):
     """See the module's text."""
 
     name = "torch"
@@ -24,20 +24,23 @@ class TorchFlashAttention:
     numerics = f"torch {torch.__version__} varlen_attn"
 
     def __init__(self, cache: PagedKVCache, *, limits: StepLimits) -> None:
-        self._cache = cache
+        super().__init__(cache)
         self._plan = FlashPlan(limits, block_size=cache.block_size, device=cache.keys.device)
 
     @property
     def can_replay(self) -> bool:
         return self._plan.is_pure_decode
 
+    @property
+    def slots(self) -> Tensor:
+        return self._plan.slots
+
     def plan(self, layout: StepLayout) -> None:
         self._plan.fill(layout)
 
-    def run(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer_index: int, q: Tensor) -> Tensor:
         plan = self._plan
         keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
-        store_kv(k, v, plan.slots, keys, values)
         attended = varlen_attn(
             q[: plan.num_tokens],
             keys,

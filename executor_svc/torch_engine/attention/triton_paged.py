@@ -14,13 +14,13 @@ from torch import Tensor
 
 from executor_svc.torch_engine.attention.base import StepLayout, StepLimits
 from executor_svc.torch_engine.attention.gathered import GatheredPrefill
+from executor_svc.torch_engine.attention.paged import PagedBackend
 from executor_svc.torch_engine.attention.triton_plan import (
     TritonPlan,
     make_plan,
     max_meta_len,
     max_num_items,
 )
-from executor_svc.torch_engine.kernels.kv_store import store_kv
 from executor_svc.torch_engine.kernels.paged_attention import (
     CHUNK,
     DECODE_ROWS,
@@ -38,7 +38,7 @@ _PROGRAMS_PER_PROCESSOR = 4  # of decode, on each multiprocessor
 _INTERPRETED_PROGRAMS = 3  # one after the other, so a few show all that matters
 
 
-class TritonAttention:
+class TritonAttention(PagedBackend):
     """See the module's text; ``max_items`` is the size of the workspace, for tests."""
 
     name = "triton"
@@ -53,7 +53,7 @@ class TritonAttention:
         prefills_with_flash: bool = False,
         max_items: int | None = None,
     ) -> None:
-        self._cache = cache
+        super().__init__(cache)
         _, _, _, self._num_kv_heads, self._head_dim = cache.keys.shape
         self._num_heads = num_heads
         self._device = cache.keys.device
@@ -93,6 +93,10 @@ class TritonAttention:
     def can_replay(self) -> bool:
         return self._plan.is_pure_decode and len(self._plan.slices) == 1
 
+    @property
+    def slots(self) -> Tensor:
+        return self._slots[: self._num_tokens]
+
     def plan(self, layout: StepLayout) -> None:
         self._plan = make_plan(
             layout,
@@ -106,9 +110,8 @@ class TritonAttention:
         if self._gathered is not None:
             self._gathered.plan(layout)
 
-    def run(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer_index: int, q: Tensor) -> Tensor:
         keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
-        store_kv(k, v, self._slots[: self._num_tokens], keys, values)
         q = _with_heads_side_by_side(q)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         out[self._num_tokens :] = 0

@@ -26,6 +26,12 @@ def _sum(a, b):
 
 
 @triton.jit
+def _difference(a, b):
+    """a - b, rounded to a's type."""
+    return (a.to(tl.float32) - b.to(tl.float32)).to(a.dtype)
+
+
+@triton.jit
 def _rms_norm_kernel(
     out,
     x,
@@ -135,7 +141,7 @@ def _rotate_kernel(
     c = tl.load(cos + row * HALF + dims, mask=dims < HALF).to(dtype)[None, :]
     s = tl.load(sin + row * HALF + dims, mask=dims < HALF).to(dtype)[None, :]
     out += row * num_heads * 2 * HALF
-    tl.store(out + offsets, _sum(_product(first, c), -_product(second, s)), mask=is_in)
+    tl.store(out + offsets, _difference(_product(first, c), _product(second, s)), mask=is_in)
     tl.store(out + HALF + offsets, _sum(_product(second, c), _product(first, s)), mask=is_in)
 
 

@@ -60,9 +60,22 @@ class Attention:
             self._q_norm = weights.norm("q_norm", spec.rms_norm_eps)
             self._k_norm = weights.norm("k_norm", spec.rms_norm_eps)
 
+    @property
+    def _norms(self) -> tuple[Tensor, Tensor, float] | None:
+        """Of queries and keys, for the kernel that does it all at once."""
+        if self._q_norm is None or self._k_norm is None:
+            return None
+        return self._q_norm.weight, self._k_norm.weight, self._spec.rms_norm_eps
+
     def __call__(self, x: Tensor, step: Step) -> Tensor:  # [rows, hidden]
         spec = self._spec
         heads = self._qkv(x).view(x.shape[0], -1, spec.head_dim)
+        if (paged := step.backend.paged) is not None:
+            from executor_svc.torch_engine.kernels.rotate_store import rotate_and_store
+
+            target = paged.target(self._layer_index)
+            q = rotate_and_store(heads, spec.num_heads, step.angles, self._norms, *target)
+            return self._out(paged.attend(self._layer_index, q))
         q, k, v = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
         if self._q_norm is not None and self._k_norm is not None:
             q, k = self._q_norm(q), self._k_norm(k)
@@ -86,10 +99,18 @@ class Layer:
         else:
             self._mlp = Mlp(weights.under("mlp"))
 
-    def __call__(self, x: Tensor, step: Step) -> Tensor:  # [rows, hidden]
-        attended = self._reduce(self._attention(self._attention_norm(x), step))
+    def __call__(self, x: Tensor, more: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
+        """x + ``more`` is what comes in, the sum of the results what goes out; [rows, hidden].
+
+        Sums are left to the norm behind them, which a GPU then makes in the same kernel.
+        """
+        if more is None:
+            normed = self._attention_norm(x)
+        else:
+            normed, x = self._attention_norm.of_sum(x, more)
+        attended = self._reduce(self._attention(normed, step))
         normed, x = self._mlp_norm.of_sum(x, attended)
-        return x + self._reduce(self._mlp(normed, step.num_tokens))
+        return x, self._reduce(self._mlp(normed, step.num_tokens))
 
 
 class Decoder:
@@ -125,9 +146,11 @@ class Decoder:
         x = self._embed(pad_rows(token_ids, self._row_multiple))
         angles = self._rotary.angles(pad_rows(positions, self._row_multiple))
         step = Step(token_ids.shape[0], angles, backend)
+        more: Tensor | None = None
         for layer in self._layers:
-            x = layer(x, step)
-        return x
+            x, more = layer(x, more, step)
+        assert more is not None
+        return x + more
 
     def logits(self, hidden: Tensor) -> Tensor:
         padded = pad_rows(hidden, self._row_multiple)
