@@ -1,6 +1,6 @@
 """Is the engine right on this GPU, and how far is it from what the GPU can do?
 
-    python -m bench.gpu                          all parts, about 20 minutes on one H100
+    python -m bench.gpu                          all parts, about 30 minutes on one H100
     python -m bench.gpu --part decode:qwen3-8b   one of them
     python -m bench.gpu --device cpu --quick     the same code on tiny shapes, for tests
 
@@ -14,8 +14,13 @@ one that fails, hangs or breaks the device is reported, and the others go on.
   step, and for each size of CUDA graph, with cuBLAS set as exact mode sets it;
 - ``decode:<shape>``, ``prefill:<shape>``: tokens/s of steps of the engine's own runner, sampling
   included, and their share of the ceilings; for decode also what of a step no kernel runs;
+- ``decode-drawn:<shape>``: the same decode steps with temperature, top_k 20 and top_p 0.95: what
+  drawing costs beside taking the likeliest token;
+- ``decode-loose:<shape>``, ``prefill-loose:<shape>``: without exact mode, so with the attention
+  and the products that are fastest; ``price_of_exactness`` is exact milliseconds over these;
 - ``switch``: an 8B model from locked host memory to the device;
-- ``engine``: requests through the whole engine, beside transformers' continuous batching.
+- ``engine``: requests through the whole engine, beside transformers' continuous batching;
+  and with each step waited for before the next one is planned.
 
 Decode must read all weights and all keys and values once, prefill must do two operations for each
 weight and token, and its attention half of a full one: the shares are these over what was measured
@@ -43,6 +48,9 @@ def parts(*, is_quick: bool) -> dict[str, int]:
     limits = {"ceilings": 90, "attention": 240, "rows": 180}
     limits |= {f"decode:{shape}": 240 for shape in shapes}
     limits |= {f"prefill:{shape}": 180 for shape in shapes}
+    limits |= {f"decode-drawn:{shape}": 240 for shape in shapes[:1]}
+    limits |= {f"decode-loose:{shape}": 240 for shape in shapes}
+    limits |= {f"prefill-loose:{shape}": 180 for shape in shapes}
     return limits | {"switch": 180, "engine": 300}
 
 
@@ -58,10 +66,12 @@ def run_part(name: str, device: torch.device, scale: Scale, limits: Mapping[str,
                 return attention(device, scale)
             case "rows":
                 return rows(device, scale)
-            case "decode":
-                return decode(device, scale, shape, limits)
-            case "prefill":
-                return prefill(device, scale, shape, limits)
+            case "decode" | "decode-loose":
+                return decode(device, scale, shape, limits, is_exact=kind == "decode")
+            case "decode-drawn":
+                return decode(device, scale, shape, limits, temperature=1.0)
+            case "prefill" | "prefill-loose":
+                return prefill(device, scale, shape, limits, is_exact=kind == "prefill")
             case "switch":
                 return switch(device, "tiny" if is_tiny else "qwen3-8b", limits)
             case "engine":
@@ -88,6 +98,23 @@ def in_process(name: str, limit_s: int, options: list[str], limits: Mapping[str,
     if done.returncode != 0 or not lines:
         return {"failed": f"exit status {done.returncode}; its error is above"}
     return cast(Figures, json.loads(lines[-1]))
+
+
+def price_of_exactness(report: Mapping[str, Figures]) -> Figures:
+    """By part and size, how many times as long a step or a prompt takes in exact mode."""
+    prices: Figures = {}
+    for name, loose in report.items():
+        kind, _, shape = name.partition(":")
+        exact = report.get(f"{kind.removesuffix('-loose')}:{shape}", {})
+        if not kind.endswith("-loose") or "failed" in loose or "failed" in exact:
+            continue
+        field = "step_ms" if kind.startswith("decode") else "first_token_ms"
+        prices[f"{kind.removesuffix('-loose')}:{shape}"] = {
+            size: exact[size][field] / figures[field]
+            for size, figures in loose.items()
+            if size.isdigit()
+        }
+    return prices
 
 
 def main() -> None:
@@ -118,6 +145,7 @@ def main() -> None:
         if part == "ceilings":
             limits = report["parts"][part]
         print(f"   {json.dumps(report['parts'][part])}", flush=True)
+    report["price_of_exactness"] = price_of_exactness(report["parts"])
     print(json.dumps(report))
     figures = report["parts"].values()
     if any("failed" in part or part.get("is_same") is False for part in figures):

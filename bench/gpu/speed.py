@@ -33,10 +33,25 @@ def ceilings(device: torch.device, scale: Scale) -> Figures:
     }
 
 
-def decode(device: torch.device, scale: Scale, shape: str, limits: Mapping[str, float]) -> Figures:
+def decode(
+    device: torch.device,
+    scale: Scale,
+    shape: str,
+    limits: Mapping[str, float],
+    *,
+    is_exact: bool = True,
+    temperature: float = 0.0,
+) -> Figures:
     """Tokens/s by batch size."""
     spec, clock = SHAPES[shape], Clock(device, scale.num_steps)
-    steps = Steps(spec, device, num_sequences=max(scale.batches), context=scale.context)
+    steps = Steps(
+        spec,
+        device,
+        num_sequences=max(scale.batches),
+        context=scale.context,
+        is_exact=is_exact,
+        temperature=temperature,
+    )
     for number in range(max(scale.batches)):
         steps.prefill(number)
     figures: Figures = {"backend": steps.backend}
@@ -65,11 +80,18 @@ def _gap(device: torch.device, work: Callable[[], object]) -> Figures:
     return {"gap_share_profiled": max(0.0, 1 - kernels_s / wall_s)}
 
 
-def prefill(device: torch.device, scale: Scale, shape: str, limits: Mapping[str, float]) -> Figures:
+def prefill(
+    device: torch.device,
+    scale: Scale,
+    shape: str,
+    limits: Mapping[str, float],
+    *,
+    is_exact: bool = True,
+) -> Figures:
     """Tokens/s of one prompt, by its length."""
     spec, figures = SHAPES[shape], {}
     for length in scale.prompts:
-        steps = Steps(spec, device, num_sequences=1, context=length)
+        steps = Steps(spec, device, num_sequences=1, context=length, is_exact=is_exact)
         prompt_s = Clock(device, max(2, scale.num_steps // 4)).median_s(partial(steps.prefill, 0))
         share = prefill_operations(spec, length) / prompt_s / limits["operations_per_s"]
         figures[str(length)] = {

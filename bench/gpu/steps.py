@@ -50,8 +50,16 @@ class Steps:
     """A runner with a random model and ``num_sequences`` texts of ``context`` tokens."""
 
     def __init__(
-        self, spec: ModelSpec, device: torch.device, *, num_sequences: int, context: int
+        self,
+        spec: ModelSpec,
+        device: torch.device,
+        *,
+        num_sequences: int,
+        context: int,
+        is_exact: bool = True,
+        temperature: float = 0.0,
     ) -> None:
+        """``is_exact`` holds for the whole process: cuBLAS is set up once."""
         blocks_each = -(-context // _BLOCK)
         num_blocks = num_sequences * blocks_each
         config = EngineConfig(
@@ -61,13 +69,15 @@ class Steps:
             max_num_batched_tokens=max(BUDGET, num_sequences),
             max_model_len=context,
             block_size=_BLOCK,
+            exact_mode=is_exact,
         )
         name = choose_backend(config, device, {spec.dtype})
         config = replace(config, attention_backend=name)
-        prepare(device)  # as the engine does in exact mode
-        self.backend = name
+        if is_exact:
+            prepare(device)
         self.model = Decoder(spec, random_tensors(spec, device), device)
         attention = make_attention(spec, config, num_blocks=num_blocks, device=device)
+        self.backend = attention.numerics
         self._runner = Runner(
             self.model,
             attention,
@@ -77,7 +87,10 @@ class Steps:
             if attention.supports_graphs and device.type == "cuda"
             else 0,
         )
-        params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        # Cuts as many a client asks for; they cost nothing at temperature 0.
+        params = SamplingParams(
+            max_tokens=1, temperature=temperature, top_k=20, top_p=0.95, ignore_eos=True
+        )
         self._row = Row.of(params, 0, ())
         self._sequences = [
             Sequence(

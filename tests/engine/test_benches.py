@@ -32,9 +32,11 @@ def test_the_engine_stands_beside_transformers() -> None:
 
 def test_the_gpu_report_has_every_part() -> None:
     pytest.importorskip("triton")
-    report = last_line("bench.gpu", "--device", "cpu", "--quick")["parts"]
+    figures = last_line("bench.gpu", "--device", "cpu", "--quick")
+    report, prices = figures["parts"], figures["price_of_exactness"]
     assert list(report) == [
-        *("ceilings", "attention", "rows", "decode:tiny", "prefill:tiny", "switch", "engine")
+        *("ceilings", "attention", "rows", "decode:tiny", "prefill:tiny", "decode-drawn:tiny"),
+        *("decode-loose:tiny", "prefill-loose:tiny", "switch", "engine"),
     ]
     assert report["attention"]["is_same"]
     assert report["attention"]["max_error"]["triton float32"] < 1e-5
@@ -42,7 +44,12 @@ def test_the_gpu_report_has_every_part() -> None:
     assert all(found["num_different"] == 0 for found in report["rows"].values())
     for part, sizes in (("decode:tiny", ("1", "2")), ("prefill:tiny", ("40",))):
         assert all(report[part][size]["tokens_per_s"] > 0 for size in sizes)
+    assert {part: list(price) for part, price in prices.items()} == {
+        "decode:tiny": ["1", "2"],
+        "prefill:tiny": ["40"],
+    }
     assert report["engine"]["tokens_per_s"] > 0
+    assert report["engine"]["tokens_per_s_one_by_one"] > 0
 
 
 @pytest.mark.parametrize(

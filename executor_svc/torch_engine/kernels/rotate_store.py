@@ -92,7 +92,8 @@ def rotate_and_store(
     ``heads`` is [rows, num_q + 2 * kv_heads, head_dim]: queries, keys, values. ``angles`` are
     cosines and sines, [rows, 1, head_dim / 2] each; ``norms`` the weights of queries' and keys'
     heads, [head_dim] each, and their epsilon. keys and values are one layer of a cache: [blocks,
-    block_size, kv_heads, head_dim]. Rows past the tokens are padding, and a negative slot stores nothing.
+    block_size, kv_heads, head_dim]. Rows past the tokens are padding; a negative slot stores
+    nothing.
     """
     num_rows, num_heads, head_dim = heads.shape
     assert heads.stride(1) == head_dim
