@@ -137,6 +137,10 @@ class ExecutorSettings(Settings):
     enforce_eager: bool = Field(
         False, description="On a GPU, run decode steps without CUDA graphs."
     )
+    overlap_scheduling: bool | None = Field(
+        None,
+        description="Plan a step while the one before runs. Unset: on a GPU; a CPU gains nothing.",
+    )
     enable_prefix_caching: bool = Field(
         True, description="Keep computed blocks of the KV cache for prompts that begin alike."
     )
@@ -188,6 +192,18 @@ class ExecutorSettings(Settings):
     )
     max_cached_grammar_bytes: int = Field(
         1 << 20, ge=1, le=1 << 30, description="Size of their sources together."
+    )
+    grammar_timeout_ms: int = Field(
+        2_000, ge=1, le=600_000, description="Longest compilation of a grammar; past it: refused."
+    )
+    max_grammar_compile_bytes: int = Field(
+        1 << 30,
+        ge=1 << 28,
+        le=1 << 40,
+        description="Address space of a process that tries a grammar; past it: refused.",
+    )
+    max_grammar_compilations: int = Field(
+        2, ge=1, le=64, description="Grammars of one model that are compiled at a time."
     )
 
     # --- mock engine

@@ -156,11 +156,15 @@ class SequenceEnd:
 
 @dataclass(frozen=True, slots=True)
 class LeaseFailure:
-    """The lease ended without all its sequences; ``detail`` is for the log, not for clients."""
+    """The lease ended without all its sequences.
+
+    ``detail`` is for the log; clients are told ``message``, or nothing in particular.
+    """
 
     key: int
     reason: Reason
     detail: str
+    message: str = ""
 
 
 @dataclass(slots=True)

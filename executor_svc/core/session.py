@@ -170,7 +170,8 @@ class Session:
         for lease in take_output(output, self._running, self._open, self._outbox):
             self._finish(lease, Outcome.COMPLETED)
         for failure in output.failures:
-            self._fail(failure.key, Failure(failure.reason, "The executor could not go on."))
+            message = failure.message or "The executor could not go on."
+            self._fail(failure.key, Failure(failure.reason, message))
 
     def _obey(self, orders: OrdersReceived) -> None:
         for grant in orders.grants:

@@ -2,8 +2,9 @@
 
 Rule: JSON Schemas, JSON objects, regular expressions and choices go through one door, the
 llguidance package (Earley parser over derivatives of regular expressions: no back-tracking, no
-look-around, no references out of the schema). Its own limits bound what compiling and each step
-may cost; ours bound the size of what comes in and of what is kept.
+look-around, no references out of the schema). Its own limits bound what each step may cost; ours
+bound the size of what comes in and of what is kept, and how long compiling may take
+(``grammar_check.py``). Compiling runs beside the engine's thread, which goes on stepping.
 
 A stop token is not text: it may come exactly where the text is complete, and where nothing else
 can come, it must. A place where nothing at all may come is a dead end, and ends the lease.
@@ -16,18 +17,23 @@ that each of them visits, so where it comes to a limit a new one replays the out
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from executor_svc.core.engine import Grammar, GrammarKind, InvalidLeaseError
+from executor_svc.torch_engine.grammar_check import GrammarChecker, serve
 from headway.reasons import Reason
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _WORD_BITS = 32
+# Cost no more than their size. All others are tried first, see grammar_check.py.
+_HARMLESS = (GrammarKind.JSON_OBJECT, GrammarKind.CHOICE)
 # A schema may say otherwise in its "x-guidance".
 _JSON_OPTIONS: Any = {
     # A weak model would go on with white space until max_tokens.
@@ -50,11 +56,25 @@ class GrammarLimits:
     max_grammar_states: int = 10_000  # of the lexer, about 0.3 to 2 kB each
     max_cached_grammars: int = 64
     max_cached_grammar_bytes: int = 1 << 20  # of the sources
+    grammar_timeout_ms: int = 2_000  # of compiling one
+    max_grammar_compile_bytes: int = 1 << 30  # address space of a process that compiles
+    max_grammar_compilations: int = 2  # of one model, at a time
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+
+
+Key = tuple[str, Grammar]  # a tenant's salt with it
+
+
+@dataclass(slots=True)
+class _Job:
+    """A compilation that leases wait for."""
+
+    future: "Future[LLMatcher]"
+    num_leases: int = 0
 
 
 class GrammarCompiler:
@@ -73,8 +93,14 @@ class GrammarCompiler:
         limits: GrammarLimits,
     ) -> None:
         self._limits, self._vocab_size = limits, vocab_size
-        # By (salt, grammar), the one that was used last at the end.
-        self._cache: OrderedDict[tuple[str, Grammar], LLMatcher] = OrderedDict()
+        self._cache: OrderedDict[Key, LLMatcher] = OrderedDict()  # by last use
+        self._jobs: dict[Key, _Job] = {}
+        self._threads = ThreadPoolExecutor(limits.max_grammar_compilations, "grammar")
+        self._checkers: SimpleQueue[GrammarChecker] = SimpleQueue()  # those that are idle
+        for _ in range(limits.max_grammar_compilations):
+            self._checkers.put(
+                GrammarChecker(limits.grammar_timeout_ms, limits.max_grammar_compile_bytes)
+            )
         self._tokenizer: Any = None
         self._problem = ""
         try:
@@ -91,10 +117,8 @@ class GrammarCompiler:
         except ValueError as fault:
             self._problem = f"this model's tokenizer does not do for grammars: {_short(fault)}"
 
-    def matcher(
-        self, grammar: Grammar, *, salt: str, terminators: Collection[int]
-    ) -> "GrammarMatcher":
-        """An automaton for one sequence, which ``terminators`` end. Raises InvalidLeaseError.
+    def begin(self, grammar: Grammar, *, salt: str, terminators: Collection[int]) -> "Compilation":
+        """Begin to make an automaton for texts that ``terminators`` end. Raises InvalidLeaseError.
 
         Grammars are cached for those of one ``salt`` only, so that nobody can find out by the time
         it takes what somebody else asks for.
@@ -105,15 +129,35 @@ class GrammarCompiler:
             raise _invalid("grammar: no token may end the text: ignore_eos without stop_token_ids")
         self._check_size(grammar)
         key = (salt, grammar)
-        automaton = self._cache.get(key)
-        if automaton is None:
-            automaton = self._compile(grammar)
-            if problem := automaton.get_error():
-                raise _invalid(f"grammar: {_short(problem)}")
-            self._cache[key] = automaton
-            self._shrink_cache()
-        else:
-            self._cache.move_to_end(key)
+        if key in self._cache:
+            future: Future[LLMatcher] = Future()
+            future.set_result(self._cache[key])
+            return Compilation(self, key, future, terminators)
+        job = self._jobs.get(key)
+        if job is None:
+            compile_one = self._compile if grammar.kind in _HARMLESS else self._check_and_compile
+            job = self._jobs[key] = _Job(self._threads.submit(compile_one, _source(grammar)))
+        job.num_leases += 1
+        return Compilation(self, key, job.future, terminators)
+
+    def forget(self, key: Key) -> None:
+        """One of the leases that a compilation was begun for does not want it any more."""
+        job = self._jobs.get(key)
+        if job is None:
+            return
+        job.num_leases -= 1
+        if job.num_leases == 0:
+            job.future.cancel()  # unless a thread has taken it up
+            del self._jobs[key]
+
+    def matcher(
+        self, key: Key, future: "Future[LLMatcher]", terminators: Collection[int]
+    ) -> "GrammarMatcher":
+        """For one sequence, once its grammar is compiled. Raises InvalidLeaseError."""
+        self._jobs.pop(key, None)
+        automaton = self._cache.setdefault(key, future.result())
+        self._cache.move_to_end(key)
+        self._shrink_cache()
         return GrammarMatcher(
             automaton.deep_copy(),
             lambda: self._compile_again(key),
@@ -126,18 +170,28 @@ class GrammarCompiler:
     def num_cached(self) -> int:
         return len(self._cache)
 
-    def _compile(self, grammar: Grammar) -> "LLMatcher":
-        from llguidance import LLMatcher, LLParserLimits
+    def _check_and_compile(self, source: str) -> "LLMatcher":
+        """An automaton for a grammar in llguidance's form. Raises InvalidLeaseError."""
+        checker = self._checkers.get()
+        try:
+            problem = checker.problem(source, self._limits.max_grammar_states)
+        finally:
+            self._checkers.put(checker)
+        if problem:
+            raise _invalid(f"grammar: {_short(problem)}")
+        return self._compile(source)
 
-        limits = LLParserLimits(
-            max_lexer_states=self._limits.max_grammar_states, verbose_errors=False
-        )
-        return LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=limits)
+    def _compile(self, source: str) -> "LLMatcher":
+        """The same without a check."""
+        automaton = _automaton(self._tokenizer, source, self._limits.max_grammar_states)
+        if problem := automaton.get_error():
+            raise _invalid(f"grammar: {_short(problem)}")
+        return automaton
 
-    def _compile_again(self, key: tuple[str, Grammar]) -> "LLMatcher":
+    def _compile_again(self, key: Key) -> "LLMatcher":
         """A new automaton, in place of one that came to its limits."""
         self._cache.pop(key, None)
-        return self._compile(key[1])
+        return _automaton(self._tokenizer, _source(key[1]), self._limits.max_grammar_states)
 
     def _check_size(self, grammar: Grammar) -> None:
         size, limits = _num_bytes(grammar), self._limits
@@ -163,6 +217,36 @@ class GrammarCompiler:
                 bytes_of[salt] = bytes_of.get(salt, 0) + _num_bytes(grammar) + 1
             greedy = max(bytes_of, key=bytes_of.__getitem__)
             del self._cache[next(key for key in self._cache if key[0] == greedy)]
+
+
+class Compilation:
+    """A lease's grammar that is being compiled; for the engine's thread."""
+
+    def __init__(
+        self,
+        compiler: GrammarCompiler,
+        key: Key,
+        future: "Future[LLMatcher]",
+        terminators: Collection[int],
+    ) -> None:
+        self._compiler, self._key, self._future = compiler, key, future
+        self._terminators = terminators
+
+    @property
+    def is_done(self) -> bool:
+        return self._future.done()
+
+    def wait(self, timeout_s: float) -> None:
+        """Until it is done, or so long."""
+        wait([self._future], timeout_s)
+
+    def matcher(self) -> "GrammarMatcher":
+        """For one sequence of the lease; waits until it is done. Raises InvalidLeaseError."""
+        return self._compiler.matcher(self._key, self._future, self._terminators)
+
+    def cancel(self) -> None:
+        """The lease is gone."""
+        self._compiler.forget(self._key)
 
 
 class GrammarError(Exception):
@@ -217,6 +301,13 @@ class GrammarMatcher:
             return None
         mask = np.frombuffer(self._automaton.compute_bitmask(), dtype=np.uint32)
         return None if self._automaton.is_error() else mask[: self._num_words].copy()
+
+
+def _automaton(tokenizer: Any, source: str, max_states: int) -> "LLMatcher":
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(max_lexer_states=max_states, verbose_errors=False)
+    return LLMatcher(tokenizer, source, log_level=0, limits=limits)
 
 
 def _source(grammar: Grammar) -> str:
@@ -310,3 +401,15 @@ def _short(problem: object) -> str:
     lines = [line.strip() for line in str(problem).splitlines()] or ["unknown"]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (told or lines)[0][:_MAX_MESSAGE_CHARACTERS]
+
+
+def _main() -> None:
+    """What grammar_check.py starts. A tokenizer of bytes does, as compiling does not look at it."""
+    from llguidance import LLTokenizer
+
+    tokenizer = LLTokenizer("byte")
+    serve(lambda source, max_states: _automaton(tokenizer, source, max_states).get_error())
+
+
+if __name__ == "__main__":
+    _main()

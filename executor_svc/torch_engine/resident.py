@@ -24,12 +24,19 @@ import torch
 
 from executor_svc.core.batcher import Batcher, Chunk
 from executor_svc.core.block_manager import BlockManager
-from executor_svc.core.engine import LeaseFailure, LeaseRequest, SequenceEnd, StepOutput
+from executor_svc.core.engine import (
+    InvalidLeaseError,
+    LeaseFailure,
+    LeaseRequest,
+    SequenceEnd,
+    StepOutput,
+)
 from executor_svc.core.lease_rules import check_lease
 from executor_svc.core.sequence import Sequence
 from executor_svc.core.stopping import StopMatcher, StopRules
 from executor_svc.torch_engine.attention.choice import make_attention
 from executor_svc.torch_engine.config import EngineConfig
+from executor_svc.torch_engine.grammar import Compilation
 from executor_svc.torch_engine.host_step import PENDING
 from executor_svc.torch_engine.known_model import KnownModel
 from executor_svc.torch_engine.models.decoder import Model
@@ -39,7 +46,17 @@ from executor_svc.torch_engine.scoring import PromptScorer
 from executor_svc.torch_engine.tensor_parallel import RankDiedError
 from headway.reasons import Reason
 
+_COMPILE_WAIT_S = 0.01  # of a step that has nothing else to do
 _NOT_FINITE = "the model's logits are not finite"
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiling:
+    """A lease that was taken and waits for its grammar."""
+
+    request: LeaseRequest
+    live: list[Sequence]
+    compilation: Compilation
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +116,20 @@ class ResidentModel:
         self._rows: dict[Sequence, Row] = {}  # of the same sequences
         self._early_ends: dict[int, list[SequenceEnd]] = {}  # by lease key: known before a step
         self._fresh: set[int] = set()  # keys of leases that did not begin yet
+        self._compiling: dict[int, _Compiling] = {}  # by lease key: leases that wait for a grammar
 
     @property
     def num_preemptions(self) -> int:
         return self._batcher.num_preemptions
 
     def has_work(self) -> bool:
-        return bool(self._leases or self._early_ends)
+        return bool(self._leases or self._early_ends or self._compiling)
 
     def close(self) -> None:
         """Forget all leases."""
         for key in list(self._leases):
+            self.abort(key)
+        for key in list(self._compiling):
             self.abort(key)
         self._early_ends.clear()
         self._flight = None
@@ -117,7 +137,7 @@ class ResidentModel:
     def add(self, request: LeaseRequest) -> None:
         """Take a lease; raises InvalidLeaseError and then holds nothing of it."""
         check_lease(request, self._info, can_match_text=self._can_match_text)
-        assert request.key not in self._leases.keys() | self._early_ends.keys()
+        assert request.key not in (self._leases | self._early_ends | self._compiling)
         keys = range(request.key, request.key + request.num_samples)
         assert not any(sequence.key in keys for sequence in self._rows)
         live, ends = [], []
@@ -129,9 +149,19 @@ class ResidentModel:
                 ends.append(end)
             else:
                 live.append(sequence)
-        rows = [self._row(request, sequence) for sequence in live]
+        compilation = self._compilation(request, live)
+        if compilation is None or compilation.is_done:
+            self._enlist(request, live, compilation)
+        else:
+            self._compiling[request.key] = _Compiling(request, live, compilation)
         if ends:
             self._early_ends[request.key] = ends
+
+    def _enlist(
+        self, request: LeaseRequest, live: list[Sequence], compilation: Compilation | None
+    ) -> None:
+        """Let the sequences of a lease join. Raises InvalidLeaseError and then holds nothing."""
+        rows = [self._row(request, sequence, compilation) for sequence in live]
         if live:
             self._leases[request.key] = live
             self._fresh.add(request.key)
@@ -153,6 +183,8 @@ class ResidentModel:
     def abort(self, key: int, *, is_sound: bool = True) -> None:
         """Forget a lease, if it is here; the cache keeps what it computed, if that is sound."""
         self._early_ends.pop(key, None)
+        if (waiting := self._compiling.pop(key, None)) is not None:
+            waiting.compilation.cancel()
         self._fresh.discard(key)
         for sequence in self._leases.pop(key, ()):
             self._batcher.remove(sequence, is_sound=is_sound)
@@ -163,6 +195,8 @@ class ResidentModel:
         for ends in self._early_ends.values():
             output.ends += ends
         self._early_ends.clear()
+        if self._compiling:
+            self._take_compiled(output)
         chunks = self._batcher.schedule()
         if self._fresh:
             self._tell_cached(chunks, output)
@@ -178,6 +212,19 @@ class ResidentModel:
             may_go_on = sequence.num_output_tokens + 1 < sequence.stops.max_tokens
             if sequence in self._rows and may_go_on:
                 sequence.token_ids.append(PENDING)
+
+    def _take_compiled(self, output: StepOutput) -> None:
+        """Let leases join whose grammar is compiled, or say why it cannot be."""
+        if not self._leases:
+            next(iter(self._compiling.values())).compilation.wait(_COMPILE_WAIT_S)
+        done = [key for key, waiting in self._compiling.items() if waiting.compilation.is_done]
+        for key in done:
+            waiting = self._compiling.pop(key)
+            try:
+                self._enlist(waiting.request, waiting.live, waiting.compilation)
+            except InvalidLeaseError as refusal:
+                failure = LeaseFailure(key, refusal.reason, str(refusal), message=str(refusal))
+                output.failures.append(failure)
 
     def _tell_cached(self, chunks: list[Chunk], output: StepOutput) -> None:
         """Say of each lease that begins with this step what part of its prompt was cached."""
@@ -216,15 +263,23 @@ class ResidentModel:
             end = sequence.append(token_id, self._piece(sequence, token_id))
         return sequence, end
 
-    def _row(self, request: LeaseRequest, sequence: Sequence) -> Row:
+    def _compilation(self, request: LeaseRequest, live: list[Sequence]) -> Compilation | None:
+        """Of the lease's grammar, if it has one. Raises InvalidLeaseError."""
+        if request.params.grammar is None or not live:
+            return None
+        assert self._grammars is not None  # check_lease has seen to that
+        return self._grammars.begin(
+            request.params.grammar,
+            salt=request.cache_salt,
+            terminators=live[0].stops.stop_token_ids,
+        )
+
+    def _row(
+        self, request: LeaseRequest, sequence: Sequence, compilation: Compilation | None
+    ) -> Row:
         """What the sampler has to know of a sequence. Raises InvalidLeaseError."""
-        grammar, matcher = request.params.grammar, None
+        matcher = None if compilation is None else compilation.matcher()
         stop_token_ids = sequence.stops.stop_token_ids
-        if grammar is not None:
-            assert self._grammars is not None  # check_lease has seen to that
-            matcher = self._grammars.matcher(
-                grammar, salt=request.cache_salt, terminators=stop_token_ids
-            )
         return Row.of(request.params, sequence.sample, stop_token_ids, matcher=matcher)
 
     def _piece(self, sequence: Sequence, token_id: int) -> bytes:

@@ -17,6 +17,7 @@ from executor_svc.core.engine import (
     Grammar,
     GrammarKind,
     InvalidLeaseError,
+    LeaseRequest,
     SamplingParams,
 )
 from executor_svc.settings import BUILTIN_MODEL
@@ -27,6 +28,7 @@ from executor_svc.torch_engine.grammar import (
     GrammarLimits,
     GrammarMatcher,
 )
+from executor_svc.torch_engine.grammar_check import GrammarChecker
 from executor_svc.torch_engine.token_bytes import TokenBytes
 from headway.reasons import Reason
 from tests.engine.checkpoints import make_checkpoint
@@ -186,7 +188,7 @@ def test_any_text_can_be_a_choice(qwen3: Path, choices: list[str]) -> None:
     tokenizer = Tokenizer.from_buffer(tokenizer_json)
     compiler = _compiler(tokenizer_json)
     for text in choices:
-        matcher = compiler.matcher(_choice(*choices), salt="", terminators={EOS})
+        matcher = compiler.begin(_choice(*choices), salt="", terminators={EOS}).matcher()
         # Where only one text is left, llguidance insists on the tokenizer's own tokens for it.
         tokens = tokenizer.encode(text).ids
         for length, token in enumerate([*tokens, EOS]):
@@ -336,7 +338,7 @@ def test_a_lexer_that_others_have_filled_does_not_matter() -> None:
     walks = [[67 + (7 * i * (walk + 1) + walk) % 26 for i in range(12)] for walk in range(8)]
 
     def reach(compiler: GrammarCompiler, walk: list[int]) -> tuple[int, str]:
-        matcher = compiler.matcher(grammar, salt="", terminators={EOS})
+        matcher = compiler.begin(grammar, salt="", terminators={EOS}).matcher()
         for length in range(len(walk) + 1):
             try:
                 matcher.allowed(walk[:length], 0, may_end=True)
@@ -401,20 +403,93 @@ def test_a_grammar_that_comes_to_its_limits_ends_its_lease_only(qwen3: Path) -> 
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_grammars_that_cannot_be(shared_engine: TorchEngine, grammar: Grammar, said: str) -> None:
-    with pytest.raises(InvalidLeaseError, match="grammar") as caught:
-        shared_engine.add(lease(0, PROMPT, _params(grammar), num_samples=2))
-    assert caught.value.reason is Reason.INVALID_REQUEST
-    assert said in str(caught.value)
-    assert len(str(caught.value)) < 400
-    assert not shared_engine.has_work()
+    request = lease(0, PROMPT, _params(grammar), num_samples=2)
+    reason, message = _refusal(shared_engine, request)
+    assert reason is Reason.INVALID_REQUEST
+    assert "grammar" in message
+    assert said in message
+    assert len(message) < 400
+
+
+def _refusal(engine: TorchEngine, request: LeaseRequest) -> tuple[Reason, str]:
+    """What a client is told, be it at once or when the grammar was looked at."""
+    try:
+        engine.add(request)
+    except InvalidLeaseError as refusal:
+        assert not engine.has_work()
+        return refusal.reason, str(refusal)
+    record = run(engine)
+    assert not record.tokens
+    failure = record.failures[request.key]
+    return failure.reason, failure.message
 
 
 def test_a_refused_lease_leaves_nothing(shared_engine: TorchEngine) -> None:
-    """Not even the end of a sample that was over already."""
     held = ([5] * 120, ())
-    with pytest.raises(InvalidLeaseError):
-        shared_engine.add(lease(0, PROMPT, _params(_regex("(")), num_samples=2, generated=held))
+    request = lease(0, PROMPT, _params(_regex("(")), num_samples=2, generated=held)
+    assert _refusal(shared_engine, request)[0] is Reason.INVALID_REQUEST
     assert not shared_engine.has_work()
+
+
+# --- compiling beside the engine ----------------------------------------------------------------
+
+HOSTILE = Grammar(GrammarKind.JSON_SCHEMA, ('{"type": "integer", "multipleOf": 9999991}',))
+
+
+def test_a_hostile_schema_is_refused_and_holds_up_nobody(qwen3: Path) -> None:
+    """It would take llguidance minutes."""
+    engine = build(qwen3, grammar_limits=GrammarLimits(grammar_timeout_ms=300))
+    good = lease(10, PROMPT, _params(_regex("[ab]{3}")))
+    wanted = run(build(qwen3), good, lease(20, PROMPT))
+    engine.add(lease(0, PROMPT, _params(HOSTILE)))
+    engine.add(lease(20, PROMPT))
+    record = Record()
+    while 20 not in record.ends:  # else the hostile one would have to be waited for
+        record.take(engine.step())
+        assert not record.failures
+    engine.add(good)
+    while engine.has_work():
+        record.take(engine.step())
+    assert record.tokens == wanted.tokens
+    assert record.failures.keys() == {0}
+    assert record.failures[0].reason is Reason.INVALID_REQUEST
+    assert "takes more than 300 ms" in record.failures[0].message
+    # Whoever asks next gets a new process.
+    assert _refusal(engine, lease(0, PROMPT, _params(HOSTILE)))[0] is Reason.INVALID_REQUEST
+    assert run(engine, good).tokens == {10: wanted.tokens[10]}
+
+
+def test_leases_that_go_while_their_grammar_is_compiled(qwen3: Path) -> None:
+    engine = build(qwen3, grammar_limits=GrammarLimits(grammar_timeout_ms=200))
+    for key in (0, 10):
+        engine.add(lease(key, PROMPT, _params(HOSTILE)))
+    engine.step()
+    engine.abort(0)
+    assert run(engine).failures.keys() == {10}
+    for key in range(0, 50, 10):
+        engine.add(lease(key, PROMPT, _params(HOSTILE), cache_salt=str(key)))
+    for key in range(0, 50, 10):
+        engine.abort(key)
+    assert not engine.has_work()
+    compiler = only(engine)._grammars
+    assert compiler is not None
+    assert not compiler._jobs
+
+
+def test_a_process_that_dies_is_replaced() -> None:
+    checker = GrammarChecker(5_000, 1 << 30)
+    assert checker.problem("start: /a+/", 1000) == ""
+    assert checker._child is not None
+    checker._child.kill()
+    assert "too much memory" in checker.problem("start: /a+/", 1000)
+    assert checker.problem("start: /a+/", 1000) == ""
+    assert checker.problem("start: nothing", 1000) != ""
+    checker.close()
+
+
+def test_without_memory_nothing_is_compiled() -> None:
+    checker = GrammarChecker(5_000, 1 << 24)
+    assert "too much memory" in checker.problem("start: /a+/", 1000)
 
 
 def test_text_that_does_not_fit_cannot_be_continued(
@@ -444,7 +519,7 @@ def test_tokenizers_that_llguidance_cannot_read(tokenizer_json: bytes) -> None:
     odd = json.loads(tokenizer_json) | {"decoder": None}
     compiler = _compiler(json.dumps(odd).encode())
     with pytest.raises(InvalidLeaseError, match="tokenizer"):
-        compiler.matcher(JSON_OBJECT, salt="", terminators={EOS})
+        compiler.begin(JSON_OBJECT, salt="", terminators={EOS}).matcher()
 
 
 @pytest.mark.parametrize("name", GrammarLimits.__slots__)
@@ -490,7 +565,7 @@ def test_the_cache_is_bounded_and_fair(
     def ask(salt: str, source: str) -> bool:
         """Whether it had to be compiled."""
         before = len(compiled)
-        compiler.matcher(_regex(source), salt=salt, terminators={EOS})
+        compiler.begin(_regex(source), salt=salt, terminators={EOS}).matcher()
         assert compiler.num_cached <= 4
         return len(compiled) > before
 
@@ -507,7 +582,7 @@ def test_the_cache_is_bounded_in_bytes(
     compiled = _compiled(monkeypatch)
     compiler = _compiler(tokenizer_json, max_cached_grammar_bytes=100)
     for source in ("a" * 60, "b" * 60, "c" * 300, "c" * 300):
-        compiler.matcher(_regex(source), salt="", terminators={EOS})
+        compiler.begin(_regex(source), salt="", terminators={EOS}).matcher()
         assert compiler.num_cached == 1  # one is kept, even if it is too large
     assert len(compiled) == 3
 
@@ -517,7 +592,7 @@ def test_white_space_between_values_is_bounded(tokenizer_json: bytes) -> None:
     compiler = _compiler(tokenizer_json)
     pieces = TokenBytes(tokenizer_json)
     for grammar in (JSON_OBJECT, _schema({"type": "object"})):
-        matcher = compiler.matcher(grammar, salt="", terminators={EOS})
+        matcher = compiler.begin(grammar, salt="", terminators={EOS}).matcher()
         (opening,) = (token for token in range(256) if pieces[token] == b"{")
         spaces = {token for token in range(300) if pieces[token].isspace()}
         token_ids = [opening]
