@@ -31,6 +31,9 @@ from executor_svc.torch_engine.resident import ResidentModel
 # is decoded below it is prefilled above.
 _NUM_PROMPT_TOKENS = 126
 _NUM_TOKENS = 4
+# Another one passes 512 keys, where the CPU's attention begins a second block and the Triton
+# kernels a third chunk. What it shares with the first one is in the cache, and goes on from there.
+_NUM_LONG_PROMPT_TOKENS = 510
 _GREEDY, _SAMPLED = 0, 1
 # Which stream goes on after how many of its tokens, and whether the cache may help.
 _CONTINUED = ((_GREEDY, 1, False), (_SAMPLED, 2, False), (_GREEDY, 3, True))
@@ -112,7 +115,8 @@ def _probe(model: ResidentModel, info: ModelInfo, num_seats: int) -> list[_Strea
     if num_tokens < 1:
         return None
     # Any tokens do; this walk visits many of them.
-    prompt = [7919 * i % info.vocab_size for i in range(1, num_prompt_tokens + 1)]
+    walk = [7919 * i % info.vocab_size for i in range(1, _NUM_LONG_PROMPT_TOKENS + 1)]
+    prompt = walk[:num_prompt_tokens]
     params = [_params(num_tokens, temperature) for temperature in (0.0, 1.0)]
     whole = [
         _run(model, [LeaseRequest(0, info.name, prompt, param, cache_salt="alone")])[0]
@@ -132,6 +136,14 @@ def _probe(model: ResidentModel, info: ModelInfo, num_seats: int) -> list[_Strea
             salt = "alone" if is_cached else f"in company {key}"
             continued.append(replace(lease, cache_salt=salt))
             expected[key] = rest
+    if len(walk) + num_tokens <= info.max_context_tokens:
+        # Not a part of the digest: engines of one class may have contexts of different lengths.
+        long = LeaseRequest(len(_CONTINUED), info.name, walk, params[_SAMPLED], cache_salt="alone")
+        held, rest = _run(model, [long])[long.key].split(num_tokens - 1)
+        if not rest.token_ids:
+            return None
+        continued.append(replace(long, generated=(held.token_ids,)))
+        expected[long.key] = rest
     streams = _run(model, [*continued, *company])
     return whole if all(streams[key] == rest for key, rest in expected.items()) else None
 

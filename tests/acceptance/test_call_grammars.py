@@ -73,7 +73,7 @@ def fits(wire: generation_pb2.Grammar, text: str) -> bool:
     )
     grammar = decode_grammar(wire)
     assert grammar is not None
-    matcher = compiler.matcher(grammar, salt="", terminators=(0,))
+    matcher = compiler.begin(grammar, salt="", terminators=(0,)).matcher()
     token_ids = Tokenizer.from_buffer(TOKENIZER).encode(text, add_special_tokens=False).ids
     for number, token_id in enumerate([*token_ids, 0]):
         mask = matcher.allowed(token_ids[:number], 0, may_end=True)

@@ -273,6 +273,23 @@ def test_a_decode_that_differs_from_prefill_promises_nothing(
     assert _class(qwen3) == ""
 
 
+def test_a_decode_that_differs_past_a_block_of_keys_promises_nothing(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_attention = CpuAttention.run
+
+    def decode_differs(
+        self: CpuAttention, layer_index: int, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        out = run_attention(self, layer_index, q, k, v)
+        is_far = any(tile.mask.shape[3] > 512 for tile in self._groups[0].tiles)
+        return out * (1 + 1e-6) if len(self._slots) == 1 and is_far else out
+
+    monkeypatch.setattr(CpuAttention, "run", decode_differs)
+    assert _class(qwen3) == ""
+    assert _class(qwen3, max_model_len=400) != ""
+
+
 def test_without_exact_mode_nothing_is_promised(qwen3: Path) -> None:
     assert _class(qwen3, exact_mode=False) == ""
 

@@ -649,7 +649,7 @@ def test_text_up_to_a_mark(tokenizer_json: bytes) -> None:
 
     def fits(text: str) -> bool:
         compiler = _compiler(tokenizer_json)
-        matcher = compiler.matcher(grammar, salt="", terminators=(EOS,))
+        matcher = compiler.begin(grammar, salt="", terminators=(EOS,)).matcher()
         token_ids = tokenizer.encode(text, add_special_tokens=False).ids
         for number, token_id in enumerate(token_ids):
             mask = matcher.allowed(token_ids[:number], 0, may_end=True)
