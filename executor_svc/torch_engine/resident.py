@@ -31,12 +31,10 @@ from executor_svc.core.engine import (
     SequenceEnd,
     StepOutput,
 )
-from executor_svc.core.lease_rules import check_lease
 from executor_svc.core.sequence import Sequence
-from executor_svc.core.stopping import StopMatcher, StopRules
+from executor_svc.torch_engine.arrivals import Arrival, Arrivals
 from executor_svc.torch_engine.attention.choice import make_attention
 from executor_svc.torch_engine.config import EngineConfig
-from executor_svc.torch_engine.grammar import Compilation
 from executor_svc.torch_engine.host_step import PENDING
 from executor_svc.torch_engine.known_model import KnownModel
 from executor_svc.torch_engine.models.decoder import Model
@@ -48,15 +46,6 @@ from headway.reasons import Reason
 
 _COMPILE_WAIT_S = 0.01  # of a step that has nothing else to do
 _NOT_FINITE = "the model's logits are not finite"
-
-
-@dataclass(frozen=True, slots=True)
-class _Compiling:
-    """A lease that was taken and waits for its grammar."""
-
-    request: LeaseRequest
-    live: list[Sequence]
-    compilation: Compilation
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +93,7 @@ class ResidentModel:
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        self._info = known.info
-        self._token_bytes, self._grammars = known.token_bytes, known.grammars
-        self._max_logits_rows = config.max_logits_rows
+        self._arrivals = Arrivals(known, max_logits_rows=config.max_logits_rows)
         self._overlaps = config.overlap_scheduling
         if self._overlaps is None:
             # A CPU has computed a step by the time it is launched.
@@ -116,7 +103,7 @@ class ResidentModel:
         self._rows: dict[Sequence, Row] = {}  # of the same sequences
         self._early_ends: dict[int, list[SequenceEnd]] = {}  # by lease key: known before a step
         self._fresh: set[int] = set()  # keys of leases that did not begin yet
-        self._compiling: dict[int, _Compiling] = {}  # by lease key: leases that wait for a grammar
+        self._compiling: dict[int, Arrival] = {}  # by lease key: they wait for their grammars
 
     @property
     def num_preemptions(self) -> int:
@@ -136,55 +123,32 @@ class ResidentModel:
 
     def add(self, request: LeaseRequest) -> None:
         """Take a lease; raises InvalidLeaseError and then holds nothing of it."""
-        check_lease(request, self._info, can_match_text=self._can_match_text)
         assert request.key not in (self._leases | self._early_ends | self._compiling)
         keys = range(request.key, request.key + request.num_samples)
         assert not any(sequence.key in keys for sequence in self._rows)
-        live, ends = [], []
-        for sample in range(request.num_samples):
-            if sample in request.ended:
-                continue
-            sequence, end = self._sequence(request, sample)
-            if end is not None:
-                ends.append(end)
-            else:
-                live.append(sequence)
-        compilation = self._compilation(request, live)
-        if compilation is None or compilation.is_done:
-            self._enlist(request, live, compilation)
+        arrival = self._arrivals.take(request)
+        if arrival.is_ready:
+            self._enlist(arrival)
         else:
-            self._compiling[request.key] = _Compiling(request, live, compilation)
-        if ends:
-            self._early_ends[request.key] = ends
+            self._compiling[request.key] = arrival
+        if arrival.ends:
+            self._early_ends[request.key] = arrival.ends
 
-    def _enlist(
-        self, request: LeaseRequest, live: list[Sequence], compilation: Compilation | None
-    ) -> None:
+    def _enlist(self, arrival: Arrival) -> None:
         """Let the sequences of a lease join. Raises InvalidLeaseError and then holds nothing."""
-        rows = [self._row(request, sequence, compilation) for sequence in live]
-        if live:
-            self._leases[request.key] = live
-            self._fresh.add(request.key)
-        for sequence, row in zip(live, rows, strict=True):
-            if sequence is not live[0]:
-                sequence.leader = live[0]
-            elif request.scoring is not None:
-                row.scorer = PromptScorer(
-                    request.scoring,
-                    request.prompt_token_ids,
-                    request.params,
-                    vocab_size=self._info.vocab_size,
-                    max_rows=self._max_logits_rows,
-                )
-                sequence.max_cached_tokens = row.scorer.next_row
+        rows = self._arrivals.rows(arrival)
+        if arrival.live:
+            self._leases[arrival.request.key] = arrival.live
+            self._fresh.add(arrival.request.key)
+        for sequence, row in zip(arrival.live, rows, strict=True):
             self._rows[sequence] = row
             self._batcher.add(sequence)
 
     def abort(self, key: int, *, is_sound: bool = True) -> None:
         """Forget a lease, if it is here; the cache keeps what it computed, if that is sound."""
         self._early_ends.pop(key, None)
-        if (waiting := self._compiling.pop(key, None)) is not None:
-            waiting.compilation.cancel()
+        if (arrival := self._compiling.pop(key, None)) is not None:
+            arrival.cancel()
         self._fresh.discard(key)
         for sequence in self._leases.pop(key, ()):
             self._batcher.remove(sequence, is_sound=is_sound)
@@ -216,15 +180,15 @@ class ResidentModel:
     def _take_compiled(self, output: StepOutput) -> None:
         """Let leases join whose grammar is compiled, or say why it cannot be."""
         if not self._leases:
-            next(iter(self._compiling.values())).compilation.wait(_COMPILE_WAIT_S)
-        done = [key for key, waiting in self._compiling.items() if waiting.compilation.is_done]
-        for key in done:
-            waiting = self._compiling.pop(key)
+            next(iter(self._compiling.values())).wait(_COMPILE_WAIT_S)
+        for key in [key for key, arrival in self._compiling.items() if arrival.is_ready]:
             try:
-                self._enlist(waiting.request, waiting.live, waiting.compilation)
+                self._enlist(self._compiling.pop(key))
             except InvalidLeaseError as refusal:
                 failure = LeaseFailure(key, refusal.reason, str(refusal), message=str(refusal))
                 output.failures.append(failure)
+            except Exception as fault:  # no process could be started, or the like
+                output.failures.append(LeaseFailure(key, Reason.INTERNAL, repr(fault)))
 
     def _tell_cached(self, chunks: list[Chunk], output: StepOutput) -> None:
         """Say of each lease that begins with this step what part of its prompt was cached."""
@@ -233,60 +197,6 @@ class ResidentModel:
                 self._fresh.remove(sequence.lease_key)
                 num_cached = min(sequence.num_cached_tokens, sequence.num_prompt_tokens)
                 output.num_cached[sequence.lease_key] = num_cached
-
-    @property
-    def _can_match_text(self) -> bool:
-        return self._token_bytes is not None and self._token_bytes.is_supported
-
-    def _sequence(self, request: LeaseRequest, sample: int) -> tuple[Sequence, SequenceEnd | None]:
-        """Sample number ``sample`` of a lease, replayed up to where an earlier attempt came.
-
-        The end is given if what is there already ends the sequence.
-        """
-        params = request.params
-        stop_token_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            stop_token_ids |= frozenset(self._info.eos_token_ids)
-        matcher = StopMatcher(params.stop_strings) if params.stop_strings else None
-        sequence = Sequence(
-            key=request.key + sample,
-            lease_key=request.key,
-            sample=sample,
-            params=params,
-            stops=StopRules(params.max_tokens, params.min_tokens, stop_token_ids, matcher),
-            token_ids=list(request.prompt_token_ids),
-            num_prompt_tokens=len(request.prompt_token_ids),
-            salt=request.cache_salt,
-        )
-        end = None
-        for token_id in request.generated[sample] if request.generated else ():
-            end = sequence.append(token_id, self._piece(sequence, token_id))
-        return sequence, end
-
-    def _compilation(self, request: LeaseRequest, live: list[Sequence]) -> Compilation | None:
-        """Of the lease's grammar, if it has one. Raises InvalidLeaseError."""
-        if request.params.grammar is None or not live:
-            return None
-        assert self._grammars is not None  # check_lease has seen to that
-        return self._grammars.begin(
-            request.params.grammar,
-            salt=request.cache_salt,
-            terminators=live[0].stops.stop_token_ids,
-        )
-
-    def _row(
-        self, request: LeaseRequest, sequence: Sequence, compilation: Compilation | None
-    ) -> Row:
-        """What the sampler has to know of a sequence. Raises InvalidLeaseError."""
-        matcher = None if compilation is None else compilation.matcher()
-        stop_token_ids = sequence.stops.stop_token_ids
-        return Row.of(request.params, sequence.sample, stop_token_ids, matcher=matcher)
-
-    def _piece(self, sequence: Sequence, token_id: int) -> bytes:
-        """The token's bytes, where the sequence looks at them."""
-        if sequence.stops.matcher is None or self._token_bytes is None:
-            return b""
-        return self._token_bytes[token_id]
 
     def _launch(self, chunks: list[Chunk], output: StepOutput) -> _Flight | None:
         """Start chunks together; if that raises, run them one by one, and none is left to land."""
@@ -368,7 +278,7 @@ class ResidentModel:
     ) -> None:
         """Add a token to its sequence and to the output; finish the sequence if it was the last."""
         index = sequence.num_output_tokens
-        end = sequence.append(token_id, self._piece(sequence, token_id))
+        end = sequence.append(token_id, self._arrivals.piece(sequence, token_id))
         if top is not None:
             _fill_num_top(output)
             output.num_top.append(len(top.token_ids))

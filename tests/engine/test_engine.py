@@ -180,7 +180,7 @@ def test_a_fault_after_the_draw_ends_that_lease_only(
 ) -> None:
     engine.add(lease(0, PROMPT, SamplingParams(max_tokens=5, stop_strings=("never ever",))))
     engine.add(lease(10, PROMPT, PARAMS))
-    monkeypatch.setattr(only(engine), "_token_bytes", {})  # a KeyError for whoever asks
+    monkeypatch.setattr(only(engine)._arrivals, "_token_bytes", {})  # a KeyError for whoever asks
     record = Record()
     while engine.has_work():
         record.take(engine.step())

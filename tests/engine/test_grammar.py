@@ -471,7 +471,7 @@ def test_leases_that_go_while_their_grammar_is_compiled(qwen3: Path) -> None:
     for key in range(0, 50, 10):
         engine.abort(key)
     assert not engine.has_work()
-    compiler = only(engine)._grammars
+    compiler = only(engine)._arrivals._grammars
     assert compiler is not None
     assert not compiler._jobs
 
