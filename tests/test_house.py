@@ -28,7 +28,7 @@ ONE_DOOR = {
     "sqlite3": ("scheduler_svc/store/*.py",),
     "asyncpg": ("scheduler_svc/store/*.py",),
     "flash_attn": ("executor_svc/torch_engine/attention/flash_attn_pkg.py",),
-    "llguidance": ("executor_svc/torch_engine/grammar.py",),
+    "llguidance": tuple(f"executor_svc/torch_engine/grammar{part}.py" for part in ("", "_source")),
     # the second is a training script, which renders its own template only
     "jinja2": ("gateway_http/text.py", "executor_svc/builtin_model/tokenizer.py"),
 }

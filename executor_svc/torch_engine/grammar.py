@@ -1,50 +1,29 @@
-"""Structured output: which tokens may come next so that a text fits its grammar.
+"""Structured output: automata for grammars, made beside the engine and kept.
 
 Rule: JSON Schemas, JSON objects, regular expressions and choices go through one door, the
 llguidance package (Earley parser over derivatives of regular expressions: no back-tracking, no
 look-around, no references out of the schema). Its own limits bound what each step may cost; ours
 bound the size of what comes in and of what is kept, and how long compiling may take
 (``grammar_check.py``). Compiling runs beside the engine's thread, which goes on stepping.
-
-A stop token is not text: it may come exactly where the text is complete, and where nothing else
-can come, it must. A place where nothing at all may come is a dead end, and ends the lease.
-
-What may come next is a function of grammar and output alone. An automaton that was built for an
-earlier sequence is only a shortcut: its lexer, which all its copies share, fills up with the states
-that each of them visits, so where it comes to a limit a new one replays the output and decides.
 """
 
-import json
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from executor_svc.core.engine import Grammar, GrammarKind, InvalidLeaseError
+from executor_svc.core.engine import Grammar, GrammarKind
 from executor_svc.torch_engine.grammar_check import GrammarChecker, serve
-from headway.reasons import Reason
+from executor_svc.torch_engine.grammar_matcher import WORD_BITS, GrammarMatcher
+from executor_svc.torch_engine.grammar_source import grammar_source, invalid, num_bytes, short
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-_WORD_BITS = 32
 # Cost no more than their size. All others are tried first, see grammar_check.py.
 _HARMLESS = (GrammarKind.JSON_OBJECT, GrammarKind.CHOICE)
-# A schema may say otherwise in its "x-guidance".
-_JSON_OPTIONS: Any = {
-    # A weak model would go on with white space until max_tokens.
-    "whitespace_pattern": r"[ \n\t]{0,8}",
-    # As anyOf, which is the same where a field tells the cases apart, as in pydantic's unions.
-    "coerce_one_of": True,
-}
-_MAX_MESSAGE_CHARACTERS = 300
-_NOTHING_FITS = "NoExtension"  # in llguidance's words
-_DEAD_END = "grammar: a dead end, no token leads on to a complete text"
-_TOO_SHORT = "grammar: the text is complete before it has min_tokens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +94,7 @@ class GrammarCompiler:
         except ImportError:
             self._problem = "grammars need the llguidance package, which this executor lacks"
         except ValueError as fault:
-            self._problem = f"this model's tokenizer does not do for grammars: {_short(fault)}"
+            self._problem = f"this model's tokenizer does not do for grammars: {short(fault)}"
 
     def begin(self, grammar: Grammar, *, salt: str, terminators: Collection[int]) -> "Compilation":
         """Begin to make an automaton for texts that ``terminators`` end. Raises InvalidLeaseError.
@@ -124,9 +103,9 @@ class GrammarCompiler:
         it takes what somebody else asks for.
         """
         if self._problem:
-            raise _invalid(self._problem)
+            raise invalid(self._problem)
         if not terminators:
-            raise _invalid("grammar: no token may end the text: ignore_eos without stop_token_ids")
+            raise invalid("grammar: no token may end the text: ignore_eos without stop_token_ids")
         self._check_size(grammar)
         key = (salt, grammar)
         if key in self._cache:
@@ -136,7 +115,7 @@ class GrammarCompiler:
         job = self._jobs.get(key)
         if job is None:
             compile_one = self._compile if grammar.kind in _HARMLESS else self._check_and_compile
-            job = self._jobs[key] = _Job(self._threads.submit(compile_one, _source(grammar)))
+            job = self._jobs[key] = _Job(self._threads.submit(compile_one, grammar_source(grammar)))
         job.num_leases += 1
         return Compilation(self, key, job.future, terminators)
 
@@ -163,7 +142,7 @@ class GrammarCompiler:
             lambda: self._compile_again(key),
             control_token_ids={*terminators, *self._tokenizer.eos_tokens},
             terminators=terminators,
-            num_words=-(-self._vocab_size // _WORD_BITS),
+            num_words=-(-self._vocab_size // WORD_BITS),
         )
 
     @property
@@ -178,29 +157,29 @@ class GrammarCompiler:
         finally:
             self._checkers.put(checker)
         if problem:
-            raise _invalid(f"grammar: {_short(problem)}")
+            raise invalid(f"grammar: {short(problem)}")
         return self._compile(source)
 
     def _compile(self, source: str) -> "LLMatcher":
         """The same without a check."""
         automaton = _automaton(self._tokenizer, source, self._limits.max_grammar_states)
         if problem := automaton.get_error():
-            raise _invalid(f"grammar: {_short(problem)}")
+            raise invalid(f"grammar: {short(problem)}")
         return automaton
 
     def _compile_again(self, key: Key) -> "LLMatcher":
         """A new automaton, in place of one that came to its limits."""
         self._cache.pop(key, None)
-        return _automaton(self._tokenizer, _source(key[1]), self._limits.max_grammar_states)
+        return _automaton(self._tokenizer, grammar_source(key[1]), self._limits.max_grammar_states)
 
     def _check_size(self, grammar: Grammar) -> None:
-        size, limits = _num_bytes(grammar), self._limits
+        size, limits = num_bytes(grammar), self._limits
         if size > limits.max_grammar_bytes:
-            raise _invalid(f"grammar: {size} bytes, at most {limits.max_grammar_bytes} are allowed")
+            raise invalid(f"grammar: {size} bytes, at most {limits.max_grammar_bytes} are allowed")
         for node in grammar.nodes():
-            if node.kind is GrammarKind.REGEX and _num_bytes(node) > limits.max_regex_bytes:
-                raise _invalid(
-                    f"grammar: a regular expression of {_num_bytes(node)} bytes, at most "
+            if node.kind is GrammarKind.REGEX and num_bytes(node) > limits.max_regex_bytes:
+                raise invalid(
+                    f"grammar: a regular expression of {num_bytes(node)} bytes, at most "
                     f"{limits.max_regex_bytes} are allowed"
                 )
 
@@ -209,12 +188,12 @@ class GrammarCompiler:
         limits = self._limits
         while len(self._cache) > 1 and (
             len(self._cache) > limits.max_cached_grammars
-            or sum(_num_bytes(grammar) for _, grammar in self._cache)
+            or sum(num_bytes(grammar) for _, grammar in self._cache)
             > limits.max_cached_grammar_bytes
         ):
             bytes_of: dict[str, int] = {}
             for salt, grammar in self._cache:
-                bytes_of[salt] = bytes_of.get(salt, 0) + _num_bytes(grammar) + 1
+                bytes_of[salt] = bytes_of.get(salt, 0) + num_bytes(grammar) + 1
             greedy = max(bytes_of, key=bytes_of.__getitem__)
             del self._cache[next(key for key in self._cache if key[0] == greedy)]
 
@@ -249,158 +228,11 @@ class Compilation:
         self._compiler.forget(self._key)
 
 
-class GrammarError(Exception):
-    """A sequence cannot go on; the text is for the client."""
-
-
-class GrammarMatcher:
-    """The automaton of one sequence."""
-
-    def __init__(
-        self,
-        automaton: "LLMatcher",
-        compile_again: "Callable[[], LLMatcher]",
-        *,
-        control_token_ids: Collection[int],
-        terminators: Collection[int],
-        num_words: int,
-    ) -> None:
-        self._automaton, self._compile_again = automaton, compile_again
-        self._num_words, self._num_taken = num_words, 0
-        self._is_text = ~_bits(control_token_ids, num_words)
-        self._terminators = _bits(terminators, num_words)
-
-    def allowed(
-        self, token_ids: Sequence[int], num_prompt_tokens: int, *, may_end: bool
-    ) -> np.ndarray:
-        """The tokens that may come next: bit i of word w is token 32 w + i, uint32 [words].
-
-        Call with a growing list of one sequence's tokens. ``may_end`` is False where min_tokens
-        keeps stop tokens out. Raises GrammarError if nothing may come.
-        """
-        mask = self._advance(token_ids, num_prompt_tokens)
-        if mask is None:  # by a limit of its own, or by what others have left: a new one decides
-            self._automaton, self._num_taken = self._compile_again(), 0
-            mask = self._advance(token_ids, num_prompt_tokens)
-        if mask is None:
-            problem = _short(self._automaton.get_error())
-            raise GrammarError(_DEAD_END if _NOTHING_FITS in problem else f"grammar: {problem}")
-        mask &= self._is_text
-        if may_end and self._automaton.is_accepting():
-            mask |= self._terminators
-        if not mask.any():
-            raise GrammarError(_TOO_SHORT if self._automaton.is_accepting() else _DEAD_END)
-        return mask
-
-    def _advance(self, token_ids: Sequence[int], num_prompt_tokens: int) -> np.ndarray | None:
-        """Take in what is new, and what llguidance allows then; None if it is in error."""
-        new = token_ids[num_prompt_tokens + self._num_taken :]
-        self._automaton.consume_tokens(list(new))
-        self._num_taken += len(new)
-        if self._automaton.is_error():
-            return None
-        mask = np.frombuffer(self._automaton.compute_bitmask(), dtype=np.uint32)
-        return None if self._automaton.is_error() else mask[: self._num_words].copy()
-
-
 def _automaton(tokenizer: Any, source: str, max_states: int) -> "LLMatcher":
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(max_lexer_states=max_states, verbose_errors=False)
     return LLMatcher(tokenizer, source, log_level=0, limits=limits)
-
-
-def _source(grammar: Grammar) -> str:
-    """The grammar in llguidance's own form. Raises InvalidLeaseError."""
-    from llguidance import LLMatcher
-
-    match grammar.kind:
-        case GrammarKind.JSON_SCHEMA:
-            _check_json_schema(grammar.sources[0])
-            try:
-                return LLMatcher.grammar_from_json_schema(grammar.sources[0], _JSON_OPTIONS)
-            except ValueError as fault:  # its own parser is stricter in places
-                raise _invalid(f"grammar: {_short(fault)}") from None
-        case GrammarKind.JSON_OBJECT:
-            return LLMatcher.grammar_from_json_schema('{"type": "object"}', _JSON_OPTIONS)
-        case GrammarKind.REGEX:
-            return LLMatcher.grammar_from_regex(grammar.sources[0])
-        case GrammarKind.CHOICE:
-            texts = " | ".join(map(_quoted, grammar.sources))
-            return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
-        case _:
-            return _composed(grammar)
-
-
-def _composed(grammar: Grammar) -> str:
-    """One rule for all that is made of parts; schemas and expressions are grammars by names."""
-    terminals: dict[str, str] = {}
-    named: dict[Grammar, str] = {}
-    rule = _rule(grammar, terminals, named)
-    lines = [f"start: {rule}", *(f"{name}: {text}" for text, name in terminals.items())]
-    grammars = [{"lark_grammar": "\n".join(lines)}]
-    for part, name in named.items():
-        (own,) = json.loads(_source(part))["grammars"]
-        grammars.append({**own, "name": name})
-    return json.dumps({"grammars": grammars})
-
-
-def _rule(grammar: Grammar, terminals: dict[str, str], named: dict[Grammar, str]) -> str:
-    """One grammar in a rule of llguidance's Lark dialect; fills in the names that it uses."""
-    parts = [_rule(part, terminals, named) for part in grammar.parts]
-    match grammar.kind:
-        case GrammarKind.SEQUENCE:
-            return f"({' '.join(parts)})"
-        case GrammarKind.ANY_OF:
-            return f"({' | '.join(parts)})"
-        case GrammarKind.REPETITION:
-            least, most = grammar.times
-            return f"({parts[0]}){{{least},{'' if most is None else most}}}"
-        case GrammarKind.CHOICE:
-            text = " | ".join(map(_quoted, grammar.sources))
-            return terminals.setdefault(text, f"TEXT{len(terminals)}")
-        case GrammarKind.TEXT_UNTIL:
-            # One token of the lexer, which is greedy: it ends where it cannot go on.
-            text = f"/(?s:.*)/ {_quoted(grammar.sources[0])}"
-            return terminals.setdefault(f"({text}) & ~({text} /(?s:.+)/)", f"TEXT{len(terminals)}")
-        case _:
-            return f"@{named.setdefault(grammar, f'part{len(named)}')}"
-
-
-def _check_json_schema(text: str) -> None:
-    """Refuse what is not one JSON value: llguidance pastes the text into a larger one."""
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as fault:
-        raise _invalid(f"grammar: a JSON Schema must be JSON: {_short(fault)}") from None
-    if not isinstance(schema, dict | bool):
-        raise _invalid("grammar: a JSON Schema must be an object or a boolean")
-
-
-def _quoted(text: str) -> str:
-    """A string of llguidance's Lark dialect: JSON's, but for a character that it does not take."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _num_bytes(grammar: Grammar) -> int:
-    return sum(len(source.encode()) for node in grammar.nodes() for source in node.sources)
-
-
-def _bits(token_ids: Collection[int], num_words: int) -> np.ndarray:
-    bits = np.zeros(num_words * _WORD_BITS, dtype=bool)
-    bits[list(token_ids)] = True
-    return np.packbits(bits, bitorder="little").view(np.uint32)
-
-
-def _invalid(message: str) -> InvalidLeaseError:
-    return InvalidLeaseError(Reason.INVALID_REQUEST, message)
-
-
-def _short(problem: object) -> str:
-    """A message of llguidance in one line, without the grammar that it may repeat."""
-    lines = [line.strip() for line in str(problem).splitlines()] or ["unknown"]
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (told or lines)[0][:_MAX_MESSAGE_CHARACTERS]
 
 
 def _main() -> None:

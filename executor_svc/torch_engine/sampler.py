@@ -30,7 +30,7 @@ from executor_svc.torch_engine.draws import (
     top_tokens,
     uniforms,
 )
-from executor_svc.torch_engine.grammar import GrammarError, GrammarMatcher
+from executor_svc.torch_engine.grammar_matcher import GrammarError, GrammarMatcher
 from executor_svc.torch_engine.scoring import PromptScorer
 from executor_svc.torch_engine.wishes import HostWishes, Wishes
 

@@ -22,13 +22,9 @@ from executor_svc.core.engine import (
 )
 from executor_svc.settings import BUILTIN_MODEL
 from executor_svc.torch_engine.engine import TorchEngine
-from executor_svc.torch_engine.grammar import (
-    GrammarCompiler,
-    GrammarError,
-    GrammarLimits,
-    GrammarMatcher,
-)
+from executor_svc.torch_engine.grammar import GrammarCompiler, GrammarLimits
 from executor_svc.torch_engine.grammar_check import GrammarChecker
+from executor_svc.torch_engine.grammar_matcher import GrammarError, GrammarMatcher
 from executor_svc.torch_engine.token_bytes import TokenBytes
 from headway.reasons import Reason
 from tests.engine.checkpoints import make_checkpoint
