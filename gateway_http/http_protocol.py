@@ -25,7 +25,7 @@ from headway.errors import HeadwayError
 from headway.reasons import Reason
 
 # in a scope's state:
-ABORT = "abort"  # cuts the connection at once
+CONNECTION = "connection"  # the transport, see stall_guard.Connection
 DEPARTURE = "departure"  # the Departure of its client
 _FRAMING_PER_BODY_BYTE = 16  # chunks of one byte take five
 _UPGRADE = re.compile(rb"(?i)\r\nupgrade:[^\r\n]*(?=\r\n[^ \t]|\Z)")
@@ -125,8 +125,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_between_messages = False
         self._expect_headers()
         super().on_message_begin()
-        # close() would wait for ever for a client that takes nothing
-        self.scope["state"][ABORT] = self.transport.abort
+        # for whoever has to cut it: close() would wait for ever for a client that takes nothing
+        self.scope["state"][CONNECTION] = self.transport
         self.scope["state"][DEPARTURE] = self._departure = Departure()
 
     def on_url(self, url: bytes) -> None:

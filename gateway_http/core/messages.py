@@ -138,6 +138,11 @@ class Sample:
     num_read: int = 0
     is_end_read: bool = False
 
+    @property
+    def num_unread(self) -> int:
+        """Tokens, and their alternatives, that the consumer has not seen."""
+        return (len(self.token_ids) - self.num_read) * (1 + self.num_top)
+
     def read_tokens(self, number: int) -> Tokens:
         """The tokens that the consumer has not seen."""
         start, end = self.num_read, len(self.token_ids)
@@ -188,6 +193,11 @@ class Stream:
     def num_tokens(self) -> int:
         """Tokens held, over all samples."""
         return sum(len(sample.token_ids) for sample in self.samples)
+
+    @property
+    def num_unread(self) -> int:
+        """Tokens, and their alternatives, that ``read`` would give, over all samples."""
+        return sum(sample.num_unread for sample in self.samples)
 
     def read(self) -> list[Event]:
         """Everything new since the last call; tokens of a sample come as one event."""

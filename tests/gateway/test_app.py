@@ -251,10 +251,64 @@ async def test_a_client_that_takes_nothing_is_cut_off(
         if message["type"] == "http.response.body":
             await never.wait()
 
-    aborted = asyncio.Event()
+    connection = FullConnection()
     scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "query_string": b""}
-    await app({**scope, "state": {"abort": aborted.set}}, receive, send)
-    assert aborted.is_set()
+    with structlog.testing.capture_logs() as logs:
+        await app({**scope, "state": {"connection": connection}}, receive, send)
+    assert connection.is_aborted
+    await scheduler.until(lambda: len(scheduler.cancelled) == 1)
+    cuts = [(line["cause"], line["is_resumable"]) for line in logs if line["event"] == "stream.cut"]
+    assert cuts == [("stalled", False)]
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        metrics = (await http.get("/metrics")).text
+    assert f'headway_http_streams_cut_total{{cause="stalled",route="{PATH}"}} 1.0' in metrics
+
+
+class FullConnection:
+    """A transport whose client takes nothing."""
+
+    is_aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return 1 << 16
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+async def test_a_client_that_falls_behind_by_too_much_is_cut_off(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    app = build_app(client, settings_for(scheduler, max_unread_tokens=100))
+    options = {"stream": True, "logprobs": True, "top_logprobs": 4, "n": 2}
+    body = json.dumps({**CHAT, **options}).encode()
+    inbox = [{"type": "http.request", "body": body, "more_body": False}]
+    never, is_stuck = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> Message:
+        if not inbox:
+            await never.wait()
+        return inbox.pop()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            is_stuck.set()
+            await never.wait()
+
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "query_string": b""}
+    connection = FullConnection()
+    task = asyncio.create_task(app({**scope, "state": {"connection": connection}}, receive, send))
+    await is_stuck.wait()
+    run = await scheduler.run()
+    for sample in range(2):  # five values a token
+        run.emit([7] * 10, sample)
+        scheduler.publish()
+    run.emit([7])
+    scheduler.publish()
+    await task
+    assert connection.is_aborted
     await scheduler.until(lambda: len(scheduler.cancelled) == 1)
 
 
@@ -452,7 +506,7 @@ async def test_every_connection_can_be_cut(
     client: SchedulerClient, settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def cut(self: Health, request: Request) -> Response:
-        request.scope["state"]["abort"]()
+        request.scope["state"]["connection"].abort()
         return Response()
 
     monkeypatch.setattr(Health, "ready", cut)
