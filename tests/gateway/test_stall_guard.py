@@ -1,7 +1,6 @@
 """Who is cut off: whoever takes nothing, never whoever is merely slow."""
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -89,11 +88,7 @@ async def test_a_gateway_that_was_held_up_itself_blames_nobody() -> None:
     writing.cancel()
 
 
-@pytest.fixture(params=["between writes", "while writing"])
-def is_writing(request: pytest.FixtureRequest) -> Iterator[bool]:
-    yield request.param == "while writing"
-
-
+@pytest.mark.parametrize("is_writing", [False, True])
 async def test_only_a_reader_that_holds_up_its_writer_can_fall_behind(is_writing: bool) -> None:
     connection = Connection(9)
     guard = StallGuard(60, connection)
