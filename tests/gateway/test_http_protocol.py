@@ -58,12 +58,16 @@ async def large(request: Request) -> Response:
     return Response(b"x" * (32 << 20))
 
 
+def ignore(*_: object) -> None:
+    """Counts nothing."""
+
+
 @pytest.fixture
 def small_app(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of the gateway's routes: nothing but the protocol is under test."""
 
     def build(client: SchedulerClient, settings: GatewaySettings) -> Starlette:
-        app = Starlette(middleware=[Middleware(ErrorTranslator, settings, lambda *_: None)])
+        app = Starlette(middleware=[Middleware(ErrorTranslator, settings, ignore, ignore)])
         app.add_route("/echo", echo, methods=["POST"])
         app.add_route("/early", lambda request: Response(b"no"), methods=["POST"])
         app.add_route("/large", large, methods=["GET"])
