@@ -46,10 +46,15 @@ $(PEERS_VENV)/.ready: bench/peers-constraints.txt
 	@$(PEERS_VENV)/bin/pip $(PIP) 'litellm[proxy]' sglang-router litserve -c $<
 	@touch $@
 
+# honcho kills whatever is left five seconds after the first process has ended.
+STOP_GRACE_S   := 3
+
 run: $(VENV)/.ready ## scheduler + EXECUTORS=2 executors + gateway on 127.0.0.1:GATEWAY_PORT=8080; MODEL=<hf id or folder>, SCHEDULER_PORT=50051
 	@SCHEDULER_PORT=$(SCHEDULER_PORT) \
 	 EXECUTOR_SCHEDULER_ADDRESSES=127.0.0.1:$(SCHEDULER_PORT) $(if $(MODEL),EXECUTOR_MODEL='$(MODEL)') \
 	 GATEWAY_SCHEDULER_ADDRESSES=127.0.0.1:$(SCHEDULER_PORT) GATEWAY_PORT=$(GATEWAY_PORT) \
+	 EXECUTOR_DRAIN_TIMEOUT_MS=$(STOP_GRACE_S)000 SCHEDULER_DRAIN_TIMEOUT_MS=$(STOP_GRACE_S)000 \
+	 GATEWAY_SHUTDOWN_GRACE_S=$(STOP_GRACE_S) \
 	 $(BIN)/honcho start --concurrency executor=$(EXECUTORS)
 
 test: $(VENV)/.ready $(MINT_VENV)/.ready lint types ## lint, types and every test that needs no GPU

@@ -73,6 +73,8 @@ async def serve(settings: GatewaySettings) -> None:
         backlog=BACKLOG,
         reuse_port=settings.reuse_port,
     )
+    # Inherited by connections: else the kernel takes megabytes for a client that reads nothing.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, settings.max_unsent_bytes)
     client = SchedulerClient(settings)
     collector = Collector(settings, lambda: client.num_inflight, _monotonic_ms)
     async with client.running(), asyncio.TaskGroup() as tasks:

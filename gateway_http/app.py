@@ -66,7 +66,8 @@ class Application:
         self.routes = routes
         # a slash too many is no redirect: that would build an address from the Host header
         router = Router(routes, redirect_slashes=False)
-        self._served = ErrorTranslator(BodyLimit(router.app, settings), settings, counted.count)
+        bounded = BodyLimit(router.app, settings)
+        self._served = ErrorTranslator(bounded, settings, counted.count, counted.count_cut)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""

@@ -76,6 +76,8 @@ class Generation:
         self._accepted: Accepted | None = None
         self._events: deque[Event] = deque()
         self._finish: Finish | None = None
+        self._max_unread = 0
+        self._on_too_many: Callable[[], None] | None = None
         self.changed = changed
 
     def _start(self, stream: Stream) -> None:
@@ -105,6 +107,19 @@ class Generation:
         assert self._stream is not None
         self._streams.cancel(self._stream)
         self._on_command()
+
+    def limit_unread(self, max_tokens: int, on_too_many: Callable[[], None]) -> None:
+        """Call ``on_too_many`` when more tokens, and alternatives of tokens, wait to be read."""
+        self._max_unread = max_tokens
+        self._on_too_many = on_too_many
+
+    def _on_change(self) -> None:
+        if not self.changed.is_set():
+            self.changed.set()
+        elif self._on_too_many is not None:  # the reader has not come since the last change
+            assert self._stream is not None
+            if self._stream.num_unread > self._max_unread:
+                self._on_too_many()
 
     def poll(self) -> list[Event]:
         """What is new, without waiting. Clear ``changed`` first if you will wait on it."""
@@ -236,7 +251,7 @@ class SchedulerClient:
             request,
             num_samples=request.num_samples or 1,
             num_bytes=num_bytes,
-            on_change=generation.changed.set,
+            on_change=generation._on_change,
             is_detached=is_detached,
             is_kept=is_kept,
             wants_positions=wants_positions,
@@ -267,7 +282,7 @@ class SchedulerClient:
             request_id=request_id,
             num_samples=num_samples,
             num_bytes=len(request_id) + len(tenant),
-            on_change=generation.changed.set,
+            on_change=generation._on_change,
             is_kept=True,
             wants_logprobs=wants_logprobs,
         )

@@ -25,7 +25,7 @@ from headway.errors import HeadwayError
 from headway.reasons import Reason
 
 # in a scope's state:
-ABORT = "abort"  # cuts the connection at once
+CONNECTION = "connection"  # the transport, see stall_guard.Connection
 DEPARTURE = "departure"  # the Departure of its client
 _FRAMING_PER_BODY_BYTE = 16  # chunks of one byte take five
 _UPGRADE = re.compile(rb"(?i)\r\nupgrade:[^\r\n]*(?=\r\n[^ \t]|\Z)")
@@ -72,6 +72,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_header_bytes = 0  # in the target and complete fields
         self._num_header_fields = 0
         self._num_read_bytes = 0  # since the headers or trailers began
+        self._num_early_bytes = 0  # behind the head, if it ends in the piece that is being read
         self._num_spare_bytes = 0  # that may still come around the bytes of a body
         self._num_dropped_bytes = 0  # of a body that was answered before it was read
         self._is_in_headers = True  # or in trailers
@@ -92,11 +93,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         was_in_headers = self._is_in_headers
-        if self._is_between_messages:
-            head, end, body = data.partition(b"\r\n\r\n")
-            if end:  # else the line may go on in the next read
-                data = _UPGRADE.sub(b"", head) + end + body
-        elif not was_in_headers:
+        if self._is_between_messages or not self._is_past_headers:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            if end and self._is_between_messages:  # else the line may go on in the next read
+                data = _UPGRADE.sub(b"", head) + end + rest
+            self._num_early_bytes = len(rest) if end else len(data)
+        else:
+            self._num_early_bytes = 0
             self._num_spare_bytes -= len(data)  # on_body gives back more than what was body
         is_dropped = self.cycle is not None and self.cycle.response_complete
         if is_dropped and not self._is_between_messages:
@@ -125,8 +128,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._is_between_messages = False
         self._expect_headers()
         super().on_message_begin()
-        # close() would wait for ever for a client that takes nothing
-        self.scope["state"][ABORT] = self.transport.abort
+        # for whoever has to cut it: close() would wait for ever for a client that takes nothing
+        self.scope["state"][CONNECTION] = self.transport
         self.scope["state"][DEPARTURE] = self._departure = Departure()
 
     def on_url(self, url: bytes) -> None:
@@ -147,7 +150,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_header_timer()
         self._is_in_headers = False
         self._is_past_headers = True
-        self._num_spare_bytes = self._limits.max_header_bytes
+        self._num_spare_bytes = self._limits.max_header_bytes - self._num_early_bytes
         self._num_dropped_bytes = 0
         most = self._limits.max_connections
         if len(self.connections) > most or len(self.tasks) >= most:

@@ -18,6 +18,7 @@ from starlette.types import Scope
 from gateway_http.client import SchedulerClient
 from gateway_http.monitor.data import MonitorData
 from gateway_http.monitor.routes import Guard, Watch
+from gateway_http.stall_guard import Cause
 from headway.errors import HeadwayError
 
 _NO_ROUTE = "none"
@@ -75,6 +76,12 @@ class Metrics:
             ["method", "route", "status"],
             registry=self._registry,
         )
+        self._cuts = Counter(
+            "headway_http_streams_cut",
+            "Streams cut off because the client did not take them, by route and cause.",
+            ["route", "cause"],
+            registry=self._registry,
+        )
         inflight = Gauge(
             "headway_gateway_inflight",
             "Requests that this gateway follows.",
@@ -84,10 +91,13 @@ class Metrics:
 
     def count(self, scope: Scope, status: int) -> None:
         """An answer begins, by the route that was dispatched."""
-        route = scope.get("route")
-        path = route.path if isinstance(route, Route) else _NO_ROUTE
+        path = _route(scope)
         method = scope["method"] if path != _NO_ROUTE else _NO_ROUTE
         self._answers.labels(method, path, status).inc()
+
+    def count_cut(self, scope: Scope, cause: Cause) -> None:
+        """A stream was cut off."""
+        self._cuts.labels(_route(scope), cause).inc()
 
     async def text(self, watch: Watch) -> bytes:
         """The exposition; without a scheduler, without queue and fleet."""
@@ -96,6 +106,12 @@ class Metrics:
         except HeadwayError:
             self._fleet.data = None
         return generate_latest(self._registry)
+
+
+def _route(scope: Scope) -> str:
+    """As it is written, with its parameters' names."""
+    route = scope.get("route")
+    return route.path if isinstance(route, Route) else _NO_ROUTE
 
 
 def routes(metrics: Metrics, watch: Watch, guard: Guard) -> list[Route]:

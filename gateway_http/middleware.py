@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway_http.http_errors import error_response, invalid
 from gateway_http.settings import GatewaySettings
+from gateway_http.stall_guard import Cause, StreamCutError
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 
@@ -19,15 +20,21 @@ _log = structlog.get_logger()
 class ErrorTranslator:
     """Answers whatever the routes raise. After the first byte it can only cut the connection.
 
-    ``count`` is told of every answer's status as it begins.
+    ``count`` is told of every answer's status as it begins, ``count_cut`` of every stream that
+    ended because its client did not take it.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: GatewaySettings, count: Callable[[Scope, int], None]
+        self,
+        app: ASGIApp,
+        settings: GatewaySettings,
+        count: Callable[[Scope, int], None],
+        count_cut: Callable[[Scope, Cause], None],
     ) -> None:
         self._app = app
         self._settings = settings
         self._count = count
+        self._count_cut = count_cut
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,6 +52,15 @@ class ErrorTranslator:
             await self._app(scope, receive, watched_send)
         except ClientDisconnect:
             return  # in the middle of its body: nobody is there to be answered
+        except StreamCutError as cut:
+            self._count_cut(scope, cut.cause)
+            _log.warning(
+                "stream.cut",
+                path=scope["path"],
+                cause=cut.cause,
+                stream=cut.name,
+                is_resumable=cut.is_resumable,
+            )
         except Exception as error:
             if not isinstance(error, HeadwayError | HTTPException):
                 _log.error("request.crashed", path=scope["path"], exc_info=error)

@@ -18,6 +18,7 @@ from gateway_http.generation_defaults import (
     TopP,
 )
 from gateway_http.http_errors import UnsupportedParameterError, invalid
+from gateway_http.json_keys import check_keys
 
 SECONDS = Annotated[float, Meta(gt=0, le=604_800)]
 COUNT = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -191,6 +192,7 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
     harmless: dict[str, Any] = getattr(kind, "harmless", {})
     try:
         raw = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        check_keys(body)
         if len(raw) > _MAX_PARAMETERS:
             raise invalid("The body has too many parameters.")
         wanted = {
@@ -203,7 +205,7 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _refusal(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
         raise invalid("The body is not valid JSON.") from None
     except RecursionError:
         raise invalid("The body's JSON is nested too deeply.") from None

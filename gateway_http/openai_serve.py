@@ -35,7 +35,10 @@ async def serve(
     scope: Scope,
     send: Send,
 ) -> None:
-    """Submit, wait for acceptance, answer. Raises HeadwayError before the first byte only."""
+    """Submit, wait for acceptance, answer. Raises HeadwayError before the first byte only.
+
+    After it, StreamCutError for a client that does not take its stream.
+    """
     with contextlib.ExitStack() as stack:
         changed = asyncio.Event()
         generations: list[Generation] = []
@@ -62,6 +65,8 @@ async def serve(
             await _send_body(send, body, headers)
             return
         stream = Stream(job, output, name, settings.stream_write_timeout_s, scope, send)
+        for generation in generations:
+            generation.limit_unread(settings.max_unread_tokens, stream.guard.fall_behind)
         await stream.run(generations, changed, headers)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from starlette.types import Message, Scope, Send
 
 from gateway_http.client import Event, Finish, Generation, SampleEnded, Scored, Tokens
-from gateway_http.http_protocol import ABORT
+from gateway_http.http_protocol import CONNECTION
 from gateway_http.openai_echo import add_scores
 from gateway_http.openai_job import Job, Samples, batches
 from gateway_http.openai_output import Format
-from gateway_http.stall_guard import StallGuard
+from gateway_http.stall_guard import StallGuard, StreamCutError
 from headway.errors import INTERNAL_MESSAGE, HeadwayError
 from headway.reasons import Reason
 
@@ -35,8 +35,8 @@ class Stream:
     ) -> None:
         self._job = job
         self._output = output
-        self._guard = StallGuard(write_timeout_s, scope.get("state", {}).get(ABORT))
-        self._time = asyncio.get_running_loop().time
+        self._name = name
+        self.guard = StallGuard(write_timeout_s, scope.get("state", {}).get(CONNECTION))
         self._send = send
         self._id_prefix = b"id: %b:" % name.encode() if job.is_resumable else b""
         self._num_before = 1 if job.spec.num_echo_chars else 0  # events before a choice's tokens
@@ -52,7 +52,7 @@ class Stream:
         changed: asyncio.Event,
         headers: Sequence[tuple[bytes, bytes]],
     ) -> None:
-        """All of it, from the headers on."""
+        """All of it, from the headers on. Raises StreamCutError."""
         try:
             start = {
                 "type": "http.response.start",
@@ -63,11 +63,12 @@ class Stream:
             await self._tell(generations, changed)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if not self._guard.has_stalled or task is None or task.uncancel():
+            if self.guard.cause is None or task is None or task.uncancel():
                 raise
-            # The client takes nothing: an unfinished answer closes the connection.
+            is_resumable = self._job.is_resumable and self._job.is_kept
+            raise StreamCutError(self.guard.cause, self._name, is_resumable) from None
         finally:
-            self._guard.close()
+            self.guard.close()
 
     async def _tell(self, generations: Sequence[Generation], changed: asyncio.Event) -> None:
         """All events; whatever goes wrong is the last one."""
@@ -146,9 +147,11 @@ class Stream:
             await self._send_in_time(message)
 
     async def _send_in_time(self, message: Message) -> None:
-        self._guard.writing_since = self._time()
+        guard = self.guard
+        guard.num_writes += 1
+        guard.is_writing = True
         await self._send(message)
-        self._guard.writing_since = None
+        guard.is_writing = False
 
 
 def _one_by_one(event: Tokens) -> Iterator[Tokens]:

@@ -111,6 +111,12 @@ class GatewaySettings(Settings):
     """Idle HTTP connections are closed after this long."""
     stream_write_timeout_s: PositiveFloat = 60.0
     """A streaming client that takes nothing for this long is cut off."""
+    max_unread_tokens: PositiveInt = 262_144
+    """Tokens, and alternatives of tokens, that may wait for one streaming client, some 64 bytes
+    each; then it is cut off."""
+    max_unsent_bytes: PositiveInt = 64 * 1024
+    """Bytes that the kernel takes for a connection ahead of what it sends: so much later is a
+    client that takes nothing noticed."""
     shutdown_grace_s: PositiveFloat = 10.0
     """After SIGTERM running requests may end by themselves for this long."""
 

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway_http.http_errors import invalid
+from gateway_http.json_keys import check_keys
 from gateway_http.settings import GatewaySettings
 from gateway_http.tinker_scoring import TargetTensor, set_targets
 from headway.v1 import generation_pb2
@@ -116,13 +117,15 @@ Body = TypeVar("Body", CreateSamplingSession, JoinSamplingSession, Sample, Futur
 def parse(body: bytes, kind: type[Body]) -> Body:
     """Decode and check; a HeadwayError names the field that is wrong."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        found = msgspec.json.decode(body, type=kind)
+        check_keys(body)
+        return found
     except msgspec.ValidationError as error:
         message = str(error)
         path = re.search(r"`\$\.?(.*)`$", message)
         field = path[1] if path else None
         raise invalid(message, field) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise invalid("The body is not valid JSON.") from None
 
 

@@ -126,11 +126,15 @@ Event = Accepted | Positioned | Scored | Tokens | SampleEnded | Ended
 
 @dataclass(slots=True)
 class Sample:
-    """One sample's tokens so far; ``num_read`` of them the consumer has seen."""
+    """One sample's tokens so far; ``num_read`` of them the consumer has seen.
+
+    They are all kept, to tell what comes twice; what comes with them goes with the reading.
+    """
 
     token_ids: list[int] = field(default_factory=list)
+    # of the tokens that were not read
     logprobs: list[float] = field(default_factory=list)
-    # num_top of each for each token
+    # num_top of each for each of these
     top_token_ids: list[int] = field(default_factory=list)
     top_logprobs: list[float] = field(default_factory=list)
     num_top: int = 0
@@ -138,19 +142,25 @@ class Sample:
     num_read: int = 0
     is_end_read: bool = False
 
+    @property
+    def num_unread(self) -> int:
+        """Tokens, and their alternatives, that the consumer has not seen."""
+        return (len(self.token_ids) - self.num_read) * (1 + self.num_top)
+
     def read_tokens(self, number: int) -> Tokens:
         """The tokens that the consumer has not seen."""
-        start, end = self.num_read, len(self.token_ids)
-        top = slice(start * self.num_top, end * self.num_top)
-        self.num_read = end
-        return Tokens(
+        start = self.num_read
+        tokens = Tokens(
             number,
             start,
             self.token_ids[start:],
-            self.logprobs[start:],
-            self.top_token_ids[top],
-            self.top_logprobs[top],
+            self.logprobs,
+            self.top_token_ids,
+            self.top_logprobs,
         )
+        self.num_read = len(self.token_ids)
+        self.logprobs, self.top_token_ids, self.top_logprobs = [], [], []
+        return tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -188,6 +198,11 @@ class Stream:
     def num_tokens(self) -> int:
         """Tokens held, over all samples."""
         return sum(len(sample.token_ids) for sample in self.samples)
+
+    @property
+    def num_unread(self) -> int:
+        """Tokens, and their alternatives, that ``read`` would give, over all samples."""
+        return sum(sample.num_unread for sample in self.samples)
 
     def read(self) -> list[Event]:
         """Everything new since the last call; tokens of a sample come as one event."""

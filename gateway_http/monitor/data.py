@@ -57,7 +57,7 @@ class Backend(msgspec.Struct):
 
 
 class Waiting(msgspec.Struct):
-    """One request of the queue, in the order of grants; ids are cut short."""
+    """One request of the queue, by position; ids are cut short."""
 
     request_id: str
     model: str
@@ -118,7 +118,7 @@ def view(snapshot: scheduler_pb2.Snapshot) -> MonitorData:
         session_hit_rate=_percent(sessions.num_hits / num_hinted) if num_hinted else None,
         accept_time=_accept_time(snapshot),
         backends=backends,
-        queue=[_waiting(row) for row in snapshot.queue],
+        queue=[_waiting(row) for row in sorted(snapshot.queue, key=_position)],
         model_stats={row.model: _model(row) for row in snapshot.models},
         decisions=dict(sorted(snapshot.decisions.items())),
     )
@@ -154,6 +154,10 @@ def _backend(row: scheduler_pb2.ExecutorRow) -> Backend:
 
 def _reserved(row: scheduler_pb2.Reservation) -> Reserved:
     return Reserved(row.model, row.reason, seconds(row.age), seconds(row.remaining))
+
+
+def _position(row: scheduler_pb2.QueueRow) -> int:
+    return row.status.position
 
 
 def _waiting(row: scheduler_pb2.QueueRow) -> Waiting:

@@ -13,7 +13,7 @@ from headway.server import Server
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 from tests.gateway import tiny_model
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class Run:
@@ -151,6 +151,7 @@ class ScriptedScheduler(
         self.num_asset_reads = 0
         self.num_submits = 0
         self.num_heartbeats = 0
+        self.heartbeat_timeout_ms = 60_000  # as clients are told
         self.generation_config = b""
         self.chat_template = tiny_model.TEMPLATE
         self._sessions: list[_Session] = []
@@ -220,7 +221,7 @@ class ScriptedScheduler(
         self.num_opens += 1
         welcome = scheduler_pb2.ClientWelcome(epoch=self.num_opens)
         welcome.heartbeat_interval.FromMilliseconds(200)
-        welcome.heartbeat_timeout.FromMilliseconds(1000)
+        welcome.heartbeat_timeout.FromMilliseconds(self.heartbeat_timeout_ms)
         try:
             yield scheduler_pb2.OpenResponse(welcome=welcome)
             while (response := await session.outbox.get()) is not None:

@@ -106,20 +106,21 @@ async def chunks(num_bytes: int) -> AsyncIterator[bytes]:
 
 
 async def test_body_limits(client: SchedulerClient, scheduler: ScriptedScheduler) -> None:
-    settings = settings_for(scheduler, max_openai_body_bytes=10_000, body_timeout_s=0.05)
+    settings = settings_for(scheduler, max_openai_body_bytes=10_000)
     async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
         announced = await http.post(PATH, content=b" " * 10_001)
         chunked = await http.post(PATH, content=chunks(20_000))
         for response in (announced, chunked):
             assert response.status_code == 413
             assert response.json()["error"]["code"] == "body_too_large"
+        response = await http.post(PATH, json=CHAT, headers={"X-Long": "x" * 40_000})
+        assert response.status_code == 200
+    async with serving(client, settings_for(scheduler, body_timeout_s=0.05)) as url:
         reader, writer = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
         writer.write(head_of_post(10) + b"{")
         assert b"400 Bad Request" in await reader.readline()
         writer.close()
         await writer.wait_closed()
-        response = await http.post(PATH, json=CHAT, headers={"X-Long": "x" * 40_000})
-        assert response.status_code == 200
     settings = settings_for(scheduler, max_body_bytes=10_000, max_body_values=100)
     async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
         large = await http.post("/api/v1/asample", content=b" " * 10_001)
@@ -183,11 +184,12 @@ async def raw(url: str, *parts: bytes) -> bytes:
 
 
 async def test_header_limits(client: SchedulerClient, scheduler: ScriptedScheduler) -> None:
-    settings = settings_for(scheduler, max_header_bytes=500, header_timeout_s=0.2)
-    async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
-        assert await raw(url, b"GET /v1/models HTTP/1.1\r\nX-Long: " + b"x" * 600) == b""
+    async with serving(client, settings_for(scheduler, header_timeout_s=0.2)) as url:
         assert await raw(url, b"GET /v1/models HTTP/1.1\r\nX-Slow: ") == b""
         assert await raw(url) == b""
+    settings = settings_for(scheduler, max_header_bytes=500)
+    async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
+        assert await raw(url, b"GET /v1/models HTTP/1.1\r\nX-Long: " + b"x" * 600) == b""
         assert (await raw(url, b"nonsense\r\n\r\n")).startswith(b"HTTP/1.1 400")
         assert (await http.get("/v1/models")).status_code == 200
         assert (await http.get("/v1/models")).status_code == 200
@@ -251,10 +253,64 @@ async def test_a_client_that_takes_nothing_is_cut_off(
         if message["type"] == "http.response.body":
             await never.wait()
 
-    aborted = asyncio.Event()
+    connection = FullConnection()
     scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "query_string": b""}
-    await app({**scope, "state": {"abort": aborted.set}}, receive, send)
-    assert aborted.is_set()
+    with structlog.testing.capture_logs() as logs:
+        await app({**scope, "state": {"connection": connection}}, receive, send)
+    assert connection.is_aborted
+    await scheduler.until(lambda: len(scheduler.cancelled) == 1)
+    cuts = [(line["cause"], line["is_resumable"]) for line in logs if line["event"] == "stream.cut"]
+    assert cuts == [("stalled", False)]
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        metrics = (await http.get("/metrics")).text
+    assert f'headway_http_streams_cut_total{{cause="stalled",route="{PATH}"}} 1.0' in metrics
+
+
+class FullConnection:
+    """A transport whose client takes nothing."""
+
+    is_aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return 1 << 16
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+async def test_a_client_that_falls_behind_by_too_much_is_cut_off(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = leave_alone
+    app = build_app(client, settings_for(scheduler, max_unread_tokens=100))
+    options = {"stream": True, "logprobs": True, "top_logprobs": 4, "n": 2}
+    body = json.dumps({**CHAT, **options}).encode()
+    inbox = [{"type": "http.request", "body": body, "more_body": False}]
+    never, is_stuck = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> Message:
+        if not inbox:
+            await never.wait()
+        return inbox.pop()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            is_stuck.set()
+            await never.wait()
+
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "query_string": b""}
+    connection = FullConnection()
+    task = asyncio.create_task(app({**scope, "state": {"connection": connection}}, receive, send))
+    await is_stuck.wait()
+    run = await scheduler.run()
+    for sample in range(2):  # five values a token
+        run.emit([7] * 10, sample)
+        scheduler.publish()
+    run.emit([7])
+    scheduler.publish()
+    await task
+    assert connection.is_aborted
     await scheduler.until(lambda: len(scheduler.cancelled) == 1)
 
 
@@ -452,7 +508,7 @@ async def test_every_connection_can_be_cut(
     client: SchedulerClient, settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def cut(self: Health, request: Request) -> Response:
-        request.scope["state"]["abort"]()
+        request.scope["state"]["connection"].abort()
         return Response()
 
     monkeypatch.setattr(Health, "ready", cut)

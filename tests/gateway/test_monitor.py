@@ -149,6 +149,13 @@ def test_a_snapshot_becomes_rows() -> None:
     }
 
 
+def test_the_queue_is_shown_by_position() -> None:
+    found = scheduler_pb2.Snapshot()
+    for number in (2, 0, 1, 0):
+        found.queue.add(request_id=f"{number}").status.position = number
+    assert [row.position for row in view(found).queue] == [0, 0, 1, 2]
+
+
 def test_an_empty_snapshot_has_nulls_and_no_rows() -> None:
     data = view(scheduler_pb2.Snapshot())
     assert (data.accept_time, data.backends, data.queue, data.model_stats) == (None, [], [], {})

@@ -74,6 +74,7 @@ def test_tokens_of_samples_are_read_once_and_together() -> None:
         Tokens(1, 0, [6], [-2.0]),
     ]
     assert stream.read() == []
+    assert not any(sample.logprobs for sample in stream.samples), "what was read is not kept"
     end(streams, handle + 1, 1)
     streams.on_finished(handle, None, "usage")
     assert stream.read() == [SampleEnded(1, "end"), Ended(None, "usage")]
@@ -365,6 +366,7 @@ def test_alternatives_belong_to_the_tokens_that_are_taken() -> None:
         Tokens(0, 0, [5, 4], [-1.0, -3.0], [5, 7, 4, 3], [-1.0, -1.5, -3.0, -3.5]),
         Tokens(1, 0, [6], [-2.0], [6, 8], [-2.0, -2.5]),
     ]
+    assert not any(sample.top_token_ids or sample.top_logprobs for sample in stream.samples)
     assert plain.read() == [Tokens(0, 0, [9], [])]
 
 

@@ -100,7 +100,7 @@ def client_of(
     """An HTTP client whose requests end at the handlers, without a socket."""
     tenants = Tenants(SETTINGS) if is_open else KeyIsTenant()
     router = Router(routes(scheduler, SETTINGS, tenants))  # type: ignore[arg-type]
-    app = ErrorTranslator(router, SETTINGS, lambda scope, status: None)
+    app = ErrorTranslator(router, SETTINGS, lambda *_: None, lambda *_: None)
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app),
         base_url="http://gateway/api/v1/",
