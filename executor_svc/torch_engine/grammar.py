@@ -1,9 +1,9 @@
 """Structured output: which tokens may come next so that a text fits its grammar.
 
-Rule: JSON Schemas, JSON objects, regular expressions and choices go through one door, the
-llguidance package (Earley parser over derivatives of regular expressions: no back-tracking, no
-look-around, no references out of the schema). Its own limits bound what compiling and each step
-may cost; ours bound the size of what comes in and of what is kept.
+Rule: JSON Schemas, JSON objects, regular expressions, choices, and what is made of them go through
+one door, the llguidance package (Earley parser over derivatives of regular expressions: no
+back-tracking, no look-around, no references out of the schema). Its own limits bound what compiling
+and each step may cost; ours bound the size of what comes in and of what is kept.
 
 A stop token is not text: it may come exactly where the text is complete, and where nothing else
 can come, it must. A place where nothing at all may come is a dead end, and ends the lease.
