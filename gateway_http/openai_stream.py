@@ -44,6 +44,7 @@ class Stream:
         self._told = [0] * num_choices  # by choice, as ids have it
         if job.resume_from is not None and not output.counts_events:
             self._told = list(job.resume_from.counts)
+        self._counts = [b"%d" % count for count in self._told]
         self._samples = Samples(job, [max(0, told - self._num_before) for told in self._told])
 
     async def run(
@@ -122,7 +123,8 @@ class Stream:
         if not (data and self._id_prefix):
             return data
         self._told[index] = count
-        return b"%b%b\n%b" % (self._id_prefix, b",".join(b"%d" % one for one in self._told), data)
+        self._counts[index] = b"%d" % count
+        return b"%b%b\n%b" % (self._id_prefix, b",".join(self._counts), data)
 
     def _plain_echoes(self) -> bytes:
         """Prompts that nothing is to be said about; the others wait for what is."""

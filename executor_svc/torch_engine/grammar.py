@@ -1,9 +1,9 @@
 """Structured output: automata for grammars, made beside the engine and kept.
 
-Rule: JSON Schemas, JSON objects, regular expressions and choices go through one door, the
-llguidance package (Earley parser over derivatives of regular expressions: no back-tracking, no
-look-around, no references out of the schema). Its own limits bound what each step may cost; ours
-bound the size of what comes in and of what is kept, and how long compiling may take
+Rule: JSON Schemas, JSON objects, regular expressions, choices, and what is made of them go through
+one door, the llguidance package (Earley parser over derivatives of regular expressions: no
+back-tracking, no look-around, no references out of the schema). Its own limits bound what each step
+may cost; ours bound the size of what comes in and of what is kept, and how long compiling may take
 (``grammar_check.py``). Compiling runs beside the engine's thread, which goes on stepping.
 """
 

@@ -69,6 +69,53 @@ def test_a_completion_with_its_prompt(sdk: openai.OpenAI) -> None:
     assert len(echoed.logprobs.top_logprobs) == len(echoed.logprobs.tokens or ())
 
 
+def test_prompts_of_every_kind(sdk: openai.OpenAI) -> None:
+    wish: Any = {"model": MODEL, "temperature": 0, "max_tokens": 6}
+    texts = ["The json module", "import re"]
+    ids = [token_ids(sdk, text) for text in texts]
+
+    def told(prompt: Any, **fields: Any) -> list[str]:
+        return [one.text for one in sdk.completions.create(prompt=prompt, **wish, **fields).choices]
+
+    first, second = told(texts[0]), told(texts[1])
+    assert told(ids[0]) == first
+    assert told(texts) == told(ids) == first + second
+    assert told(texts, n=2) == first * 2 + second * 2
+
+
+def test_lengths_and_ends(sdk: openai.OpenAI) -> None:
+    whole = chat(sdk, max_tokens=8, extra_body={"return_token_ids": True}).choices[0]
+    assert (len(whole.token_ids), whole.finish_reason) == (8, "length")
+    ends = {"stop_token_ids": [whole.token_ids[3]], "return_token_ids": True}
+    stopped = chat(sdk, extra_body=ends).choices[0]
+    assert (stopped.token_ids, stopped.finish_reason) == (whole.token_ids[:4], "stop")
+    late = chat(sdk, extra_body={**ends, "min_tokens": 6}).choices[0]
+    assert len(late.token_ids) >= 6
+    endless = chat(sdk, max_tokens=200, extra_body={"ignore_eos": True})
+    assert endless.usage.completion_tokens == 200
+    assert chat(sdk, max_tokens=200).usage.completion_tokens < 200
+    likeliest = chat(sdk, temperature=2, seed=1, extra_body={"top_k": 1})
+    assert likeliest.choices[0].message.content == chat(sdk).choices[0].message.content
+    for only in ({"min_p": 1.0}, {"top_p": 0.001}):
+        cut = chat(sdk, temperature=2, seed=1, extra_body=only)
+        assert cut.choices[0].message.content == chat(sdk).choices[0].message.content
+
+
+def test_a_final_message_goes_on_and_a_thought_is_told_as_one(sdk: openai.OpenAI) -> None:
+    goes_on = {"continue_final_message": True, "add_generation_prompt": False}
+    whole = chat(sdk).choices[0].message.content
+    begun = [*HI, {"role": "assistant", "content": whole[:10]}]
+    rest = chat(sdk, messages=begun, extra_body=goes_on).choices[0].message.content
+    assert (whole[:10] + rest).startswith(whole[:20])
+    thinking = [*HI, {"role": "assistant", "content": "<think>"}]
+    message = chat(sdk, messages=thinking, extra_body=goes_on).choices[0].message
+    assert message.reasoning_content
+    assert not message.content
+    stream = chat(sdk, messages=thinking, extra_body=goes_on, stream=True)
+    deltas = [getattr(chunk.choices[0].delta, "reasoning_content", "") or "" for chunk in stream]
+    assert "".join(deltas) == message.reasoning_content
+
+
 def test_formats_hold(sdk: openai.OpenAI) -> None:
     parsed = sdk.chat.completions.parse(
         model=MODEL, messages=HI, response_format=Weather, max_tokens=300

@@ -659,3 +659,21 @@ def test_text_up_to_a_mark(tokenizer_json: bytes) -> None:
     assert not fits("a")
     assert not fits("a\n</p>b")
     assert not fits("a\n</p>\n</p>")
+
+
+def test_grammars_of_very_many_parts_come_to_a_limit(tokenizer_json: bytes) -> None:
+    """Not to an end of the executor's time or memory."""
+    nested = _choice("ab")
+    for _ in range(14):
+        nested = _times(nested, 0, 4_096)
+    marks = (Grammar(GrammarKind.TEXT_UNTIL, (f"ab{number}",)) for number in range(2_000))
+    token_ids = Tokenizer.from_buffer(tokenizer_json).encode("ab" * 30).ids
+
+    def take_in(grammar: Grammar) -> None:
+        matcher = _compiler(tokenizer_json).matcher(grammar, salt="", terminators=(EOS,))
+        for number in range(len(token_ids)):
+            matcher.allowed(token_ids[:number], 0, may_end=True)
+
+    for grammar in (nested, _parts(GrammarKind.ANY_OF, *marks)):
+        with pytest.raises((GrammarError, InvalidLeaseError)):
+            take_in(grammar)
