@@ -670,7 +670,7 @@ def test_grammars_of_very_many_parts_come_to_a_limit(tokenizer_json: bytes) -> N
     token_ids = Tokenizer.from_buffer(tokenizer_json).encode("ab" * 30).ids
 
     def take_in(grammar: Grammar) -> None:
-        matcher = _compiler(tokenizer_json).matcher(grammar, salt="", terminators=(EOS,))
+        matcher = _compiler(tokenizer_json).begin(grammar, salt="", terminators=(EOS,)).matcher()
         for number in range(len(token_ids)):
             matcher.allowed(token_ids[:number], 0, may_end=True)
 
