@@ -27,6 +27,7 @@ from headway.reasons import Reason
 # in a scope's state:
 CONNECTION = "connection"  # the transport, see stall_guard.Connection
 DEPARTURE = "departure"  # the Departure of its client
+IS_WHOLE = "is_whole"  # whether all of its body is here
 _FRAMING_PER_BODY_BYTE = 16  # chunks of one byte take five
 _UPGRADE = re.compile(rb"(?i)\r\nupgrade:[^\r\n]*(?=\r\n[^ \t]|\Z)")
 
@@ -131,6 +132,10 @@ class BoundedProtocol(HttpToolsProtocol):
         # for whoever has to cut it: close() would wait for ever for a client that takes nothing
         self.scope["state"][CONNECTION] = self.transport
         self.scope["state"][DEPARTURE] = self._departure = Departure()
+        self.scope["state"][IS_WHOLE] = self._is_whole
+
+    def _is_whole(self) -> bool:
+        return not self.cycle.more_body
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
