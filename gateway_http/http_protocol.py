@@ -13,11 +13,12 @@ import asyncio
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway_http.head_writer import HeadWriter
 from gateway_http.http_errors import error_response, invalid
 from gateway_http.http_head import HeadRules
 from gateway_http.settings import GatewaySettings
@@ -83,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._flush_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", HeadWriter(transport, self.loop)))
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
