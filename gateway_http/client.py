@@ -78,6 +78,7 @@ class Generation:
         self._finish: Finish | None = None
         self._max_unread = 0
         self._on_too_many: Callable[[], None] | None = None
+        self._is_late = False
         self.changed = changed
 
     def _start(self, stream: Stream) -> None:
@@ -85,22 +86,28 @@ class Generation:
 
     async def accepted(self) -> Accepted:
         """Wait until the scheduler has it. Raises its refusal, or NO_CAPACITY after a while."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._accept_timeout_s, self._give_up)
         try:
-            async with asyncio.timeout(self._accept_timeout_s):
-                while self._accepted is None:
-                    self._read()
-                    if self._accepted is not None:
-                        break
-                    if self._finish is not None:
-                        raise self._finish.error or unreachable()
-                    await self.changed.wait()
-        except TimeoutError:
-            self.cancel()
-            raise unreachable() from None
+            while True:
+                self._read()
+                if self._accepted is not None:
+                    return self._accepted
+                if self._finish is not None:
+                    raise self._finish.error or unreachable()
+                if self._is_late:
+                    self.cancel()
+                    raise unreachable()
+                await self.changed.wait()
         except asyncio.CancelledError:
             self.cancel()
             raise
-        return self._accepted
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        self._is_late = True
+        self.changed.set()
 
     def cancel(self) -> None:
         """Nobody listens any more; the events end with CANCELLED. Harmless when it has ended."""

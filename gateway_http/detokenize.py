@@ -33,10 +33,11 @@ class Detokenizer:
         self._shown = shown or {}
         tail = prompt[-MAX_CHARACTER_TOKENS:]
         self._window = [token_id for token_id in tail if token_id not in hidden_ids]
-        if decode(self._window).endswith(REPLACEMENT):
-            self._window = []  # half a character belongs to nobody
+        text = decode(self._window)
+        if text.endswith(REPLACEMENT):
+            self._window, text = [], ""  # half a character belongs to nobody
         self._num_context = len(self._window)
-        self._context_text = decode(self._window)
+        self._context_text = text
 
     def push(self, token_id: int) -> str:
         """Text that this token settles; empty while a character is incomplete."""
@@ -58,14 +59,20 @@ class Detokenizer:
 
     def flush(self) -> str:
         """The rest, when the sample has ended: an incomplete character becomes U+FFFD."""
+        if len(self._window) == self._num_context:  # all is told: spares two decodings
+            self._forget()
+            return ""
         return self._settle(self._decode(self._window), len(self._window))
 
     def _cut(self) -> str:
         """The rest, before something that is no part of any character."""
         rest = self.flush()
         if self._context_text.endswith(REPLACEMENT):
-            self._window, self._num_context, self._context_text = [], 0, ""
+            self._forget()
         return rest
+
+    def _forget(self) -> None:
+        self._window, self._num_context, self._context_text = [], 0, ""
 
     def _settle(self, text: str, num_settled: int) -> str:
         new_text = text[len(self._context_text) :]

@@ -9,6 +9,7 @@ rebinding). Addresses are always answered to, as nobody can point them.
 
 import ipaddress
 from collections.abc import Sequence
+from functools import lru_cache
 
 from gateway_http.http_errors import invalid
 from gateway_http.settings import GatewaySettings
@@ -51,6 +52,7 @@ class HeadRules:
         return _without_port(value) in self._hosts
 
 
+@lru_cache(maxsize=256)
 def is_local_host(value: bytes) -> bool:
     """Whether a Host is a name that no name server is asked for, or an address."""
     host = _without_port(value)

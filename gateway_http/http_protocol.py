@@ -13,11 +13,12 @@ import asyncio
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway_http.head_writer import HeadWriter
 from gateway_http.http_errors import error_response, invalid
 from gateway_http.http_head import HeadRules
 from gateway_http.settings import GatewaySettings
@@ -27,6 +28,7 @@ from headway.reasons import Reason
 # in a scope's state:
 CONNECTION = "connection"  # the transport, see stall_guard.Connection
 DEPARTURE = "departure"  # the Departure of its client
+IS_WHOLE = "is_whole"  # whether all of its body is here
 _FRAMING_PER_BODY_BYTE = 16  # chunks of one byte take five
 _UPGRADE = re.compile(rb"(?i)\r\nupgrade:[^\r\n]*(?=\r\n[^ \t]|\Z)")
 
@@ -82,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._flush_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", HeadWriter(transport, self.loop)))
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -131,6 +133,10 @@ class BoundedProtocol(HttpToolsProtocol):
         # for whoever has to cut it: close() would wait for ever for a client that takes nothing
         self.scope["state"][CONNECTION] = self.transport
         self.scope["state"][DEPARTURE] = self._departure = Departure()
+        self.scope["state"][IS_WHOLE] = self._is_whole
+
+    def _is_whole(self) -> bool:
+        return not self.cycle.more_body
 
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""

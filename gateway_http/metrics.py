@@ -82,6 +82,7 @@ class Metrics:
             ["route", "cause"],
             registry=self._registry,
         )
+        self._counters: dict[tuple[str, str, int], Counter] = {}
         inflight = Gauge(
             "headway_gateway_inflight",
             "Requests that this gateway follows.",
@@ -93,7 +94,11 @@ class Metrics:
         """An answer begins, by the route that was dispatched."""
         path = _route(scope)
         method = scope["method"] if path != _NO_ROUTE else _NO_ROUTE
-        self._answers.labels(method, path, status).inc()
+        counter = self._counters.get((method, path, status))
+        if counter is None:
+            counter = self._answers.labels(method, path, status)
+            self._counters[method, path, status] = counter
+        counter.inc()
 
     def count_cut(self, scope: Scope, cause: Cause) -> None:
         """A stream was cut off."""

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway_http.http_errors import error_response, invalid
+from gateway_http.http_protocol import IS_WHOLE
 from gateway_http.settings import GatewaySettings
 from gateway_http.stall_guard import Cause, StreamCutError
 from headway.errors import HeadwayError
@@ -90,17 +91,17 @@ class BodyLimit:
         started = asyncio.get_running_loop().time()
         num_bytes = num_values = 0
         is_complete = False
+        is_whole = scope.get("state", {}).get(IS_WHOLE, _is_never)
 
         async def bounded_receive() -> Message:
             nonlocal num_bytes, num_values, is_complete
             if is_complete:
                 return await receive()  # waits for the client to hang up
             patience_s = settings.body_timeout_s + num_bytes / settings.min_body_bytes_per_s
-            try:
-                async with asyncio.timeout_at(started + patience_s):
-                    message = await receive()
-            except TimeoutError:
-                raise invalid("The request body came too slowly.") from None
+            if is_whole():
+                message = await receive()
+            else:
+                message = await _received_by(started + patience_s, receive)
             body = message.get("body", b"")
             num_bytes += len(body)
             num_values += body.count(b",")
@@ -128,3 +129,16 @@ class BodyLimit:
             raise HeadwayError(Reason.BODY_TOO_LARGE, message)
         if self._total_bytes > self._settings.max_total_body_bytes:
             raise HeadwayError(Reason.NO_CAPACITY, "Too many large requests at once.")
+
+
+async def _received_by(deadline_s: float, receive: Receive) -> Message:
+    try:
+        async with asyncio.timeout_at(deadline_s):
+            return await receive()
+    except TimeoutError:
+        raise invalid("The request body came too slowly.") from None
+
+
+def _is_never() -> bool:
+    """Whether a body is whole, under a server that does not tell."""
+    return False

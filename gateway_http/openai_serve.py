@@ -5,7 +5,6 @@ hangs up cancels its work, unless that has a key: then it may come back.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -39,15 +38,13 @@ async def serve(
 
     After it, StreamCutError for a client that does not take its stream.
     """
-    with contextlib.ExitStack() as stack:
-        changed = asyncio.Event()
-        generations: list[Generation] = []
+    changed = asyncio.Event()
+    generations: list[Generation] = []
+    departure: Departure = scope.get("state", {}).get(DEPARTURE) or Departure()
+    departure.listen(partial(_cancel, generations))
+    try:
         for generation in job.start(client, changed):
-            stack.callback(generation.cancel)
-            generations.append(generation)
-        departure: Departure = scope.get("state", {}).get(DEPARTURE) or Departure()
-        departure.listen(partial(_cancel, generations))
-        stack.callback(departure.ignore)
+            generations.append(generation)  # one by one: a later one may be refused
         try:
             accepted = [await generation.accepted() for generation in generations]
         except HeadwayError as error:
@@ -68,6 +65,9 @@ async def serve(
         for generation in generations:
             generation.limit_unread(settings.max_unread_tokens, stream.guard.fall_behind)
         await stream.run(generations, changed, headers)
+    finally:
+        departure.ignore()
+        _cancel(generations)
 
 
 def _cancel(generations: Sequence[Generation]) -> None:

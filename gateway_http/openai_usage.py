@@ -5,7 +5,6 @@ from typing import Any
 from google.protobuf import duration_pb2
 
 from gateway_http.client import Finish
-from headway.v1 import generation_pb2
 
 
 class Outcome:
@@ -17,7 +16,7 @@ class Outcome:
         self.num_cached_tokens = 0
         self.num_generated_tokens = 0
         self.num_reasoning_tokens = 0
-        self._timings: dict[int, dict[str, Any]] = {}
+        self._finishes: dict[int, Finish] = {}
 
     def add(self, number: int, finish: Finish) -> None:
         """Prompt ``number`` has ended."""
@@ -25,7 +24,7 @@ class Outcome:
         self.num_prompt_tokens += usage.num_prompt_tokens
         self.num_cached_tokens += usage.num_cached_prompt_tokens
         self.num_generated_tokens += max(0, usage.num_generated_tokens - self._num_hidden)
-        self._timings[number] = _timing(finish.timing, usage.num_cached_prompt_tokens)
+        self._finishes[number] = finish
 
     def usage(self) -> dict[str, Any]:
         """In OpenAI's names."""
@@ -42,12 +41,13 @@ class Outcome:
 
     def timing(self) -> dict[str, Any] | list[dict[str, Any]]:
         """An object; where there were several prompts, one for each."""
-        timings = [self._timings[number] for number in sorted(self._timings)]
+        timings = [_timing(finish) for _, finish in sorted(self._finishes.items())]
         return timings[0] if len(timings) == 1 else timings
 
 
-def _timing(timing: generation_pb2.Timing, num_cached_tokens: int) -> dict[str, Any]:
+def _timing(finish: Finish) -> dict[str, Any]:
     """Seconds, by the scheduler's clock; the parts add up to the whole."""
+    timing = finish.timing
     queued, total = _seconds(timing.queued), _seconds(timing.total)
     model_wait = _seconds(timing.model_wait)
     first_token = _seconds(timing.first_token) if timing.HasField("first_token") else total
@@ -60,7 +60,7 @@ def _timing(timing: generation_pb2.Timing, num_cached_tokens: int) -> dict[str, 
         "total_s": total,
         "num_attempts": timing.num_attempts,
         "executor_id": timing.executor_id,
-        "num_cached_tokens": num_cached_tokens,
+        "num_cached_tokens": finish.usage.num_cached_prompt_tokens,
         "is_inexact": timing.inexact,
     }
 

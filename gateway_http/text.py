@@ -80,6 +80,8 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
             raise TemplateError(f"The model's chat template cannot be read: {error}.") from None
+        # jinja2 chains its environment's names to the template's, and copies them for each render
+        self._template.globals = dict(self._template.globals)
         self._special_names = special_names
         self._max_chars = max_chars
 

@@ -28,6 +28,14 @@ from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.store.base import AcceptedRecord, FinishedRecord, Store, StoreRecord
 
 _EXPIRE_INTERVAL_MS = 10_000
+# tuples, because a union would be made anew for each action
+_OF_REQUESTS = (
+    messages.RequestAdmitted,
+    messages.RequestDeduplicated,
+    messages.RequestRejected,
+    messages.RequestFinished,
+)
+_OF_NEW_LEASES = (messages.LeaseGranted, messages.LeaseAdopted)
 
 _log = structlog.get_logger()
 
@@ -307,14 +315,8 @@ class Runtime:
                 self._perform_lease(action)
 
     def _perform_lease(self, action: messages.Action) -> None:
-        assert not isinstance(
-            action,
-            messages.RequestAdmitted
-            | messages.RequestDeduplicated
-            | messages.RequestRejected
-            | messages.RequestFinished,
-        )
-        if isinstance(action, messages.LeaseGranted | messages.LeaseAdopted):
+        assert not isinstance(action, _OF_REQUESTS)
+        if isinstance(action, _OF_NEW_LEASES):
             self._quotas.granted(action.request_id)
         link = self._links.get((action.executor_id, action.session))
         if link is None:  # it broke meanwhile; the core will hear of it

@@ -82,7 +82,9 @@ class Positioned:
     status: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True
+)  # one for each token of a stream: to freeze it would cost three times as much
 class Tokens:
     """Tokens ``first_index``.. of one sample; ``logprobs`` is empty unless they were asked for.
 
