@@ -35,8 +35,10 @@ def main() -> None:
     settings = ExecutorSettings.load("headway-executor")
     logs.configure("executor", settings.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    engine = build_engine(settings)
-    sys.exit(uvloop.run(serve(settings, engine)))
+    worker = Worker(
+        functools.partial(build_engine, settings), max_backlog_tokens=settings.max_backlog_tokens
+    )
+    sys.exit(uvloop.run(serve(settings, worker)))
 
 
 def build_engine(settings: ExecutorSettings) -> Engine:
@@ -60,6 +62,8 @@ def build_engine(settings: ExecutorSettings) -> Engine:
 
 
 def _build_torch_engine(settings: ExecutorSettings) -> Engine:
+    # For libgomp, which reads it when torch is imported and knows no other way.
+    os.putenv("GOMP_SPINCOUNT", str(settings.openmp_spin_count))
     try:  # here, because a mock executor needs no torch
         from executor_svc.torch_engine.config import EngineConfig
         from executor_svc.torch_engine.engine import TorchEngine
@@ -111,15 +115,11 @@ def _build_torch_engine(settings: ExecutorSettings) -> Engine:
         sys.exit(f"headway-executor: {error}")
 
 
-async def serve(settings: ExecutorSettings, engine: Engine) -> int:
+async def serve(settings: ExecutorSettings, worker: Worker) -> int:
     """Run until drained; gives the exit status."""
     loop = asyncio.get_running_loop()
+    engine = worker.engine
     engine_ready = asyncio.Event()
-    worker = Worker(
-        engine,
-        functools.partial(loop.call_soon_threadsafe, engine_ready.set),
-        max_backlog_tokens=settings.max_backlog_tokens,
-    )
     session = Session(
         engine.models,
         num_slots=engine.num_slots,
@@ -138,7 +138,8 @@ async def serve(settings: ExecutorSettings, engine: Engine) -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, link.drain)
-    worker.start()  # from here on the engine is the worker's alone
+    # From here on the engine is the worker's alone.
+    worker.start(functools.partial(loop.call_soon_threadsafe, engine_ready.set))
     status = 1
     try:
         await link.run()

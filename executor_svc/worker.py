@@ -1,10 +1,14 @@
 """The one thread that owns the engine.
 
-Rule: nobody else calls the engine while this thread lives. Commands wait in an inbox and are
-carried out between steps; what the steps make is merged until the event loop takes it, so that
-the loop gets one wake-up and one object for everything since it last looked. Past
+Rule: the engine is built in this thread, and from ``start`` on nobody else calls it. Commands wait
+in an inbox and are carried out between steps; what the steps make is merged until the event loop
+takes it, so that the loop gets one wake-up and one object for everything since it last looked. Past
 ``max_backlog_tokens`` the engine pauses: a loop that hangs must not be buried. It also pauses,
 with all its models, while it loads one.
+
+It is built here for speed too: libgomp gives each thread that computes helpers of its own, and if
+all of them together are more than the cores, they go to sleep after each piece of a step instead of
+looking out for the next one (docs/perf.md).
 
 An exception out of the engine means that its state is unknown. The worker stops and ``take``
 raises ``EngineDiedError``; the process is then to end without a word on its leases. The scheduler
@@ -15,6 +19,7 @@ an error, and a request that kills engines runs out of attempts.
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from executor_svc.core.engine import (
@@ -59,31 +64,35 @@ class Work:
 
 
 class Worker:
-    """Runs the engine from ``start`` to ``close``.
+    """Builds the engine, and runs it from ``start`` to ``close``. Raises what ``build`` raises."""
 
-    ``notify`` is called in the worker's thread, once for each time that ``take`` has something
-    new to give.
-    """
-
-    def __init__(
-        self, engine: Engine, notify: Callable[[], object], *, max_backlog_tokens: int
-    ) -> None:
+    def __init__(self, build: Callable[[], Engine], *, max_backlog_tokens: int) -> None:
         assert max_backlog_tokens > 0
-        self.num_steps = 0  # since the start; stands still while the engine hangs
-        self._engine = engine
-        self._notify = notify
+        self.engine: Engine  # for its description, until the start
+        self.num_steps = 0  # since then; stands still while the engine hangs
         self._max_backlog_tokens = max_backlog_tokens
         self._condition = threading.Condition()
+        self._notify: Callable[[], object] = lambda: None
         # Guarded by the condition:
         self._inbox: deque[Effect] = deque()
         self._work = Work()
         self._fault: BaseException | None = None
         self._is_closing = False
+        built: Future[None] = Future()
         # A daemon, because a step that hangs in a driver cannot be ended from here.
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-    def start(self) -> None:
+        self._thread = threading.Thread(
+            target=self._live, args=(build, built), name="engine", daemon=True
+        )
         self._thread.start()
+        built.result()
+
+    def start(self, notify: Callable[[], object]) -> None:
+        """To be called before the first command.
+
+        ``notify`` is called in the worker's thread, once for each time that ``take`` has something
+        new to give.
+        """
+        self._notify = notify
 
     def send(self, command: Effect) -> None:
         """Carry this out before the next step, in the order sent."""
@@ -108,16 +117,25 @@ class Worker:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def _live(self, build: Callable[[], Engine], built: Future[None]) -> None:
+        try:
+            self.engine = build()
+        except BaseException as fault:
+            built.set_exception(fault)
+            return
+        built.set_result(None)
+        self._run()
+
     def _run(self) -> None:
         try:
             while (commands := self._next_commands()) is not None:
                 answers = [a for a in map(self._obey, commands) if a is not None]
                 output = StepOutput()
-                if self._engine.has_work():
-                    output = self._engine.step()
+                if self.engine.has_work():
+                    output = self.engine.step()
                     self.num_steps += 1
                 self._deliver(Work(output, answers))
-            self._engine.close()
+            self.engine.close()
         except BaseException as fault:
             with self._condition:
                 self._fault = fault
@@ -136,12 +154,12 @@ class Worker:
 
     def _can_step(self) -> bool:
         has_room = self._work.num_entries() < self._max_backlog_tokens
-        return has_room and self._engine.has_work()
+        return has_room and self.engine.has_work()
 
     def _obey(self, command: Effect) -> Answer | None:
         match command:
             case AbortLease(key):
-                self._engine.abort(key)
+                self.engine.abort(key)
                 return None
             case LoadModel(model, evict):
                 return self._load(model, evict)
@@ -150,15 +168,15 @@ class Worker:
 
     def _load(self, model: str, evict: tuple[str, ...]) -> Answer:
         try:
-            load_ms = self._engine.load(model, evict)
-            (info,) = (info for info in self._engine.models if info.name == model)
+            load_ms = self.engine.load(model, evict)
+            (info,) = (info for info in self.engine.models if info.name == model)
             return ModelLoaded(model, load_ms, info.exactness_class)
         except ModelLoadError as error:
             return ModelLoadFailed(model, str(error))
 
     def _add(self, request: LeaseRequest) -> Answer | None:
         try:
-            self._engine.add(request)
+            self.engine.add(request)
         except InvalidLeaseError as refusal:
             return LeaseRefused(request.key, refusal.reason, str(refusal))
         return None

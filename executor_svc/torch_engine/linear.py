@@ -4,6 +4,9 @@ Exactness: on CPU a row's result must not depend on the other rows of a step. El
 and reductions over the last dimension are so by nature. Matrix products are so only for some
 numbers of rows: oneDNN's packed product from 2 rows on, MKL's for multiples of 4 (measured).
 ``row_multiple`` says to what number the caller has to pad; see ``pad_rows``.
+
+Memory: oneDNN compiles a product for each number of rows that it meets, a millisecond and up to a
+megabyte for each shape of weight, and keeps a thousand of them. So a CPU sees few numbers of rows.
 """
 
 from functools import cache
@@ -138,6 +141,14 @@ def _can_pack(device_type: str, dtype: torch.dtype) -> bool:
 
 
 def pad_rows(x: Tensor, multiple: int) -> Tensor:  # [rows, ...] -> [padded rows, ...]
-    """Append zero rows until the number of rows is a multiple."""
-    missing = -x.shape[0] % multiple
+    """Append zero rows until the number of rows is a multiple, and on a CPU one of few."""
+    num_rows = x.shape[0]
+    if x.device.type == "cpu":
+        multiple = max(multiple, _cpu_row_step(num_rows))
+    missing = -num_rows % multiple
     return x if missing == 0 else torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+
+
+def _cpu_row_step(num_rows: int) -> int:
+    """8 numbers between a power of two and the next one, so that padding is a ninth at most."""
+    return 1 << max(0, (num_rows - 1).bit_length() - 4)

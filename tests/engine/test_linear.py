@@ -58,6 +58,41 @@ def test_a_row_does_not_depend_on_the_others(
         assert torch.equal(last[count], alone)
 
 
+@pytest.mark.parametrize("multiple", [1, 2, 8])
+def test_numbers_of_rows_are_few_and_near(multiple: int) -> None:
+    padded = {n: len(pad_rows(torch.ones(n, 1), multiple)) for n in range(1, 4097)}
+    assert len(set(padded.values())) <= 8 * 9 + 16
+    for n, count in padded.items():
+        assert count % multiple == 0
+        assert n <= count < max(n + multiple, n * 9 / 8)
+    x = pad_rows(torch.ones(33, 2), multiple)
+    assert x.sum() == 66
+    assert x[33:].count_nonzero() == 0
+
+
+def test_an_engine_makes_products_of_few_sizes(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of all lengths, each beside those that came before."""
+    sizes: dict[Linear, set[int]] = {}
+    for kind in (PackedLinear, PlainLinear):
+
+        def call(product: Linear, x: Tensor, plain: Any = kind.__call__) -> Tensor:
+            sizes.setdefault(product, set()).add(len(x))
+            result: Tensor = plain(product, x)
+            return result
+
+        monkeypatch.setattr(kind, "__call__", call)
+    engine = build(qwen3, max_num_seqs=32, max_num_batched_tokens=100, exact_mode=False)
+    for n in range(1, 90):
+        engine.add(lease(n, [n] * n, SamplingParams(max_tokens=1 + n % 7)))
+        engine.step()
+    run(engine)
+    assert sizes
+    seen = set.union(*sizes.values())
+    assert 20 < len(seen) <= 16 / 2 + 8 + 8 + 5, "2, 4 .. 32, 36 .. 64, 72 .. 104"
+
+
 def test_int8_of_rows_and_outputs_that_are_zero() -> None:
     weight = _weight()
     weight[3] = 0

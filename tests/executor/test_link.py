@@ -57,11 +57,7 @@ class Executor:
         )
         ready = asyncio.Event()
         loop = asyncio.get_running_loop()
-        self.worker = Worker(
-            self.engine,
-            functools.partial(loop.call_soon_threadsafe, ready.set),
-            max_backlog_tokens=1 << 20,
-        )
+        self.worker = Worker(lambda: self.engine, max_backlog_tokens=1 << 20)
         self.session = Session(
             self.engine.models,
             num_slots=256,
@@ -78,7 +74,7 @@ class Executor:
             max_models=self.engine.max_models,
             assets={model.name: self.engine.assets(model.name) for model in self.engine.models},
         )
-        self.worker.start()
+        self.worker.start(functools.partial(loop.call_soon_threadsafe, ready.set))
         self.task = asyncio.create_task(self.link.run())
 
     async def ended(self) -> None:

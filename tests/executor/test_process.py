@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -165,6 +166,22 @@ def test_an_engine_that_cannot_be_built_says_why_in_one_line(
     text = str(caught.value.code)
     assert text.startswith("headway-executor: ")
     assert "\n" not in text
+
+
+async def test_threads_of_torch_spin_as_long_as_the_settings_say() -> None:
+    script = """
+from executor_svc.__main__ import build_engine
+from executor_svc.settings import ExecutorSettings
+build_engine(ExecutorSettings(openmp_spin_count=1234))
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script),
+        env={**os.environ, "OMP_DISPLAY_ENV": "VERBOSE"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(6 * TIMEOUT_S):
+        _, stderr = await process.communicate()
+    assert "GOMP_SPINCOUNT = '1234'" in stderr.decode()
 
 
 def test_a_file_that_cannot_be_read_is_named(

@@ -422,8 +422,8 @@ class Steps:
 def worked(*outputs: StepOutput) -> StepOutput:
     """What a worker gives after these steps."""
     engine: Any = Steps(*outputs)
-    worker = Worker(engine, lambda: None, max_backlog_tokens=100)
-    worker.start()
+    worker = Worker(lambda: engine, max_backlog_tokens=100)
+    worker.start(lambda: None)
     assert engine.is_done.wait(10)
     assert worker.close(10)
     return worker.take().output

@@ -71,10 +71,8 @@ class Bench:
     def __init__(self, max_backlog_tokens: int = 1000) -> None:
         self.engine = ScriptedEngine()
         self.notices = threading.Semaphore(0)
-        self.worker = Worker(
-            self.engine, self.notices.release, max_backlog_tokens=max_backlog_tokens
-        )
-        self.worker.start()
+        self.worker = Worker(lambda: self.engine, max_backlog_tokens=max_backlog_tokens)
+        self.worker.start(self.notices.release)
 
     def start(self, key: int, max_tokens: int = 100, seed: int = 0, model: str = "mock") -> None:
         params = SamplingParams(max_tokens=max_tokens, seed=seed)
@@ -198,6 +196,44 @@ def test_a_lease_runs_on_a_model_that_was_loaded(make_bench: Callable[..., Bench
     bench.allow_steps(1)
     bench.await_notice()
     assert bench.worker.take().output.key == [1]
+
+
+class WatchedEngine(MockEngine):
+    """Remembers in which threads it lived."""
+
+    def __init__(self) -> None:
+        super().__init__(MockConfig(step_ms=0))
+        self.threads = [threading.get_ident()]
+
+    def step(self) -> StepOutput:
+        self.threads.append(threading.get_ident())
+        return super().step()
+
+    def close(self) -> None:
+        self.threads.append(threading.get_ident())
+
+
+def test_an_engine_is_built_where_it_runs() -> None:
+    """Else a torch engine has two teams of OpenMP threads, which make each other sleep."""
+    worker = Worker(WatchedEngine, max_backlog_tokens=10)
+    is_ready = threading.Event()
+    worker.start(is_ready.set)
+    worker.send(StartLease(LeaseRequest(1, "mock", (1,), SamplingParams(max_tokens=1))))
+    assert is_ready.wait(TIMEOUT_S)
+    assert worker.close(TIMEOUT_S)
+    engine = worker.engine
+    assert isinstance(engine, WatchedEngine)
+    assert len(engine.threads) == 3
+    assert len(set(engine.threads)) == 1
+    assert threading.get_ident() not in engine.threads
+
+
+def test_what_building_an_engine_raises_is_raised_here() -> None:
+    def build() -> MockEngine:
+        raise SystemExit("no such model")
+
+    with pytest.raises(SystemExit, match="no such model"):
+        Worker(build, max_backlog_tokens=10)
 
 
 def test_a_fault_of_the_engine_ends_the_worker(make_bench: Callable[..., Bench]) -> None:
