@@ -11,6 +11,7 @@ from enum import Enum
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 SPACE = " \t\r\n"
 _ARGUMENT_KEYS = ("arguments", "parameters")
+_CALL_KEYS = ("name", *_ARGUMENT_KEYS, "type", "id", "function")  # some models write more than two
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ class _At(Enum):
 class CallReader:
     """Reads one JSON object, character by character, as a call.
 
-    ``needs_arguments``: an object without them is no call. ``is_told``: the call was begun and
-    cannot be taken back. ``raw`` is what was read before that.
+    ``needs_arguments``: an object without them, or with any odd key before them, is no call.
+    ``is_told``: the call was begun and cannot be taken back. ``raw`` is what was read before that.
     """
 
     def __init__(self, index: int, *, needs_arguments: bool = False) -> None:
@@ -124,9 +125,14 @@ class CallReader:
             if self._ends_string(char):
                 key = _loads("".join(self._value))
                 self._key = key if isinstance(key, str) else ""
-                self.at = _At.COLON
+                self.at = _At.BROKEN if self._is_other_object() else _At.COLON
         elif char not in SPACE:
             self._read_structure(char)
+
+    def _is_other_object(self) -> bool:
+        """Whether a key shows that this is no call, so that an answer is not held to its end."""
+        is_call = self._name is not None and self._arguments is not None
+        return self._needs_arguments and not is_call and self._key not in _CALL_KEYS
 
     def _read_structure(self, char: str) -> None:
         match self.at, char:

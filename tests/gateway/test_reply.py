@@ -140,6 +140,11 @@ G = call("g", {"x": 1}, "parameters")
         (f"{G}\nand so on", "and so on", [("g", '{"x": 1}')]),
         ('{"name": "Ann", "age": 7}', '{"name": "Ann", "age": 7}', []),
         ('{"age": 7', '{"age": 7', []),
+        (
+            '{"type": "function", "name": "g", "parameters": {"x": 1}, "odd": 1}',
+            "",
+            [("g", '{"x": 1}')],
+        ),
         ("[1]", "[1]", []),
         (f"I call {G}", f"I call {G}", []),
         ("<|python_tag|>print(1)", "<|python_tag|>print(1)", []),
@@ -213,6 +218,13 @@ def test_a_forced_call_as_xml() -> None:
     form = ReplyFormat(reasoning="think", tools="qwen3_coder", is_forced=True)
     text = xml("f", a="x").removeprefix("<tool_call>\n")
     assert read(form, text) == ("", "", [("f", '{"a": "x"}')])
+
+
+def test_an_answer_in_json_is_not_held_as_if_it_were_a_call() -> None:
+    parser = ReplyParser(LLAMA3)
+    assert parser.push('{"name": "Ann", "ag') == []
+    assert parser.push('e": 7, ') == [Content('{"name": "Ann", "age": 7, ')]
+    assert parser.push('"b') == [Content('"b')]
 
 
 def test_calls_above_the_limit_are_dropped() -> None:
