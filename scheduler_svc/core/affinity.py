@@ -12,11 +12,12 @@ two prompts share a hash only if they share the whole prefix up to there, never 
 one block in common. A block's executors are one int used as a set of bits.
 """
 
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict
 from dataclasses import dataclass
 
+from scheduler_svc.core import counts
 from scheduler_svc.core.messages import SessionTotals
+from scheduler_svc.core.recency import Link, Recency
 
 # An answer names no more executors than this, those with the longest prefix first.
 MAX_HITS = 32
@@ -46,7 +47,7 @@ class Sessions:
         self._tallies: dict[str, Tally] = {}
         # of all executors since the start
         self._total = Tally()
-        self.num_by_model: Counter[str] = Counter()
+        self.num_by_model: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -77,7 +78,8 @@ class Sessions:
             if preferred in tallies:
                 tallies[preferred].num_misses += 1
         name = (tenant, session_id, model)
-        self.num_by_model[model] += name not in self._sessions
+        if name not in self._sessions:
+            counts.change(self.num_by_model, model, 1)
         self._sessions[name] = (executor_id, now_ms)
         self._sessions.move_to_end(name)
         self._trim(now_ms)
@@ -94,9 +96,7 @@ class Sessions:
         # never empty here: the one that was just served stays
         while len(self._sessions) > self._max_sessions or self._is_expired(now_ms):
             (_, _, model), _ = self._sessions.popitem(last=False)
-            self.num_by_model[model] -= 1
-            if not self.num_by_model[model]:
-                del self.num_by_model[model]
+            counts.change(self.num_by_model, model, -1)
 
     def totals(self) -> SessionTotals:
         """Of all sessions."""
@@ -107,65 +107,136 @@ class Sessions:
         return served_ms != now_ms and now_ms - served_ms >= self._ttl_ms
 
 
+class Stretch(Link):
+    """Blocks that follow one another in a chain, with the same executors and the same last use."""
+
+    __slots__ = ("bits", "blocks")
+
+    def __init__(self, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        # never empty
+        self.blocks = blocks
+        # who has them, dropped executors included
+        self.bits = 0
+
+    def num_common(self, prefix: tuple[int, ...], at: int) -> int:
+        """How many of its blocks stand in a prompt, one after another from a place on."""
+        blocks, most = self.blocks, min(len(self.blocks), len(prefix) - at)
+        if prefix[at : at + most] == blocks[:most]:
+            return most
+        num = 0
+        while blocks[num] == prefix[at + num]:
+            num += 1
+        return num
+
+
 class PrefixIndex:
-    """Block hash -> executors; at most max_blocks, those longest not added go first."""
+    """Block hash -> executors; at most max_blocks, those longest not added go first.
+
+    Most blocks of a chain are added together again and again, so what is kept for each block is
+    kept once for a stretch of them, which is cut where prompts part.
+    """
 
     def __init__(self, max_blocks: int) -> None:
         assert max_blocks > 0
         self._max_blocks = max_blocks
-        # hash -> bits of executors, dead ones included; longest not added first
-        self._blocks: OrderedDict[int, int] = OrderedDict()
+        self._stretches: dict[int, Stretch] = {}
+        # the end of a chain before its beginning
+        self._recency = Recency()
         # executor_id -> position of its bit, and back
         self._positions: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._free_positions: list[int] = []
-        # bits of dropped executors, still set in some blocks
+        # bits of dropped executors, still set in some stretches
         self._dead = 0
         self._num_dead = 0
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._stretches)
 
-    def add(self, executor_id: str, prefix_hashes: Sequence[int]) -> None:
+    def add(self, executor_id: str, prefix_hashes: tuple[int, ...]) -> None:
         """An executor computed a prompt with these blocks, shortest prefix first."""
         if not prefix_hashes:
             return
-        bit = 1 << self._position(executor_id)
-        blocks, dead = self._blocks, self._dead
+        bit, dead = 1 << self._position(executor_id), self._dead
+        touched: list[Stretch] = []
+        at, end = 0, len(prefix_hashes)
+        while at < end:
+            stretch = self._starting(prefix_hashes, at)
+            if dead:
+                stretch.bits &= ~dead
+            stretch.bits |= bit
+            touched.append(stretch)
+            at += len(stretch.blocks)
         # the first block last, so that a chain loses its end before its beginning
-        bits_of, move_to_end = blocks.get, blocks.move_to_end
-        for block in reversed(prefix_hashes):
-            bits = bits_of(block, 0)
-            if bits & dead:
-                bits &= ~dead
-            if not bits & bit:
-                blocks[block] = bits | bit
-            move_to_end(block)
-        while len(blocks) > self._max_blocks:
-            blocks.popitem(last=False)
+        touched.reverse()
+        for stretch in touched:
+            self._recency.used(stretch)
+        self._trim()
 
-    def has_any(self, executor_id: str, prefix_hashes: Sequence[int]) -> bool:
+    def _starting(self, prefix: tuple[int, ...], at: int) -> Stretch:
+        """The stretch that is what a prompt has from a place on, as far as it goes; cut to that
+        length or made if need be."""
+        stretch = self._stretches.get(prefix[at])
+        if stretch is None:
+            return self._new(prefix, at)
+        if stretch.blocks[0] != prefix[at]:  # no chain: hashes that are equal by chance
+            self._cut(stretch, stretch.blocks.index(prefix[at]))
+        num = stretch.num_common(prefix, at)
+        return stretch if num == len(stretch.blocks) else self._cut(stretch, num)
+
+    def _new(self, prefix: tuple[int, ...], at: int) -> Stretch:
+        stretch, end = Stretch(()), at
+        while end < len(prefix) and prefix[end] not in self._stretches:
+            self._stretches[prefix[end]] = stretch
+            end += 1
+        stretch.blocks = prefix[at:end]
+        return stretch
+
+    def _cut(self, stretch: Stretch, num: int) -> Stretch:
+        """Make the first blocks of a stretch one of their own."""
+        first = Stretch(stretch.blocks[:num])
+        first.bits = stretch.bits
+        stretch.blocks = stretch.blocks[num:]
+        for block in first.blocks:
+            self._stretches[block] = first
+        self._recency.put_after(first, stretch)
+        return first
+
+    def _trim(self) -> None:
+        while (num_over := len(self._stretches) - self._max_blocks) > 0:
+            oldest = self._recency.oldest
+            assert isinstance(oldest, Stretch)
+            num_kept = max(0, len(oldest.blocks) - num_over)
+            for block in oldest.blocks[num_kept:]:
+                del self._stretches[block]
+            oldest.blocks = oldest.blocks[:num_kept]
+            if not num_kept:
+                self._recency.remove(oldest)
+
+    def has_any(self, executor_id: str, prefix_hashes: tuple[int, ...]) -> bool:
         """Whether an executor has the first of these blocks, at least."""
         position = self._positions.get(executor_id)
         if position is None or not prefix_hashes:
             return False
-        return bool(self._blocks.get(prefix_hashes[0], 0) >> position & 1)
+        stretch = self._stretches.get(prefix_hashes[0])
+        return stretch is not None and bool(stretch.bits >> position & 1)
 
-    def longest(self, prefix_hashes: Sequence[int]) -> dict[str, int]:
+    def longest(self, prefix_hashes: tuple[int, ...]) -> dict[str, int]:
         """Executor -> how many leading blocks it has, for those that have any; longest first."""
-        having = ~self._dead
+        having, num_blocks = ~self._dead, 0
         # (number of blocks, who has exactly so many)
         steps: list[tuple[int, int]] = []
-        for num_blocks, block in enumerate(prefix_hashes):
-            still = having & self._blocks.get(block, 0)
+        while having and num_blocks < len(prefix_hashes):
+            stretch = self._stretches.get(prefix_hashes[num_blocks])
+            still = 0 if stretch is None else having & stretch.bits
             if still != having and num_blocks:
                 steps.append((num_blocks, having ^ still))
             having = still
-            if not still:
-                break
-        else:
-            if prefix_hashes:
-                steps.append((len(prefix_hashes), having))
+            if stretch is not None:
+                num_blocks += max(1, stretch.num_common(prefix_hashes, num_blocks))
+        if having and num_blocks:
+            steps.append((num_blocks, having))
         found: dict[str, int] = {}
         for num_blocks, bits in reversed(steps):
             while bits and len(found) < MAX_HITS:
@@ -197,10 +268,11 @@ class PrefixIndex:
         return position
 
     def _bury(self) -> None:
-        """Clear all dead bits at once; rare, because it looks at every block."""
+        """Clear all dead bits at once; rare, because it looks at every stretch."""
         alive = ~self._dead
-        for block, bits in self._blocks.items():
-            self._blocks[block] = bits & alive
+        for stretch in self._recency.all():
+            assert isinstance(stretch, Stretch)
+            stretch.bits &= alive
         while self._dead:
             position = self._dead.bit_length() - 1
             self._free_positions.append(position)
