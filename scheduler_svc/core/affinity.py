@@ -12,7 +12,6 @@ two prompts share a hash only if they share the whole prefix up to there, never 
 one block in common. A block's executors are one int used as a set of bits.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from scheduler_svc.core import counts
@@ -34,6 +33,19 @@ class Tally:
     num_misses: int = 0
 
 
+class Session(Link):
+    """What is known of one session."""
+
+    __slots__ = ("executor_id", "name", "served_ms")
+
+    def __init__(self, name: _SessionName) -> None:
+        super().__init__()
+        self.name = name
+        # who served it last, and when
+        self.executor_id = ""
+        self.served_ms = 0
+
+
 class Sessions:
     """Session -> the executor that served it last; at most max_sessions, idle ones expire."""
 
@@ -41,8 +53,9 @@ class Sessions:
         assert max_sessions > 0
         self._ttl_ms = ttl_ms
         self._max_sessions = max_sessions
-        # -> (executor_id, when it served last); longest idle first
-        self._sessions: OrderedDict[_SessionName, tuple[str, int]] = OrderedDict()
+        self._sessions: dict[_SessionName, Session] = {}
+        # longest idle first
+        self._recency = Recency()
         # of executors that served a session and were not dropped since
         self._tallies: dict[str, Tally] = {}
         # of all executors since the start
@@ -55,9 +68,9 @@ class Sessions:
     def preferred(self, tenant: str, session_id: str, model: str, now_ms: int) -> str | None:
         """The executor that may still hold this session's cache; None if none is known."""
         known = self._sessions.get((tenant, session_id, model))
-        if known is None or now_ms - known[1] >= self._ttl_ms:
+        if known is None or now_ms - known.served_ms >= self._ttl_ms:
             return None
-        return known[0]
+        return known.executor_id
 
     def served(
         self, tenant: str, session_id: str, model: str, executor_id: str, now_ms: int
@@ -65,24 +78,30 @@ class Sessions:
         """A request of the session succeeded there; no session (empty id) changes nothing."""
         if not session_id:
             return
-        tallies = self._tallies
-        tally = tallies.get(executor_id)
+        tally = self._tallies.get(executor_id)
         if tally is None:
-            tally = tallies[executor_id] = Tally()
-        preferred = self.preferred(tenant, session_id, model, now_ms)
+            tally = self._tallies[executor_id] = Tally()
+        name = (tenant, session_id, model)
+        session = self._sessions.get(name)
+        if session is None:
+            session = self._sessions[name] = Session(name)
+            counts.change(self.num_by_model, model, 1)
+        elif now_ms - session.served_ms < self._ttl_ms:
+            self._judge(session.executor_id, executor_id, tally)
+        session.executor_id, session.served_ms = executor_id, now_ms
+        self._recency.used(session)
+        self._trim(now_ms)
+
+    def _judge(self, preferred: str, executor_id: str, tally: Tally) -> None:
+        """A preferred executor served, or another one did."""
         if preferred == executor_id:
             tally.num_hits += 1
             self._total.num_hits += 1
-        elif preferred is not None:
-            self._total.num_misses += 1
-            if preferred in tallies:
-                tallies[preferred].num_misses += 1
-        name = (tenant, session_id, model)
-        if name not in self._sessions:
-            counts.change(self.num_by_model, model, 1)
-        self._sessions[name] = (executor_id, now_ms)
-        self._sessions.move_to_end(name)
-        self._trim(now_ms)
+            return
+        self._total.num_misses += 1
+        missed = self._tallies.get(preferred)
+        if missed is not None:
+            missed.num_misses += 1
 
     def tally(self, executor_id: str) -> Tally:
         """Hits and misses of an executor since it is known."""
@@ -94,17 +113,20 @@ class Sessions:
 
     def _trim(self, now_ms: int) -> None:
         # never empty here: the one that was just served stays
-        while len(self._sessions) > self._max_sessions or self._is_expired(now_ms):
-            (_, _, model), _ = self._sessions.popitem(last=False)
-            counts.change(self.num_by_model, model, -1)
+        while True:
+            oldest = self._recency.oldest
+            assert isinstance(oldest, Session)
+            idle_ms = now_ms - oldest.served_ms
+            is_over = len(self._sessions) > self._max_sessions
+            if not is_over and (not idle_ms or idle_ms < self._ttl_ms):
+                return
+            self._recency.remove(oldest)
+            del self._sessions[oldest.name]
+            counts.change(self.num_by_model, oldest.name[2], -1)
 
     def totals(self) -> SessionTotals:
         """Of all sessions."""
         return SessionTotals(len(self), self._total.num_hits, self._total.num_misses)
-
-    def _is_expired(self, now_ms: int) -> bool:
-        _, served_ms = next(iter(self._sessions.values()))
-        return served_ms != now_ms and now_ms - served_ms >= self._ttl_ms
 
 
 class Stretch(Link):
@@ -191,6 +213,7 @@ class PrefixIndex:
             self._stretches[prefix[end]] = stretch
             end += 1
         stretch.blocks = prefix[at:end]
+        self._recency.used(stretch)
         return stretch
 
     def _cut(self, stretch: Stretch, num: int) -> Stretch:

@@ -34,20 +34,23 @@ class Place(NamedTuple):
 class Order:
     """The tenants' lines of a flow by (virtual time, arrival of the oldest request)."""
 
-    __slots__ = ("_keys", "_lanes", "_turns")
+    __slots__ = ("_keys", "_lanes", "_oldest", "_turns")
 
     def __init__(self) -> None:
         # sorted, the same index is the same line
         self._keys = array("d")
         self._turns = array("q")
         self._lanes: list[Line] = []
+        # the oldest request of each
+        self._oldest: list[RequestRecord] = []
 
     def __len__(self) -> int:
         return len(self._lanes)
 
     def set(self, lane: Line, key: float) -> None:
         """Enter a line that is not empty, or move it."""
-        turn = lane.first.arrival
+        first = lane.first
+        turn = first.arrival
         if lane.turn >= 0:
             if lane.key == key and lane.turn == turn:
                 return
@@ -56,6 +59,7 @@ class Order:
         self._keys.insert(at, key)
         self._turns.insert(at, turn)
         self._lanes.insert(at, lane)
+        self._oldest.insert(at, first)
         lane.key, lane.turn = key, turn
 
     def remove(self, lane: Line) -> None:
@@ -64,16 +68,16 @@ class Order:
         assert self._lanes[at] is lane
         self._keys.pop(at)
         self._turns.pop(at)
-        del self._lanes[at]
+        del self._lanes[at], self._oldest[at]
         lane.turn = -1
 
-    def first(self, num: int) -> list[Line]:
-        """The first few."""
-        return self._lanes[:num]
+    def key(self, at: int) -> float:
+        """Virtual time of the tenant with so many before it."""
+        return self._keys[at]
 
-    def next(self) -> RequestRecord | None:
-        """Whose turn it is."""
-        return self._lanes[0].first if self._lanes else None
+    def oldest(self, at: int) -> RequestRecord:
+        """The oldest request of the tenant with so many before it."""
+        return self._oldest[at]
 
     def _find(self, key: float, turn: int) -> int:
         keys = self._keys
@@ -154,9 +158,12 @@ class Flow:
         while somebody who came back is first."""
         if len(self._returned):
             return []
-        lanes = self._order.first(num + 1)
-        first = lanes[0].key
-        return [lane.first for lane in lanes[1:] if self._fairness.may_jump(lane.key, first)]
+        order, found = self._order, list[RequestRecord]()
+        first = order.key(0)
+        for at in range(1, min(num + 1, len(order))):
+            if self._fairness.may_jump(order.key(at), first):
+                found.append(order.oldest(at))
+        return found
 
     def place(self, record: RequestRecord) -> Place:
         """Where a request stands."""
@@ -209,12 +216,13 @@ class Flow:
 
     def _find_head(self) -> None:
         if len(self._returned):
-            first: RequestRecord | None = self._returned.first
+            self.first = self._returned.first
+        elif len(self._order):
+            self.first = self._order.oldest(0)
         else:
-            first = self._order.next()
-        self.first = first
-        if first is not None:
-            self.head = first.arrival
+            self.first = None
+            return
+        self.head = self.first.arrival
 
     def _weight(self, tenant: str) -> float:
         return self._settings.tenant_weights.get(tenant, 1.0)

@@ -6,9 +6,8 @@ line) and one bisection. Costs are integers, so sums never drift.
 
 A ``Line`` holds requests, each with a cost; a ``Crowd`` knows arrivals alone.
 
-Numbers lie in arrays, not in lists: a bisection of a list reads one object in memory for each
-step, and with a million waiting every one of them is a miss of the cache. Most lines are short, so
-one chunk stands without a list of chunks, and only what is longer has one.
+With a million waiting every object that is read is a miss of the cache. So numbers lie in arrays,
+and a line is its own first chunk: most lines have no other, and who is first is found at once.
 """
 
 from array import array
@@ -22,36 +21,68 @@ _MOST = 512
 
 
 class Chunk:
-    """A stretch of a line; empty only where the whole line is."""
+    """A stretch of a line."""
 
-    __slots__ = ("arrivals", "cost", "costs", "records")
+    __slots__ = ("chunk_cost", "costs", "records")
 
     def __init__(self) -> None:
-        self.arrivals = array("q")
-        self.costs = array("q")
         self.records: list[RequestRecord] = []
-        # of all together
-        self.cost = 0
+        self.costs = array("q")
+        self.chunk_cost = 0
+
+    def put(self, record: RequestRecord, cost: int) -> None:
+        """Add a request at its place."""
+        self.chunk_cost += cost
+        records, arrival = self.records, record.arrival
+        if not records or arrival > records[-1].arrival:
+            records.append(record)
+            self.costs.append(cost)
+            return
+        at = self.num_before(arrival)
+        assert records[at].arrival != arrival
+        records.insert(at, record)
+        self.costs.insert(at, cost)
+
+    def take(self, record: RequestRecord) -> int:
+        """Remove a request; its cost."""
+        records = self.records
+        at = 0 if records[0] is record else self.num_before(record.arrival)
+        assert records[at] is record
+        del records[at]
+        cost = self.costs.pop(at)
+        self.chunk_cost -= cost
+        return cost
+
+    def num_before(self, arrival: int) -> int:
+        """How many have a smaller arrival."""
+        records = self.records
+        low, high = 0, len(records)
+        while low < high:
+            middle = (low + high) // 2
+            if records[middle].arrival < arrival:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def second_half(self) -> "Chunk":
         """Cut off, as a chunk of its own."""
-        half, rest = len(self.arrivals) // 2, Chunk()
-        rest.arrivals, self.arrivals = self.arrivals[half:], self.arrivals[:half]
-        rest.costs, self.costs = self.costs[half:], self.costs[:half]
+        half, rest = len(self.records) // 2, Chunk()
         rest.records, self.records = self.records[half:], self.records[:half]
-        rest.cost = sum(rest.costs)
-        self.cost -= rest.cost
+        rest.costs, self.costs = self.costs[half:], self.costs[:half]
+        rest.chunk_cost = sum(rest.costs)
+        self.chunk_cost -= rest.chunk_cost
         return rest
 
 
-class Line:
-    """Requests with costs, in ascending order of arrival; and where it stands among others."""
+class Line(Chunk):
+    """Requests with costs, in ascending order of arrival; itself the first chunk of them."""
 
-    __slots__ = ("_front", "_len", "_rest", "cost", "key", "turn")
+    __slots__ = ("_len", "_rest", "cost", "key", "turn")
 
     def __init__(self) -> None:
-        self._front = Chunk()
-        # the chunks after it
+        super().__init__()
+        # the chunks after it, none of them empty
         self._rest: list[Chunk] | None = None
         self._len = 0
         # of all together
@@ -75,60 +106,49 @@ class Line:
     @property
     def first(self) -> RequestRecord:
         """The one with the smallest arrival; the line must not be empty."""
-        return self._front.records[0]
+        return self.records[0]
 
     @property
     def last(self) -> RequestRecord:
         """The one with the largest arrival; the line must not be empty."""
-        chunk = self._front if self._rest is None else self._rest[-1]
-        return chunk.records[-1]
+        return self._chunks()[-1].records[-1]
 
     def add(self, record: RequestRecord, cost: int) -> None:
         """Add a request whose arrival is not there."""
-        arrival = record.arrival
-        chunk = self._front if self._rest is None else self._chunk_of(arrival)
         self._len += 1
         self.cost += cost
-        chunk.cost += cost
-        records = chunk.records
-        if not records or arrival > records[-1].arrival:
-            chunk.arrivals.append(arrival)
-            chunk.costs.append(cost)
-            records.append(record)
-        else:
-            at = bisect_left(chunk.arrivals, arrival)
-            assert chunk.arrivals[at] != arrival
-            chunk.arrivals.insert(at, arrival)
-            chunk.costs.insert(at, cost)
-            records.insert(at, record)
-        if len(records) > _MOST:
-            self._split(chunk)
+        chunk = self._chunk_of(record.arrival)
+        chunk.put(record, cost)
+        if len(chunk.records) > _MOST:
+            rest = self._rest = self._rest or []
+            rest.insert(0 if chunk is self else rest.index(chunk) + 1, chunk.second_half())
 
     def remove(self, record: RequestRecord) -> None:
         """Remove a request that is there."""
-        arrival = record.arrival
-        chunk = self._front if self._rest is None else self._chunk_of(arrival)
-        records = chunk.records
-        at = 0 if records[0] is record else bisect_left(chunk.arrivals, arrival)
-        assert records[at] is record
-        del records[at]
-        chunk.arrivals.pop(at)
-        cost = chunk.costs.pop(at)
-        chunk.cost -= cost
+        chunk = self._chunk_of(record.arrival)
+        self.cost -= chunk.take(record)
         self._len -= 1
-        self.cost -= cost
-        if not records and self._rest is not None:
-            self._drop(chunk)
+        rest = self._rest
+        if rest is None or chunk.records:
+            return
+        if chunk is self:
+            following = rest.pop(0)
+            self.records, self.costs = following.records, following.costs
+            self.chunk_cost = following.chunk_cost
+        else:
+            rest.remove(chunk)
+        if not rest:
+            self._rest = None
 
     def before(self, arrival: int) -> tuple[int, int]:
         """(how many, their cost) of those with a smaller arrival."""
         num = cost = 0
         for chunk in self._chunks():
-            at = bisect_left(chunk.arrivals, arrival)
-            if at < len(chunk.arrivals):
+            at = chunk.num_before(arrival)
+            if at < len(chunk.records):
                 return num + at, cost + sum(chunk.costs[:at])
             num += at
-            cost += chunk.cost
+            cost += chunk.chunk_cost
         return num, cost
 
     def starting_before(self, start: float, arrival: int, key: float, weight: float) -> int:
@@ -140,19 +160,19 @@ class Line:
         """
         num = passed = 0
         for chunk in self._chunks():
-            if key + (passed + chunk.cost) / weight > start:
+            if key + (passed + chunk.chunk_cost) / weight > start:
                 # starts[i] = cost in front of the i-th of the chunk
                 starts = list(accumulate(chunk.costs[:-1], initial=passed))
                 at = bisect_left(starts, start, key=lambda cost: key + cost / weight)
                 while (
                     at < len(starts)
                     and key + starts[at] / weight == start
-                    and chunk.arrivals[at] < arrival
+                    and chunk.records[at].arrival < arrival
                 ):
                     at += 1
                 return num + at
             num += len(chunk.records)
-            passed += chunk.cost
+            passed += chunk.chunk_cost
         return num
 
     def at(self, index: int) -> RequestRecord:
@@ -164,14 +184,13 @@ class Line:
         raise IndexError
 
     def _chunks(self) -> list[Chunk]:
-        return [self._front] if self._rest is None else [self._front, *self._rest]
+        return [self] if self._rest is None else [self, *self._rest]
 
     def _chunk_of(self, arrival: int) -> Chunk:
         """The one that an arrival is in or belongs in."""
         rest = self._rest
-        assert rest is not None
-        if arrival <= self._front.records[-1].arrival:
-            return self._front
+        if rest is None or arrival <= self.records[-1].arrival:
+            return self
         low, high = 0, len(rest) - 1
         while low < high:
             middle = (low + high) // 2
@@ -180,26 +199,6 @@ class Line:
             else:
                 high = middle
         return rest[low]
-
-    def _split(self, chunk: Chunk) -> None:
-        second = chunk.second_half()
-        if self._rest is None:
-            self._rest = [second]
-        elif chunk is self._front:
-            self._rest.insert(0, second)
-        else:
-            self._rest.insert(self._rest.index(chunk) + 1, second)
-
-    def _drop(self, chunk: Chunk) -> None:
-        """An empty one, of several."""
-        rest = self._rest
-        assert rest is not None
-        if chunk is self._front:
-            self._front = rest.pop(0)
-        else:
-            rest.remove(chunk)
-        if not rest:
-            self._rest = None
 
 
 class Crowd:

@@ -1,6 +1,6 @@
 """Sessions and prefixes: what is remembered, of whom, how much, and for how long."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler_svc.core.affinity import MAX_HITS, PrefixIndex, Sessions, Tally
@@ -202,6 +202,7 @@ def test_stretches_forget_what_single_blocks_would_forget(
             assert index.longest(hashes) == {name: num for name, num in expected.items() if num}
 
 
+@example([(1, 2, 1), (2, 1, 3), (3, 2)], 2)
 @given(
     st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=30),
     st.integers(1, 6),

@@ -101,9 +101,9 @@ def test_tenants_stand_by_virtual_time_and_then_by_arrival() -> None:
             order.set(lane, rng.choice((0.0, 0.5, 7.25)))
         assert len(order) == len(lanes)
         expected = sorted(lanes.values(), key=lambda lane: (lane.key, lane.turn))
-        assert order.first(40) == expected
         assert all(lane.turn == lane.first.arrival for lane in expected)
-        assert order.next() is (expected[0].first if expected else None)
+        assert [order.key(at) for at in range(len(order))] == [lane.key for lane in expected]
+        assert [order.oldest(at) for at in range(len(order))] == [lane.first for lane in expected]
 
 
 def test_flow_is_fifo_over_all_tenants() -> None:
