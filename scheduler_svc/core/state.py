@@ -21,6 +21,7 @@ from scheduler_svc.core.domain import (
 from scheduler_svc.core.estimate import Estimator
 from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.idempotency import IdempotencyKeys
+from scheduler_svc.core.live import LiveRequests
 from scheduler_svc.core.messages import (
     Action,
     Decision,
@@ -45,7 +46,7 @@ class State:
         self.now_ms = 0
         self.is_closing = False
         # the live ones: at most max_inflight; and how many, no zeros
-        self.requests: dict[str, RequestRecord] = {}
+        self.requests = LiveRequests()
         self.num_live_by_tenant: dict[str, int] = {}
         self.num_live_by_model: dict[str, int] = {}
         # leases in the books of executors; only of models that have some
@@ -125,7 +126,7 @@ class State:
         deadline_ms = self.now_ms + request.queue_timeout_ms
         record = RequestRecord(request, self._num_arrivals, self.now_ms, deadline_ms)
         record.nowhere_ms = self.totals.nowhere_ms(request.model, self.now_ms)
-        self.requests[request.request_id] = record
+        self.requests.add(record)
         counts.change(self.num_live_by_tenant, request.tenant, 1)
         counts.change(self.num_live_by_model, request.model, 1)
         self.keys.add(request)
@@ -161,7 +162,7 @@ class State:
     def finish(self, record: RequestRecord, reason: Reason | None, message: str = "") -> None:
         """End a live request; a lease that it has stays in its executor's books."""
         request = record.request
-        del self.requests[request.request_id]
+        self.requests.remove(record)
         counts.change(self.num_live_by_tenant, request.tenant, -1)
         counts.change(self.num_live_by_model, request.model, -1)
         self.keys.finished(request, self.now_ms)

@@ -5,6 +5,7 @@ a file of the core changes (build/compiled-core).
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def test_the_compiled_core_decides_the_same(folder: Path) -> None:
     *files, interpreted_hash = json.loads(python_with(ROOT, "-c", RUN)[-1])
     assert all(Path(file).is_relative_to(ROOT / "scheduler_svc") for file in files)
     assert compiled_hash == interpreted_hash
+
+
+def test_the_compiled_core_passes_the_tests_of_its_source(folder: Path) -> None:
+    """Not those of whole services, which have no other rules, and not this file."""
+    here = Path(__file__).parent
+    others = {here / f"test_{name}.py" for name in ("bench", "compiled", "scenarios_http")}
+    files = set(here.glob("test_*.py")) - others
+    files.add(ROOT / "tests" / "machine" / "test_scheduler_machine.py")
+    settings = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
+    words = ("-m", "pytest", *settings, "-p", "no:cacheprovider", *map(str, sorted(files)))
+    said = python_with(folder, *words, told=print)
+    assert re.search(r"\b[1-9]\d{2} passed", said[-1])
 
 
 def test_the_compiled_benchmark_has_the_same_figures(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from scheduler_svc.core.estimate import Estimator
-from tests.core.scheduler.helpers import Driver, rejection
+from tests.core.scheduler.helpers import Driver, interpreted_only, rejection
 
 
 def test_position_counts_what_will_be_granted_earlier_in_the_pool() -> None:
@@ -45,6 +45,7 @@ def test_nothing_measured_means_no_estimate() -> None:
     assert driver.status("a").estimated_wait_ms is None
 
 
+@interpreted_only
 def test_no_place_is_computed_while_nothing_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A place costs more than all the rest of a submit, and a burst may come before any lease
     ended."""
