@@ -7,6 +7,7 @@ a file of the core changes (build/compiled-core).
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,40 @@ def test_the_compiled_benchmark_has_the_same_figures(folder: Path) -> None:
         counted = ("num_queued_at_end", "grants_per_end", "loads_per_1000")
         rows.append([[row[name] for name in counted] for row in figures["headway"]])
     assert rows[0] == rows[1]
+
+
+SOURCE = """
+from dataclasses import dataclass, field
+@dataclass(frozen=True, slots=True)
+class A:
+    x: int
+    y: tuple[int, ...] = (1,)
+    # a comment
+    z: dict[str, int] = field(default_factory=dict)
+    def twice(self) -> int:
+        return 2 * self.x
+@dataclass(slots=True)
+class B:
+    x: int
+    def __init__(self) -> None:
+        self.x = 5
+class C:
+    x: int = 3
+"""
+
+
+def test_a_written_constructor_is_the_one_that_dataclass_makes() -> None:
+    written = hatch_build.with_constructors(SOURCE.replace("frozen=True", "unsafe_hash=True"))
+    assert written.count("def __init__") == 2
+    made: dict[str, Any] = {"__name__": "made"}
+    exec(written, made)
+    first = made["A"](4)
+    assert (first.x, first.y, first.z, first.twice()) == (4, (1,), {}, 8)
+    assert first.z is not made["A"](4).z
+    assert made["A"](1, y=(), z={"a": 2}) == made["A"](1, (), {"a": 2})
+    assert made["B"]().x == 5
+    with pytest.raises(TypeError):
+        made["A"]()
 
 
 def test_no_compiled_module_hides_its_source() -> None:
