@@ -5,6 +5,7 @@ wheels that are built with HEADWAY_COMPILE=1, the benchmark and a test (docs/adr
 a copy in build/, so that no compiled module ever lies beside its source and hides it.
 """
 
+import ast
 import hashlib
 import os
 import shlex
@@ -113,6 +114,9 @@ def _compile(work: Path, modules: list[str], opt_level: int) -> None:
     """Leave the compiled modules, and nothing else, in ``work/out``."""
     shutil.copytree(ROOT / CORE, work / CORE, ignore=shutil.ignore_patterns("__pycache__"))
     (work / CORE.parts[0] / "__init__.py").touch()
+    for name in modules:
+        path = work / name
+        path.write_text(with_constructors(path.read_text(encoding="utf-8")), encoding="utf-8")
     (work / "mypy.ini").write_text(MYPY_SETTINGS.format(source=SOURCE), encoding="utf-8")
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "mypyc", "--config-file", "mypy.ini", *modules],
@@ -129,6 +133,49 @@ def _compile(work: Path, modules: list[str], opt_level: int) -> None:
             target = work / "out" / path
             target.parent.mkdir(parents=True, exist_ok=True)
             (work / path).rename(target)
+
+
+def with_constructors(source: str) -> str:
+    """A module in which dataclasses have the ``__init__`` that they would be given.
+
+    One that is written there is compiled; one that ``dataclass`` makes is interpreted, and takes
+    ten times as long.
+    """
+    lines = source.splitlines()
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    for node in reversed(classes):
+        if any(map(_makes_dataclass, node.decorator_list)):
+            fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+            methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
+            if fields and "__init__" not in methods:
+                lines[fields[-1].end_lineno : fields[-1].end_lineno] = _constructor(fields)
+    return "\n".join(lines) + "\n"
+
+
+def _makes_dataclass(decorator: ast.expr) -> bool:
+    return isinstance(decorator, ast.Call) and ast.unparse(decorator.func) in (
+        "dataclass",
+        "message",
+    )
+
+
+def _constructor(fields: list[ast.AnnAssign]) -> list[str]:
+    """Lines of an ``__init__`` for these fields; what a default factory makes may be left out."""
+    parameters, moves = [], []
+    for field in fields:
+        name, kind = ast.unparse(field.target), ast.unparse(field.annotation)
+        value = name
+        if isinstance(field.value, ast.Call) and ast.unparse(field.value.func) == "field":
+            [factory] = [each.value for each in field.value.keywords]
+            parameters.append(f"{name}: {kind} | None = None")
+            value = f"{name} if {name} is not None else {ast.unparse(factory)}()"
+        elif field.value is not None:
+            parameters.append(f"{name}: {kind} = {ast.unparse(field.value)}")
+        else:
+            parameters.append(f"{name}: {kind}")
+        # frozen ones are frozen to the type checker
+        moves.append(f"        self.{name} = {value}  # type: ignore[misc,unused-ignore]")
+    return ["", f"    def __init__(self, {', '.join(parameters)}) -> None:", *moves]
 
 
 def _extensions(folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """How fast the scheduler's brain decides, whatever the length of its queue.
 
-    python -m bench.core            about two minutes, one core, 1,000,000 requests in memory
-    python -m bench.core --compiled the same, then once more with the core compiled by mypyc
+    python -m bench.core            a minute of CPU, one core, 1,000,000 requests in memory
+    python -m bench.core --compiled the same, then half a minute with the core compiled by mypyc,
+                                    which takes a minute by itself the first time
     python -m bench.core --quick    a second or two, for tests
 
 A decision is one ``Scheduler.handle`` of an event that the policies decide on: a LeaseEnded (who is

@@ -30,7 +30,7 @@ def submit(state: State, request: Request) -> None:
     """Answer a new request with exactly one effect."""
     known = state.keys.find(request, state.now_ms) if request.idempotency_key else None
     if known is not None and known.body_hash == request.body_hash:
-        state.decisions["deduplicated"] += 1
+        state.count("deduplicated")
         state.send(RequestDeduplicated(request.request_id, known.request_id))
         return
     if known is not None or request.request_id in state.requests:
@@ -41,7 +41,7 @@ def submit(state: State, request: Request) -> None:
     else:
         refusal = refuse(state, request)
     if refusal is None:
-        state.decisions["admitted"] += 1
+        state.count("admitted")
         state.record(RequestAdmitted(request))
         state.accept(request)
     else:
@@ -61,11 +61,11 @@ def refuse(state: State, request: Request) -> tuple[Reason, str] | None:
         return Reason.MODEL_NOT_FOUND, f"No executor offers the model {request.model!r}."
     if not state.fleet.offer(request.model).is_there:
         return Reason.NO_CAPACITY, f"No executor has the model {request.model!r} at the moment."
-    if state.num_live_by_tenant[request.tenant] >= limits.max_inflight_per_tenant:
+    if state.num_live_by_tenant.get(request.tenant, 0) >= limits.max_inflight_per_tenant:
         return Reason.QUOTA_EXCEEDED, "The tenant has too many requests in flight."
     if len(state.requests) >= limits.max_inflight:
         return Reason.QUEUE_FULL, "Too many requests are in flight."
-    if state.num_live_by_model[request.model] >= limits.max_inflight_per_model:
+    if state.num_live_by_model.get(request.model, 0) >= limits.max_inflight_per_model:
         return Reason.QUEUE_FULL, "Too many requests are in flight for the model."
     if not state.queue.has_room(request):
         return Reason.QUEUE_FULL, "The queue is full."
@@ -78,22 +78,21 @@ def _is_late(state: State, request: Request) -> bool:
     """Whether it is known to start after its deadline; cheap upper bounds are asked first."""
     if request.model not in state.queue.num_by_model:
         return False
-    estimator, model = state.estimator, request.model
-    limit_ms = _OPTIMISM * request.queue_timeout_ms
-
-    def is_late_at(position: int) -> bool:
-        wait_ms = estimator.measured_wait_ms(model, position, state.now_ms)
-        return wait_ms is not None and wait_ms > limit_ms
-
+    estimator = state.estimator
     return (
-        is_late_at(len(state.queue))
-        and is_late_at(estimator.depth(model))
-        and is_late_at(estimator.position_of_new(request, state.next_arrival()))
+        _is_late_at(state, request, len(state.queue))
+        and _is_late_at(state, request, estimator.depth(request.model))
+        and _is_late_at(state, request, estimator.position_of_new(request, state.next_arrival()))
     )
 
 
+def _is_late_at(state: State, request: Request, position: int) -> bool:
+    wait_ms = state.estimator.measured_wait_ms(request.model, position, state.now_ms)
+    return wait_ms is not None and wait_ms > _OPTIMISM * request.queue_timeout_ms
+
+
 def _reject(state: State, request: Request, reason: Reason, message: str) -> None:
-    state.decisions[f"rejected.{reason}"] += 1
+    state.count(f"rejected.{reason}")
     retry_after_ms = None
     if reason in (Reason.NO_CAPACITY, Reason.DRAINING):
         # the time in which a lost executor, or the next scheduler, is expected

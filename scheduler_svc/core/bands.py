@@ -9,6 +9,8 @@ share of the grants, less one, and debts of a band that got more than its share 
 it is never shut out for it.
 """
 
+from collections.abc import Sequence, Sized
+
 from scheduler_svc.core.domain import CoreSettings
 
 
@@ -20,18 +22,19 @@ class Shares:
         self._shares = given + (0.0,) * (settings.num_bands - len(given))
         # each in [-1, 2)
         self._credits = [0.0] * settings.num_bands
+        # the band that is owed most, if any is owed a whole grant
+        self.owed: int | None = None
 
-    def granted(self, band: int, waiting: list[bool]) -> None:
-        """A grant was made while these bands (the granted one as before it) had waiters."""
+    def granted(self, band: int, waiting: Sequence[Sized]) -> None:
+        """A grant is made; ``waiting``: what waits by band, the granted one as before it."""
+        credits_ = self._credits
+        self.owed, most = None, 1.0 - 1e-9
         for other, share in enumerate(self._shares):
-            if not waiting[other]:
-                self._credits[other] = 0.0
-            elif share:
-                self._credits[other] = min(2.0, self._credits[other] + share)
-        if self._shares[band]:
-            self._credits[band] = max(-1.0, self._credits[band] - 1.0)
-
-    def owed(self) -> int | None:
-        """The band that is owed most, if any is owed a whole grant."""
-        most = max(self._credits)
-        return self._credits.index(most) if most >= 1.0 - 1e-9 else None
+            credit = credits_[other] + share if len(waiting[other]) else 0.0
+            if share:
+                credit = min(credit, 2.0)
+                if other == band:
+                    credit = max(-1.0, credit - 1.0)
+            credits_[other] = credit
+            if credit > most or (credit == most and self.owed is None):
+                self.owed, most = other, credit

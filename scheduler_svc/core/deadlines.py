@@ -1,9 +1,9 @@
 """Everything that happens by time alone.
 
 Rule: a deadline is named by what it ends; setting it again moves it. A request that waits or runs
-is the name of its own one. A deadline falls due when its millisecond has come, in order of time
-and then of setting. Nothing looks at the clock anywhere else: without Tick nothing expires, except
-that placement never grants an overdue request.
+is the name of its own one, and remembers it: a million of them need no dictionary. A deadline falls
+due when its millisecond has come, in order of time and then of setting. Nothing looks at the clock
+anywhere else: without Tick nothing expires, except that placement never grants an overdue request.
 
 Theory: nearly every deadline is moved once and then discarded, long before its time. In one heap
 those would leave a million tombstones, and clearing them out would stop everything for a second.
@@ -80,8 +80,8 @@ class Deadlines:
     """What falls due when."""
 
     def __init__(self) -> None:
-        # the truth
-        self._entries: dict[Deadline, _Entry] = {}
+        # (when, number of the setting) of all but requests
+        self._set: dict[Deadline, tuple[int, int]] = {}
         # number of the stretch of time -> its shard; none without a living deadline
         self._shards: dict[int, Shard] = {}
         self._numbers: LazyHeap[int, int] = LazyHeap()
@@ -89,30 +89,37 @@ class Deadlines:
 
     def set(self, deadline: Deadline, at_ms: int) -> None:
         """Add or move a deadline."""
-        entries = self._entries
-        old = entries.get(deadline)
-        if old is not None:
-            self._bury(old)
+        self.discard(deadline)
         number = at_ms >> _SHARD_BITS
         shard = self._shards.get(number)
         if shard is None:
             shard = self._shards[number] = Shard()
             self._numbers.set(number, number)
         self._num_set += 1
-        entry = entries[deadline] = (at_ms, self._num_set, deadline)
-        heappush(shard.heap, entry)
+        if isinstance(deadline, RequestRecord):
+            deadline.due_ms, deadline.due_number = at_ms, self._num_set
+        else:
+            self._set[deadline] = at_ms, self._num_set
+        heappush(shard.heap, (at_ms, self._num_set, deadline))
         shard.num_live += 1
 
     def discard(self, deadline: Deadline) -> None:
         """It no longer matters."""
-        entry = self._entries.pop(deadline, None)
-        if entry is not None:
-            self._bury(entry)
+        if isinstance(deadline, RequestRecord):
+            if deadline.due_number:
+                deadline.due_number = 0
+                self._bury(deadline.due_ms)
+            return
+        known = self._set.pop(deadline, None)
+        if known is not None:
+            self._bury(known[0])
 
     def at_ms(self, deadline: Deadline) -> int | None:
         """When it falls due, None if it is not set."""
-        entry = self._entries.get(deadline)
-        return None if entry is None else entry[0]
+        if isinstance(deadline, RequestRecord):
+            return deadline.due_ms if deadline.due_number else None
+        known = self._set.get(deadline)
+        return None if known is None else known[0]
 
     def pop_due(self, now_ms: int) -> Deadline | None:
         """The next deadline that has come, removed."""
@@ -128,26 +135,35 @@ class Deadlines:
         return None if first is None else first[0]
 
     def __iter__(self) -> Iterator[Deadline]:
-        return iter(self._entries)
+        for shard in self._shards.values():
+            for entry in shard.heap:
+                if self._is_live(entry):
+                    yield entry[2]
+
+    def _is_live(self, entry: _Entry) -> bool:
+        deadline = entry[2]
+        if isinstance(deadline, RequestRecord):
+            return deadline.due_number == entry[1]
+        known = self._set.get(deadline)
+        return known is not None and known[1] == entry[1]
 
     def _first(self) -> _Entry | None:
         number = self._numbers.peek()
         if number is None:
             return None
-        heap, entries = self._shards[number[1]].heap, self._entries
-        while entries.get(heap[0][2]) != heap[0]:
+        heap = self._shards[number[1]].heap
+        while not self._is_live(heap[0]):
             heappop(heap)
         return heap[0]
 
-    def _bury(self, entry: _Entry) -> None:
-        """An entry became a tombstone."""
-        number = entry[0] >> _SHARD_BITS
+    def _bury(self, at_ms: int) -> None:
+        """An entry of then became a tombstone."""
+        number = at_ms >> _SHARD_BITS
         shard = self._shards[number]
         shard.num_live -= 1
         if not shard.num_live:
             del self._shards[number]
             self._numbers.discard(number)
         elif len(shard.heap) > 2 * shard.num_live + _SLACK:
-            entries = self._entries
-            shard.heap = [each for each in shard.heap if entries.get(each[2]) == each]
+            shard.heap = [entry for entry in shard.heap if self._is_live(entry)]
             heapify(shard.heap)

@@ -61,11 +61,12 @@ class Estimator:
 
     def accepted(self, record: RequestRecord, now_ms: int) -> None:
         """A request joined the queue: remember now and then what its estimate would be."""
-        if self._calibration.wants_sample(now_ms):
-            model = record.request.model
+        model = record.request.model
+        # a place is dear: it is asked for only where it will be of use
+        if self._calibration.wants_sample(now_ms) and self._is_known(model, now_ms):
             raw = self._raw(model, self.position(record), now_ms)
-            if raw is not None:
-                self._calibration.predicted(record.arrival, raw[0], raw[1], now_ms)
+            assert raw is not None
+            self._calibration.predicted(record.arrival, raw[0], raw[1], now_ms)
 
     def backlog_began(self, model: str, now_ms: int) -> None:
         """The head of a model must wait; said again, it changes nothing."""
@@ -164,6 +165,13 @@ class Estimator:
         """Time until a request with so many before it is granted; None if nothing is known."""
         raw = self._raw(model, position, now_ms)
         return None if raw is None else self._calibration.corrected(*raw)
+
+    def _is_known(self, model: str, now_ms: int) -> bool:
+        """Whether anything can be said about a wait for this model."""
+        if self._mean_slot_ms(model) is None:
+            return False
+        _, num_slots, coming = self._places(model, now_ms)
+        return num_slots > 0 or bool(coming)
 
     def _raw(self, model: str, position: int, now_ms: int) -> tuple[Kind, float] | None:
         """The same before correction, and what it was made of."""

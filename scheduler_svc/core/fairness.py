@@ -21,27 +21,43 @@ tenants that always wait never differ by more than Q + L + C. With one running r
 tenant, or with exact estimates, C <= L and this is Q + 2 L.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from scheduler_svc.core.recency import Link, Recency
 
 FlowName = tuple[int, str]  # (band, model)
 
 
-@dataclass(slots=True)
-class Account:
+class Account(Link):
     """What one tenant got in one flow."""
 
-    weight: float
-    # virtual time: tokens really used / weight, plus what it was lifted by; never falls
-    served: float
-    # charged for running requests and not yet corrected; never below 0
-    num_open_tokens: int = 0
+    __slots__ = ("flow", "num_open_tokens", "served", "tenant", "weight")
+
+    def __init__(self, flow: FlowName, tenant: str, weight: float, served: float) -> None:
+        super().__init__()
+        self.flow = flow
+        self.tenant = tenant
+        self.weight = weight
+        # virtual time: tokens really used / weight, plus what it was lifted by; never falls
+        self.served = served
+        # charged for running requests and not yet corrected; never below 0
+        self.num_open_tokens = 0
 
     @property
     def key(self) -> float:
         """Virtual time, with what runs at its estimate."""
         return self.served + self.num_open_tokens / self.weight
+
+
+class Ledger:
+    """The accounts of one flow, by tenant; never empty."""
+
+    __slots__ = ("accounts", "level")
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        # the virtual time that a newcomer starts at
+        self.level = 0.0
 
 
 class Fairness:
@@ -59,30 +75,32 @@ class Fairness:
         self._weights = dict(weights)
         self._quantum_tokens = quantum_tokens
         self._max_tenants = max_tenants
-        # longest unused first; at most max_tenants
-        self._accounts: OrderedDict[tuple[FlowName, str], Account] = OrderedDict()
-        # the virtual time that a newcomer starts at; exactly the flows that have accounts
-        self._levels: dict[FlowName, float] = {}
-        self._num_accounts: dict[FlowName, int] = {}
+        self._ledgers: dict[FlowName, Ledger] = {}
+        # all accounts, at most max_tenants
+        self._recency = Recency()
+        self._num_accounts = 0
 
     def __len__(self) -> int:
-        return len(self._accounts)
+        return self._num_accounts
 
-    def lift(self, flow: FlowName, tenant: str) -> None:
-        """A tenant that had nobody waiting in the flow has now; call it before ``key``."""
-        account = self._touch(flow, tenant)
-        if account.served < self._levels[flow]:
-            account.served = self._levels[flow]
+    def lift(self, flow: FlowName, tenant: str) -> float:
+        """A tenant that had nobody waiting in the flow has now. Gives its key."""
+        ledger = self._ledger(flow)
+        account = self._touch(ledger, flow, tenant)
+        if account.served < ledger.level:
+            account.served = ledger.level
+        return account.key
 
     def charge(self, flow: FlowName, tenant: str, tokens: int) -> float:
         """A request was granted; ``tokens`` is the most that it is expected to use. Gives the new
         key."""
         assert tokens >= 0
-        account = self._touch(flow, tenant)
-        if account.served > self._levels[flow]:
-            self._levels[flow] = account.served
+        ledger = self._ledger(flow)
+        account = self._touch(ledger, flow, tenant)
+        if account.served > ledger.level:
+            ledger.level = account.served
         account.num_open_tokens += tokens
-        return account.served + account.num_open_tokens / account.weight
+        return account.key
 
     def correct(self, flow: FlowName, tenant: str, charged_tokens: int, used_tokens: int) -> float:
         """Of what was charged, ``charged_tokens`` are settled: ``used_tokens`` were used. Gives the
@@ -93,37 +111,50 @@ class Fairness:
         """
         assert charged_tokens >= 0
         assert used_tokens >= 0
-        account = self._accounts.get((flow, tenant))
+        ledger = self._ledgers.get(flow)
+        account = None if ledger is None else ledger.accounts.get(tenant)
         if account is None:  # forgotten since it was charged
-            return self._levels.get(flow, 0.0)
-        account.num_open_tokens = max(0, account.num_open_tokens - charged_tokens)
+            return 0.0 if ledger is None else ledger.level
+        num_open = account.num_open_tokens - charged_tokens
+        account.num_open_tokens = num_open if num_open > 0 else 0
         account.served += used_tokens / account.weight
-        return account.served + account.num_open_tokens / account.weight
+        return account.key
 
     def key(self, flow: FlowName, tenant: str) -> float:
         """Virtual time: the waiting tenant with the smallest is next; ties go by arrival."""
-        account = self._accounts.get((flow, tenant))
-        return self._levels.get(flow, 0.0) if account is None else account.key
+        ledger = self._ledgers.get(flow)
+        if ledger is None:
+            return 0.0
+        account = ledger.accounts.get(tenant)
+        return ledger.level if account is None else account.key
 
     def may_jump(self, key: float, first: float) -> bool:
         """Whether a pick that saves work, of a tenant with this key, may pass the first one's."""
         return key - first <= self._quantum_tokens
 
-    def _touch(self, flow: FlowName, tenant: str) -> Account:
-        name = (flow, tenant)
-        account = self._accounts.get(name)
-        if account is not None:
-            self._accounts.move_to_end(name)
-            return account
-        account = Account(self._weights.get(tenant, 1.0), self._levels.setdefault(flow, 0.0))
-        self._accounts[name] = account
-        self._num_accounts[flow] = self._num_accounts.get(flow, 0) + 1
-        if len(self._accounts) > self._max_tenants:
+    def _ledger(self, flow: FlowName) -> Ledger:
+        ledger = self._ledgers.get(flow)
+        if ledger is None:
+            ledger = self._ledgers[flow] = Ledger()
+        return ledger
+
+    def _touch(self, ledger: Ledger, flow: FlowName, tenant: str) -> Account:
+        account = ledger.accounts.get(tenant)
+        if account is None:
+            weight = self._weights.get(tenant, 1.0)
+            account = ledger.accounts[tenant] = Account(flow, tenant, weight, ledger.level)
+            self._num_accounts += 1
+        self._recency.used(account)
+        if self._num_accounts > self._max_tenants:
             self._forget_oldest()
         return account
 
     def _forget_oldest(self) -> None:
-        (flow, _), _ = self._accounts.popitem(last=False)
-        self._num_accounts[flow] -= 1
-        if not self._num_accounts[flow]:
-            del self._num_accounts[flow], self._levels[flow]
+        account = self._recency.oldest
+        assert isinstance(account, Account)
+        self._recency.remove(account)
+        self._num_accounts -= 1
+        ledger = self._ledgers[account.flow]
+        del ledger.accounts[account.tenant]
+        if not ledger.accounts:
+            del self._ledgers[account.flow]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.fairness import Fairness
-from scheduler_svc.core.line import Line
+from scheduler_svc.core.line import Crowd, Line
 
 
 class Place(NamedTuple):
@@ -32,53 +32,58 @@ class Place(NamedTuple):
 
 
 class Order:
-    """The tenants of a flow by (virtual time, arrival of the oldest request)."""
+    """The tenants' lines of a flow by (virtual time, arrival of the oldest request)."""
 
-    __slots__ = ("_arrivals", "_keys", "_tenants", "_turns")
+    __slots__ = ("_keys", "_lanes", "_oldest", "_turns")
 
     def __init__(self) -> None:
-        # sorted, the same index is the same tenant
+        # sorted, the same index is the same line
         self._keys = array("d")
-        self._arrivals = array("q")
-        self._tenants: list[str] = []
-        # tenant -> (virtual time, arrival) by which it stands there
-        self._turns: dict[str, tuple[float, int]] = {}
+        self._turns = array("q")
+        self._lanes: list[Line] = []
+        # the oldest request of each
+        self._oldest: list[RequestRecord] = []
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._lanes)
 
-    def set(self, tenant: str, key: float, arrival: int) -> None:
-        """Enter a tenant or move it."""
-        if tenant in self._turns:
-            self.remove(tenant)
-        at = self._find(key, arrival)
+    def set(self, lane: Line, key: float) -> None:
+        """Enter a line that is not empty, or move it."""
+        first = lane.first
+        turn = first.arrival
+        if lane.turn >= 0:
+            if lane.key == key and lane.turn == turn:
+                return
+            self.remove(lane)
+        at = self._find(key, turn)
         self._keys.insert(at, key)
-        self._arrivals.insert(at, arrival)
-        self._tenants.insert(at, tenant)
-        self._turns[tenant] = key, arrival
+        self._turns.insert(at, turn)
+        self._lanes.insert(at, lane)
+        self._oldest.insert(at, first)
+        lane.key, lane.turn = key, turn
 
-    def remove(self, tenant: str) -> None:
-        """It has nobody waiting any more."""
-        at = self._find(*self._turns.pop(tenant))
-        del self._keys[at], self._arrivals[at], self._tenants[at]
+    def remove(self, lane: Line) -> None:
+        """Nobody of it waits any more."""
+        at = self._find(lane.key, lane.turn)
+        assert self._lanes[at] is lane
+        self._keys.pop(at)
+        self._turns.pop(at)
+        del self._lanes[at], self._oldest[at]
+        lane.turn = -1
 
-    def arrival(self, tenant: str) -> int:
-        """The oldest request of a tenant that is there."""
-        return self._turns[tenant][1]
+    def key(self, at: int) -> float:
+        """Virtual time of the tenant with so many before it."""
+        return self._keys[at]
 
-    def first(self, num: int) -> list[tuple[float, int]]:
-        """(virtual time, arrival) of the first few."""
-        return list(zip(self._keys[:num], self._arrivals[:num], strict=True))
+    def oldest(self, at: int) -> RequestRecord:
+        """The oldest request of the tenant with so many before it."""
+        return self._oldest[at]
 
-    def first_arrival(self) -> int:
-        """Of the first one; there must be one."""
-        return self._arrivals[0]
-
-    def _find(self, key: float, arrival: int) -> int:
+    def _find(self, key: float, turn: int) -> int:
         keys = self._keys
         at = bisect_left(keys, key)
         if at < len(keys) and keys[at] == key:
-            return bisect_left(self._arrivals, arrival, at, bisect_right(keys, key, at))
+            return bisect_left(self._turns, turn, at, bisect_right(keys, key, at))
         return at
 
 
@@ -86,123 +91,138 @@ class Flow:
     """The waiting requests of one model in one band."""
 
     def __init__(self, name: tuple[int, str], fairness: Fairness, settings: CoreSettings) -> None:
-        self._name = name
+        self.name = name
         self._fairness = fairness
         self._settings = settings
-        # everybody, and those who came back
-        self.everybody = Line()
+        self.everybody = Crowd()
+        # who came back
         self._returned = Line()
         # tenant -> its others; no empty lanes
         self._lanes: dict[str, Line] = {}
         self._order = Order()
-        # arrival of who goes next; meaningless while nobody waits
+        # who goes next, and when it came; None while nobody waits
+        self.first: RequestRecord | None = None
         self.head = 0
+
+    def __contains__(self, record: RequestRecord) -> bool:
+        line = self._returned if record.is_returned else self._lanes.get(record.request.tenant)
+        return line is not None and record in list(line)
 
     def add(self, record: RequestRecord, cost: int) -> None:
         """A request waits."""
         arrival, tenant = record.arrival, record.request.tenant
-        self.everybody.add(arrival, 0)
+        self.everybody.add(arrival)
         if record.is_returned:
-            self._returned.add(arrival, 0)
+            self._returned.add(record, 0)
             self._find_head()
             return
         lane = self._lanes.get(tenant)
         if lane is None:
             lane = self._lanes[tenant] = Line()
-            self._fairness.lift(self._name, tenant)
-        lane.add(arrival, cost)
-        if lane.first == arrival:
-            self._rank(tenant, lane, self._fairness.key(self._name, tenant))
+            lane.add(record, cost)
+            self._rank(lane, self._fairness.lift(self.name, tenant))
+            return
+        lane.add(record, cost)
+        if lane.first is record:
+            self._rank(lane, self._fairness.key(self.name, tenant))
 
     def remove(self, record: RequestRecord, key: float | None = None) -> None:
         """It waits no longer, wherever it stood; ``key``: its tenant's new virtual time."""
-        arrival, tenant = record.arrival, record.request.tenant
-        self.everybody.remove(arrival)
+        tenant = record.request.tenant
+        self.everybody.remove(record.arrival)
         if record.is_returned:
-            self._returned.remove(arrival)
+            self._returned.remove(record)
             self._find_head()
             if key is not None:
                 self.charged(tenant, key)
             return
         lane = self._lanes[tenant]
-        lane.remove(arrival)
+        lane.remove(record)
         if not len(lane):
             del self._lanes[tenant]
-            self._order.remove(tenant)
+            self._order.remove(lane)
             self._find_head()
         elif key is not None:
-            self._rank(tenant, lane, key)
-        elif self._order.arrival(tenant) == arrival:
-            self._rank(tenant, lane, self._fairness.key(self._name, tenant))
+            self._rank(lane, key)
+        elif lane.turn == record.arrival:
+            self._rank(lane, self._fairness.key(self.name, tenant))
 
     def charged(self, tenant: str, key: float) -> None:
         """The tenant's virtual time changed."""
         lane = self._lanes.get(tenant)
         if lane is not None:
-            self._rank(tenant, lane, key)
+            self._rank(lane, key)
 
-    def rivals(self, num: int) -> list[int]:
-        """Arrivals of the oldest requests of the next few tenants after the first that may jump
-        it; nobody while somebody who came back is first."""
+    def rivals(self, num: int) -> list[RequestRecord]:
+        """The oldest requests of the next few tenants after the first that may jump it; nobody
+        while somebody who came back is first."""
         if len(self._returned):
             return []
-        (first, _), *others = self._order.first(num + 1)
-        return [arrival for key, arrival in others if self._fairness.may_jump(key, first)]
+        order, found = self._order, list[RequestRecord]()
+        first = order.key(0)
+        for at in range(1, min(num + 1, len(order))):
+            if self._fairness.may_jump(order.key(at), first):
+                found.append(order.oldest(at))
+        return found
 
     def place(self, record: RequestRecord) -> Place:
         """Where a request stands."""
         arrival = record.arrival
         if record.is_returned:
-            return Place(self._returned.count_before(arrival), arrival)
+            return Place(self._returned.before(arrival)[0], arrival)
         tenant = record.request.tenant
         num, cost = self._lanes[tenant].before(arrival)
-        start = self._fairness.key(self._name, tenant) + cost / self._weight(tenant)
+        start = self._fairness.key(self.name, tenant) + cost / self._weight(tenant)
         return self._before(tenant, num, start, arrival)
 
     def place_of_new(self, tenant: str, arrival: int) -> Place:
         """Where a tenant's next request would stand."""
         lane = self._lanes.get(tenant)
         num, cost = (0, 0) if lane is None else (len(lane), lane.cost)
-        start = self._fairness.key(self._name, tenant) + cost / self._weight(tenant)
+        start = self._fairness.key(self.name, tenant) + cost / self._weight(tenant)
         return self._before(tenant, num, start, arrival)
 
-    def in_order(self) -> Iterator[int]:
-        """Arrivals as they will be granted; lazy."""
+    def in_order(self) -> Iterator[RequestRecord]:
+        """As they will be granted; lazy."""
         yield from self._returned
-        yield from (arrival for _, arrival in heapq.merge(*map(self._starts, self._lanes)))
+        yield from (record for _, _, record in heapq.merge(*map(self._starts, self._lanes)))
 
-    def _starts(self, tenant: str) -> Iterator[tuple[float, int]]:
+    def _starts(self, tenant: str) -> Iterator[tuple[float, int, RequestRecord]]:
         lane, cost = self._lanes[tenant], 0
-        key, weight = self._fairness.key(self._name, tenant), self._weight(tenant)
-        for arrival, its_cost in lane.items():
-            yield key + cost / weight, arrival
+        key, weight = self._fairness.key(self.name, tenant), self._weight(tenant)
+        for record, its_cost in lane.items():
+            yield key + cost / weight, record.arrival, record
             cost += its_cost
 
     def _before(self, tenant: str, num: int, start: float, arrival: int) -> Place:
         """How many start earlier than ``start``; equal starts go by arrival."""
         num += len(self._returned)
-        turn = max(arrival, self._returned.last if len(self._returned) else 0)
+        turn = max(arrival, self._returned.last.arrival if len(self._returned) else 0)
         for other, lane in self._lanes.items():
             if other == tenant:
                 continue
-            key = self._fairness.key(self._name, other)
+            key = self._fairness.key(self.name, other)
             if key > start:
                 continue
             before = lane.starting_before(start, arrival, key, self._weight(other))
             if before:
                 num += before
-                turn = max(turn, lane.at(before - 1))
+                turn = max(turn, lane.at(before - 1).arrival)
         return Place(num, turn)
 
-    def _rank(self, tenant: str, lane: Line, key: float) -> None:
-        self._order.set(tenant, key, lane.first)
+    def _rank(self, lane: Line, key: float) -> None:
+        self._order.set(lane, key)
         self._find_head()
 
     def _find_head(self) -> None:
         if len(self._returned):
-            self.head = self._returned.first
+            self.first = self._returned.first
         elif len(self._order):
-            self.head = self._order.first_arrival()
+            self.first = self._order.oldest(0)
+        else:
+            self.first = None
+            return
+        self.head = self.first.arrival
 
     def _weight(self, tenant: str) -> float:
         return self._settings.tenant_weights.get(tenant, 1.0)

@@ -33,13 +33,14 @@ def check(state: State) -> None:
 
 
 def _waiting(state: State) -> list[RequestRecord]:
-    waiting = [record for record in state.requests.values() if record.lease is None]
+    waiting = [record for record in state.requests if record.lease is None]
     return sorted(waiting, key=lambda record: record.arrival)
 
 
 def _check_requests(state: State) -> None:
-    for request_id, record in state.requests.items():
-        assert record.request.request_id == request_id
+    for record in state.requests:
+        request_id = record.request.request_id
+        assert state.requests.get(request_id) is record
         assert (record in state.queue) is (record.lease is None)
         assert (record.num_charged_tokens > 0) is (record.lease is not None)
         assert 0 <= record.num_crashes < state.settings.max_attempts
@@ -127,7 +128,9 @@ def _check_reservations(state: State) -> None:
         assert head is not None
         if reservation.why is Why.WIDE:
             assert reservation.model in executor.residences
-            assert state.queue.is_head(state.requests[reservation.request_id])
+            claimant = state.requests.get(reservation.request_id)
+            assert claimant is not None
+            assert state.queue.is_head(claimant)
         if reservation.why is Why.DRAIN:
             assert not drain.is_last_home(state, executor)
         if reservation.why in (Why.DRAIN, Why.TIME_SLICE):
@@ -152,7 +155,7 @@ def _check_work_conservation(state: State) -> None:
 
 
 def _check_deadlines(state: State) -> None:
-    expected: set[Deadline] = set(state.requests.values())
+    expected: set[Deadline] = set(state.requests)
     expected |= {ReservationDue(model) for model in state.fleet.reservations}
     for executor in state.fleet.executors.values():
         if executor.session is None:

@@ -16,6 +16,7 @@ An executor that attaches names what it still holds (``reconcile``):
 """
 
 from headway.reasons import Reason
+from scheduler_svc.core import counts
 from scheduler_svc.core.deadlines import RevokeDue
 from scheduler_svc.core.domain import (
     ExecutorRecord,
@@ -50,9 +51,8 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
     num_slots = _num_slots(record, executor)
     assert num_slots <= executor.num_free
     request, model = record.request, record.request.model
-    waiting = list(map(bool, state.queue.bands))
-    if sum(waiting) > 1:
-        state.waking.shares.granted(request.band, waiting)
+    if state.queue.has_several_bands():
+        state.waking.shares.granted(request.band, state.queue.bands)
     state.queue.take(record)
     _open(state, record, executor, num_slots, state.now_ms)
     state.fleet.had_turn(model, executor, state.now_ms)
@@ -62,7 +62,7 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
     state.slots_changed(executor)
     state.prefixes.add(executor.executor_id, request.prefix_hashes)
     state.estimator.granted(record, state.now_ms)
-    state.decisions["granted"] += 1
+    state.count("granted")
     state.send(
         LeaseGranted(executor.executor_id, executor.session, request.request_id, record.attempt)
     )
@@ -77,7 +77,7 @@ def revoke(state: State, executor: ExecutorRecord, lease: Lease) -> None:
     executor.move(lease, LeaseState.REVOKING)
     due = RevokeDue(executor.executor_id, lease.key)
     state.deadlines.set(due, state.now_ms + state.settings.revoke_timeout_ms)
-    state.decisions["revoked"] += 1
+    state.count("revoked")
     state.send(LeaseRevoked(executor.executor_id, executor.session, *lease.key))
 
 
@@ -92,7 +92,7 @@ def ended(state: State, executor: ExecutorRecord, event: LeaseEnded) -> None:
     key = (event.request_id, event.epoch, event.attempt)
     lease = executor.leases.get(key)
     if lease is None:
-        state.decisions["ignored.stale_lease"] += 1
+        state.count("ignored.stale_lease")
     else:
         record = state.owner(lease)
         if record is not None:
@@ -175,10 +175,7 @@ def _give_back(state: State, executor: ExecutorRecord, lease: Lease) -> None:
 
 def _count(state: State, lease: Lease, change: int) -> None:
     """Leases of a model in the whole fleet."""
-    counter = state.num_leased_by_model
-    counter[lease.model] += change
-    if not counter[lease.model]:
-        del counter[lease.model]
+    counts.change(state.num_leased_by_model, lease.model, change)
 
 
 def reconcile(state: State, executor: ExecutorRecord, held: tuple[HeldLease, ...]) -> None:
@@ -188,7 +185,7 @@ def reconcile(state: State, executor: ExecutorRecord, held: tuple[HeldLease, ...
         record = state.requests.get(lease.request_id)
         if record is not None and lease.epoch == state.epoch and lease.attempt > record.attempt:
             # never granted: believing or booking it would take a name that may yet be given out
-            state.decisions["ignored.stale_lease"] += 1
+            state.count("ignored.stale_lease")
         else:
             listed[lease.request_id, lease.epoch, lease.attempt] = lease
     for booked in list(executor.leases.values()):
@@ -243,7 +240,7 @@ def _adopt(state: State, record: RequestRecord, executor: ExecutorRecord, held: 
         record.lease = None
         num_slots, granted_ms = old.num_slots, old.granted_ms
     _open(state, record, executor, num_slots, granted_ms)
-    state.decisions["adopted"] += 1
+    state.count("adopted")
     state.send(
         LeaseAdopted(
             executor.executor_id,

@@ -134,11 +134,9 @@ def jump(state: State, head: RequestRecord, executor: ExecutorRecord) -> Request
     request = head.request
     if not state.settings.locality_quantum_tokens or _saves(state, head, executor):
         return head
-    queue = state.queue
-    for arrival in queue.flows[request.model][request.band].rivals(_NUM_RIVALS):
-        other = queue.at(arrival)
+    for other in state.queue.flows[request.model][request.band].rivals(_NUM_RIVALS):
         if _saves(state, other, executor) and num_missing(other, executor) <= 0:
-            state.decisions["position_rose.locality"] += 1
+            state.count("position_rose.locality")
             if state.settings.has_decision_log:
                 state.decide("overtake", other, "its cache is there")
             return other

@@ -25,7 +25,7 @@ class Queue:
 
     def __init__(self, settings: CoreSettings) -> None:
         self._settings = settings
-        self._waiting: dict[int, RequestRecord] = {}
+        self._num_waiting = 0
         # by band; no empty flows
         self.bands: list[dict[str, Flow]] = [{} for _ in range(settings.num_bands)]
         # the same by model -> band
@@ -44,16 +44,17 @@ class Queue:
         self.num_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._num_waiting
 
     def __contains__(self, record: RequestRecord) -> bool:
-        return self._waiting.get(record.arrival) is record
+        flow = self.bands[record.request.band].get(record.request.model)
+        return flow is not None and record in flow
 
     def has_room(self, request: Request) -> bool:
         """Whether one more stays within the bounds on requests, tokens and bytes."""
         limits = self._settings
         return (
-            len(self._waiting) < limits.max_queued_requests
+            self._num_waiting < limits.max_queued_requests
             and self.num_tokens + request.num_tokens <= limits.max_queued_tokens
             and self.num_bytes + request.num_bytes <= limits.max_queued_bytes
         )
@@ -65,8 +66,7 @@ class Queue:
 
     def add(self, record: RequestRecord) -> None:
         """Start or go on waiting, at the place that the rules give."""
-        assert record.arrival not in self._waiting
-        self._waiting[record.arrival] = record
+        self._num_waiting += 1
         request = record.request
         model = request.model
         flows = self.bands[request.band]
@@ -85,7 +85,7 @@ class Queue:
 
     def remove(self, record: RequestRecord, key: float | None = None) -> None:
         """Stop waiting; ``key``: the new virtual time of its tenant, if it changes."""
-        del self._waiting[record.arrival]
+        self._num_waiting -= 1
         request = record.request
         model = request.model
         flows = self.bands[request.band]
@@ -126,23 +126,34 @@ class Queue:
         num_waiting = self.num_by_model.get(model, 0)
         return num_waiting * now_ms - self.accepted_ms_by_model.get(model, 0)
 
-    def at(self, arrival: int) -> RequestRecord:
-        """Who came then, and waits."""
-        return self._waiting[arrival]
-
     def head(self, model: str) -> RequestRecord | None:
         """The request of a model that goes first; None if none waits."""
         flows = self.flows.get(model)
-        return None if flows is None else self._waiting[flows[min(flows)].head]
+        return None if flows is None else flows[min(flows)].first
 
     def head_of(self, band: int, model: str) -> RequestRecord | None:
         """Who goes first in a flow."""
         flow = self.bands[band].get(model)
-        return None if flow is None else self._waiting[flow.head]
+        return None if flow is None else flow.first
 
     def is_head(self, record: RequestRecord) -> bool:
         """Whether a live request goes next in its flow."""
-        return record in self and self.head_of(record.request.band, record.request.model) is record
+        return self.head_of(record.request.band, record.request.model) is record
+
+    def is_anybody_after(self, band: int) -> bool:
+        """Whether somebody waits in a later band."""
+        later = len(self.bands) - 1
+        while later > band and not self.bands[later]:
+            later -= 1
+        return later > band
+
+    def has_several_bands(self) -> bool:
+        """Whether somebody waits in more than one band."""
+        num = 0
+        for flows in self.bands:
+            if flows:
+                num += 1
+        return num > 1
 
     def num_waiting(self, models: Iterable[str]) -> int:
         """How many wait for any of these models."""
@@ -177,17 +188,18 @@ class Queue:
         for flows in self.bands:
             streams = {model: flow.in_order() for model, flow in flows.items()}
             heads = [
-                (arrival - shifts.get(model, 0), arrival, model)
+                (record.arrival - shifts.get(model, 0), record.arrival, record)
                 for model, stream in streams.items()
-                for arrival in [next(stream)]
+                for record in [next(stream)]
             ]
             heapq.heapify(heads)
             while heads:
-                _, arrival, model = heads[0]
-                yield self._waiting[arrival]
+                record = heads[0][2]
+                yield record
+                model = record.request.model
                 following = next(streams[model], None)
                 if following is None:
                     heapq.heappop(heads)
                 else:
-                    key = following - shifts.get(model, 0)
-                    heapq.heapreplace(heads, (key, following, model))
+                    key = following.arrival - shifts.get(model, 0)
+                    heapq.heapreplace(heads, (key, following.arrival, following))

@@ -178,7 +178,7 @@ def order(state: State, head: RequestRecord, target: Target, is_first: bool) -> 
         _dwell(state, executor, load_ms or 0)
     due_ms = state.now_ms + state.settings.load_timeout_ms
     state.deadlines.set(LoadDue(executor.executor_id), due_ms)
-    state.decisions["load.forced" if is_forced else "load"] += 1
+    state.count("load.forced" if is_forced else "load")
     state.send(ModelLoadOrdered(executor.executor_id, executor.session, model, evict))
     if is_first and not state.settings.is_fifo:
         num_kept = min(head.request.num_samples, executor.num_slots)
@@ -194,7 +194,7 @@ def order(state: State, head: RequestRecord, target: Target, is_first: bool) -> 
 def changed(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
     """An executor said what became of a model."""
     if event.model not in executor.offered_models:
-        state.decisions["ignored.unknown_model"] += 1
+        state.count("ignored.unknown_model")
         return
     load = executor.loading
     is_ordered = load is not None and load.model == event.model
@@ -223,7 +223,7 @@ def failed(state: State, executor: ExecutorRecord) -> None:
     backoff_ms = settings.load_backoff_ms * 2 ** min(failures.num, 30)
     failures.num += 1
     failures.retry_ms = state.now_ms + min(backoff_ms, settings.load_backoff_max_ms)
-    state.decisions["load.failed"] += 1
+    state.count("load.failed")
     stop_loading(state, executor)
     state.executor_changed(executor)
 
@@ -259,7 +259,7 @@ def _came(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
         executor.loading = None
     executor.residences.setdefault(model, Residence(last_used_ms=state.now_ms))
     state.fleet.enter(executor)
-    state.decisions["load.done"] += 1
+    state.count("load.done")
     head = state.queue.head(model)
     if head is not None and state.settings.has_decision_log:
         state.decide("resident", head, f"on {executor.executor_id}")

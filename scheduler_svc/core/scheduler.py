@@ -117,7 +117,7 @@ class Scheduler:
         key = (event.request_id, self._state.epoch, event.attempt)
         record = self._state.requests.get(event.request_id)
         if record is None or record.lease is None or record.lease is not executor.leases.get(key):
-            self._state.decisions["ignored.stale_lease"] += 1
+            self._state.count("ignored.stale_lease")
         elif record.first_token_ms is None:
             record.first_token_ms = self._state.now_ms
 
@@ -129,7 +129,7 @@ class Scheduler:
                     state.overdue(due)
                     leases.revoke_current(state, due)
                 case RevokeDue():
-                    state.decisions["session_closed.revoke_timeout"] += 1
+                    state.count("session_closed.revoke_timeout")
                     executor = state.fleet.executors[due.executor_id]
                     sessions.close(state, executor, "A revoke was not confirmed in time.")
                 case GraceDue():
@@ -137,7 +137,7 @@ class Scheduler:
                 case LoadDue():
                     executor = state.fleet.executors[due.executor_id]
                     residency.failed(state, executor)
-                    state.decisions["session_closed.load_timeout"] += 1
+                    state.count("session_closed.load_timeout")
                     sessions.close(state, executor, "A load was not answered in time.")
                 case ReservationDue():
                     state.end_reservation(due.model, "deadline")

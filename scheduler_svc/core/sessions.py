@@ -28,7 +28,7 @@ def current(state: State, executor_id: str, session: int) -> ExecutorRecord | No
     executor = state.fleet.executors.get(executor_id)
     if executor is not None and executor.session == session:
         return executor
-    state.decisions["ignored.stale_session"] += 1
+    state.count("ignored.stale_session")
     return None
 
 
@@ -38,15 +38,15 @@ def attach(state: State, event: ExecutorAttached) -> None:
     is_new = executor is None
     if executor is None:
         if len(state.fleet.executors) >= state.settings.max_executors:
-            state.decisions["session_closed.fleet_full"] += 1
+            state.count("session_closed.fleet_full")
             state.send(SessionClosed(event.executor_id, event.session, "The fleet is full."))
             return
         executor = state.new_executor(event.executor_id, event.incarnation)
     elif executor.session == event.session:
-        state.decisions["ignored.stale_session"] += 1
+        state.count("ignored.stale_session")
         return
     elif executor.session is not None:
-        state.decisions["session_closed.replaced"] += 1
+        state.count("session_closed.replaced")
         close(state, executor, "A newer session replaced this one.")
     if executor.incarnation != event.incarnation:
         send_back(state, executor, "executor_restarted")
@@ -59,7 +59,7 @@ def attach(state: State, event: ExecutorAttached) -> None:
     state.fleet.join(executor)
     state.know_models(executor)
     state.deadlines.discard(GraceDue(executor.executor_id))
-    state.decisions["attached"] += 1
+    state.count("attached")
     state.send(ExecutorWelcomed(executor.executor_id, event.session))
     leases.reconcile(state, executor, event.held)
     state.executor_changed(executor)
@@ -97,7 +97,7 @@ def tell_drained(state: State, executor: ExecutorRecord) -> None:
     if not executor.is_draining or executor.leases or session in (None, executor.drained_session):
         return
     executor.drained_session = session
-    state.decisions["drained"] += 1
+    state.count("drained")
     state.send(ExecutorDrained(executor.executor_id, session))
 
 
@@ -125,7 +125,7 @@ def lose(state: State, executor: ExecutorRecord) -> None:
 
 def forget(state: State, executor: ExecutorRecord) -> None:
     """A lost executor's grace is over."""
-    state.decisions["executor_lost"] += 1
+    state.count("executor_lost")
     send_back(state, executor, "executor_lost")
     state.fleet.part(executor)
     del state.fleet.executors[executor.executor_id]

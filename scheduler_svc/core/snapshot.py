@@ -44,9 +44,9 @@ def _model_row(state: State, model: str) -> ModelRow:
         model=model,
         num_requests=totals.num_requests,
         num_tokens=totals.num_tokens,
-        num_sessions=state.sessions.num_by_model[model],
+        num_sessions=state.sessions.num_by_model.get(model, 0),
         num_waiting=num_waiting,
-        num_running=state.num_live_by_model[model] - num_waiting,
+        num_running=state.num_live_by_model.get(model, 0) - num_waiting,
         num_homes=len(state.fleet.homes.get(model, ())),
     )
 

@@ -5,10 +5,8 @@ queue or leased. ``finish`` is the compare-and-set of the end: it takes the reco
 ``requests``, so a second end finds nothing to end.
 """
 
-from collections import Counter
-
 from headway.reasons import Reason
-from scheduler_svc.core import priority
+from scheduler_svc.core import counts, priority
 from scheduler_svc.core.affinity import PrefixIndex, Sessions
 from scheduler_svc.core.deadlines import Deadlines, ModelDue, ReservationDue
 from scheduler_svc.core.domain import (
@@ -23,6 +21,7 @@ from scheduler_svc.core.domain import (
 from scheduler_svc.core.estimate import Estimator
 from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.idempotency import IdempotencyKeys
+from scheduler_svc.core.live import LiveRequests
 from scheduler_svc.core.messages import (
     Action,
     Decision,
@@ -46,12 +45,12 @@ class State:
         # when the event in hand happened; never goes back
         self.now_ms = 0
         self.is_closing = False
-        # the live ones: at most max_inflight
-        self.requests: dict[str, RequestRecord] = {}
-        self.num_live_by_tenant: Counter[str] = Counter()
-        self.num_live_by_model: Counter[str] = Counter()
+        # the live ones: at most max_inflight; and how many, no zeros
+        self.requests = LiveRequests()
+        self.num_live_by_tenant: dict[str, int] = {}
+        self.num_live_by_model: dict[str, int] = {}
         # leases in the books of executors; only of models that have some
-        self.num_leased_by_model: Counter[str] = Counter()
+        self.num_leased_by_model: dict[str, int] = {}
         # ever offered, oldest first; at most max_known_models
         self.known_models: dict[str, None] = {}
         self.queue = Queue(settings)
@@ -60,7 +59,7 @@ class State:
         self.deadlines = Deadlines()
         self.estimator = Estimator(settings, self.queue, self.fleet)
         # what was decided how often; a fixed set of names
-        self.decisions: Counter[str] = Counter()
+        self.decisions: dict[str, int] = {}
         self.waking = Waking(settings, self.queue, self.fleet, self.estimator)
         self.sessions = Sessions(settings.session_ttl_ms, settings.max_sessions)
         self.prefixes = PrefixIndex(settings.max_prefix_blocks)
@@ -84,6 +83,10 @@ class State:
         """Persist something, then tell."""
         self._persist.append(record)
         self._send.append(record)
+
+    def count(self, name: str) -> None:
+        """Something was decided once more."""
+        self.decisions[name] = self.decisions.get(name, 0) + 1
 
     def decide(self, kind: str, head: RequestRecord, text: str) -> None:
         """Say why, for the log; only with has_decision_log."""
@@ -123,20 +126,20 @@ class State:
         deadline_ms = self.now_ms + request.queue_timeout_ms
         record = RequestRecord(request, self._num_arrivals, self.now_ms, deadline_ms)
         record.nowhere_ms = self.totals.nowhere_ms(request.model, self.now_ms)
-        self.requests[request.request_id] = record
-        self.num_live_by_tenant[request.tenant] += 1
-        self.num_live_by_model[request.model] += 1
+        self.requests.add(record)
+        counts.change(self.num_live_by_tenant, request.tenant, 1)
+        counts.change(self.num_live_by_model, request.model, 1)
         self.keys.add(request)
         self.deadlines.set(record, deadline_ms)
         self.queue.add(record)
         self.estimator.accepted(record, self.now_ms)
-        if any(self.queue.bands[request.band + 1 :]):
-            self.decisions["position_rose.earlier_band"] += 1
+        if self.queue.is_anybody_after(request.band):
+            self.count("position_rose.earlier_band")
         if self.settings.has_decision_log:
             self._log_overtaking(record)
         if self.queue.is_head(record):
             if self.queue.num_by_model[request.model] > 1:
-                self.decisions["position_rose.less_served"] += 1
+                self.count("position_rose.less_served")
             self.head_changed(request.model)
         elif self.fleet.has_open(request.model):
             self.waking.wake(request.model)
@@ -159,20 +162,15 @@ class State:
     def finish(self, record: RequestRecord, reason: Reason | None, message: str = "") -> None:
         """End a live request; a lease that it has stays in its executor's books."""
         request = record.request
-        del self.requests[request.request_id]
-        for counter, name in (
-            (self.num_live_by_tenant, request.tenant),
-            (self.num_live_by_model, request.model),
-        ):
-            counter[name] -= 1
-            if not counter[name]:
-                del counter[name]
+        self.requests.remove(record)
+        counts.change(self.num_live_by_tenant, request.tenant, -1)
+        counts.change(self.num_live_by_model, request.model, -1)
         self.keys.finished(request, self.now_ms)
         self.deadlines.discard(record)
         if record.lease is None:
             self.queue.remove(record)
             self.head_changed(request.model)
-        self.decisions[f"finished.{reason or 'OK'}"] += 1
+        self.count("finished.OK" if reason is None else f"finished.{reason}")
         self.record(self._end_of(record, reason, message))
 
     def settle(self, record: RequestRecord, num_used_tokens: int) -> None:
@@ -191,8 +189,8 @@ class State:
         record.is_returned = True
         self.queue.settle(record, 0)
         self.queue.add(record)
-        self.decisions[f"requeued.{why}"] += 1
-        self.decisions["position_rose.requeued"] += 1
+        self.count(f"requeued.{why}")
+        self.count("position_rose.requeued")
         if self.settings.has_decision_log:
             self.decide("requeue", record, why)
         self.head_changed(record.request.model)
@@ -258,7 +256,7 @@ class State:
         while len(self.known_models) > self.settings.max_known_models:
             model = next(iter(self.known_models))
             del self.known_models[model]
-            if not self.num_live_by_model[model]:
+            if model not in self.num_live_by_model:
                 self.totals.forget(model)
 
     def _note_moved(self) -> None:
@@ -293,7 +291,7 @@ class State:
     def is_at_limit(self, model: str) -> bool:
         """As many leases of the model run as may in the whole fleet."""
         limit = self.settings.model_limits.get(model)
-        return limit is not None and self.num_leased_by_model[model] >= limit
+        return limit is not None and self.num_leased_by_model.get(model, 0) >= limit
 
     def head_changed(self, model: str) -> None:
         """Somebody joined or left the queue of a model."""
@@ -346,7 +344,7 @@ class State:
         for other in executor.residences:
             if not self.fleet.warmth(other):  # it lost its home, and may find another place
                 self.waking.wake(other)
-        self.decisions[f"reserved.{why}"] += 1
+        self.count(f"reserved.{why}")
         if self.settings.has_decision_log:
             self.decide("reserve", head, f"{why} on {executor.executor_id}")
 

@@ -40,6 +40,9 @@ class Waking:
         self._nowhere_of = (-1, -1)
         self._full_bonus = priority.shift(settings, 1.0)
         self._band_limits_ms = priority.band_limits_ms(settings)
+        # heads that arrived before this are overdue, by band; and when that was so
+        self._limits: list[int] = []
+        self._limits_of_ms = -1
 
     def rank(self, head: RequestRecord) -> Rank:
         """Its place in the grant order, as things are now."""
@@ -156,10 +159,13 @@ class Waking:
         through."""
         if not self.awake:
             return None
-        owed, flows_of, first = self.shares.owed(), self._queue.flows, self._first_band()
-        # heads that arrived before this are overdue, by band
-        limits = [self.now_ms + 1 - limit_ms << _BITS for limit_ms in self._band_limits_ms]
+        owed, flows_of, first = self.shares.owed, self._queue.flows, self._first_band()
+        if self._limits_of_ms != self.now_ms:
+            self._limits_of_ms = self.now_ms
+            self._limits = [self.now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
+        limits = self._limits
         best_turn, best_key, best = _LAST, 0, 0
+        found: RequestRecord | None = None
         for model, (bonus, below) in self.awake.items():
             for band, flow in flows_of[model].items():
                 if band >= below:
@@ -170,9 +176,9 @@ class Waking:
                 if turn < best_turn or (
                     turn == best_turn and (key < best_key or (key == best_key and head < best))
                 ):
-                    best_turn, best_key, best = turn, key, head
-        assert best_turn != _LAST
-        return self._queue.at(best)
+                    best_turn, best_key, best, found = turn, key, head, flow.first
+        assert found is not None
+        return found
 
     def _is_overdue(self, arrival: int, band: int) -> bool:
         """Whether who came then has waited longer than its band may keep it behind others."""
@@ -180,7 +186,10 @@ class Waking:
 
     def _first_band(self) -> int:
         """The first band in which somebody waits; somebody does."""
-        return next(band for band, flows in enumerate(self._queue.bands) if flows)
+        band, bands = 0, self._queue.bands
+        while not bands[band]:
+            band += 1
+        return band
 
     def forget(self, model: str) -> None:
         """Nothing is to be tried for it any more, or everything anew."""

@@ -651,7 +651,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             last = max(record.arrival for record in place[: index + 1])
             turn = (last - self.bonus(request.model), last)
             before = index
-            for record in self.core._state.requests.values():
+            for record in self.core._state.requests:
                 other = record.request
                 if record.lease is None and other.model in pool:
                     is_of_flow = (other.band, other.model) == (request.band, request.model)
@@ -700,7 +700,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         state = self.core._state
         records = [
             record
-            for record in sorted(state.requests.values(), key=lambda record: record.arrival)
+            for record in sorted(state.requests, key=lambda record: record.arrival)
             if record.lease is None and (record.request.band, record.request.model) == (band, model)
         ]
         starts: dict[int, float] = {}

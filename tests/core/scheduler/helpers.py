@@ -3,7 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from headway.reasons import Reason
+from scheduler_svc.core import scheduler
 from scheduler_svc.core.domain import CoreSettings
 from scheduler_svc.core.messages import (
     Action,
@@ -31,6 +34,11 @@ from scheduler_svc.core.messages import (
 from scheduler_svc.core.scheduler import Scheduler
 
 EPOCH = 7
+
+# for tests that replace a function of the core, which calls of compiled code do not notice
+interpreted_only = pytest.mark.skipif(
+    not scheduler.__file__.endswith(".py"), reason="the core is compiled"
+)
 
 REQUEST = Request(
     request_id="r",

@@ -1,6 +1,6 @@
 """Sessions and prefixes: what is remembered, of whom, how much, and for how long."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler_svc.core.affinity import MAX_HITS, PrefixIndex, Sessions, Tally
@@ -170,6 +170,51 @@ def test_the_index_is_what_was_added_and_not_dropped(
         if num_blocks:
             expected[name] = num_blocks
     assert index.longest(chain(*asked)) == expected
+
+
+@given(
+    added=st.lists(
+        st.tuples(st.integers(0, 5), st.lists(st.sampled_from("abc"), min_size=1, max_size=7)),
+        max_size=80,
+    ),
+    max_blocks=st.integers(1, 25),
+)
+def test_stretches_forget_what_single_blocks_would_forget(
+    added: list[tuple[int, list[str]]], max_blocks: int
+) -> None:
+    index = PrefixIndex(max_blocks)
+    # block -> who has it, longest not added first
+    known: dict[int, set[str]] = {}
+    for number, blocks in added:
+        index.add(f"e{number}", chain(*blocks))
+        for block in reversed(chain(*blocks)):
+            known[block] = known.pop(block, set()) | {f"e{number}"}
+        while len(known) > max_blocks:
+            del known[next(iter(known))]
+        assert len(index) == len(known)
+        for _, asked in added:
+            hashes = chain(*asked)
+            expected = dict.fromkeys((f"e{number}" for number in range(6)), 0)
+            for executor_id in expected:
+                has = [executor_id in known.get(block, ()) for block in hashes]
+                expected[executor_id] = (*has, False).index(False)
+                assert index.has_any(executor_id, hashes) is has[0]
+            assert index.longest(hashes) == {name: num for name, num in expected.items() if num}
+
+
+@example([(1, 2, 1), (2, 1, 3), (3, 2)], 2)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=6).map(tuple), max_size=30),
+    st.integers(1, 6),
+)
+def test_hashes_that_are_no_chains_do_no_harm(
+    prefixes: list[tuple[int, ...]], max_blocks: int
+) -> None:
+    index = PrefixIndex(max_blocks)
+    for number, prefix in enumerate(prefixes):
+        index.add(f"e{number % 2}", prefix)
+        assert 0 < len(index) <= max_blocks
+        assert all(num <= len(prefix) for num in index.longest(prefix).values())
 
 
 def test_one_executor_is_asked_for_the_beginning_of_a_prompt() -> None:

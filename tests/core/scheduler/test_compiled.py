@@ -5,7 +5,9 @@ a file of the core changes (build/compiled-core).
 """
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,18 @@ def test_the_compiled_core_decides_the_same(folder: Path) -> None:
     assert compiled_hash == interpreted_hash
 
 
+def test_the_compiled_core_passes_the_tests_of_its_source(folder: Path) -> None:
+    """Not those of whole services, which have no other rules, and not this file."""
+    here = Path(__file__).parent
+    others = {here / f"test_{name}.py" for name in ("bench", "compiled", "scenarios_http")}
+    files = set(here.glob("test_*.py")) - others
+    files.add(ROOT / "tests" / "machine" / "test_scheduler_machine.py")
+    settings = ("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT))
+    words = ("-m", "pytest", *settings, "-p", "no:cacheprovider", *map(str, sorted(files)))
+    said = python_with(folder, *words, told=print)
+    assert re.search(r"\b[1-9]\d{2} passed", said[-1])
+
+
 def test_the_compiled_benchmark_has_the_same_figures(folder: Path) -> None:
     rows = []
     for path in (folder, ROOT):
@@ -48,6 +62,40 @@ def test_the_compiled_benchmark_has_the_same_figures(folder: Path) -> None:
         counted = ("num_queued_at_end", "grants_per_end", "loads_per_1000")
         rows.append([[row[name] for name in counted] for row in figures["headway"]])
     assert rows[0] == rows[1]
+
+
+SOURCE = """
+from dataclasses import dataclass, field
+@dataclass(frozen=True, slots=True)
+class A:
+    x: int
+    y: tuple[int, ...] = (1,)
+    # a comment
+    z: dict[str, int] = field(default_factory=dict)
+    def twice(self) -> int:
+        return 2 * self.x
+@dataclass(slots=True)
+class B:
+    x: int
+    def __init__(self) -> None:
+        self.x = 5
+class C:
+    x: int = 3
+"""
+
+
+def test_a_written_constructor_is_the_one_that_dataclass_makes() -> None:
+    written = hatch_build.with_constructors(SOURCE.replace("frozen=True", "unsafe_hash=True"))
+    assert written.count("def __init__") == 2
+    made: dict[str, Any] = {"__name__": "made"}
+    exec(written, made)
+    first = made["A"](4)
+    assert (first.x, first.y, first.z, first.twice()) == (4, (1,), {}, 8)
+    assert first.z is not made["A"](4).z
+    assert made["A"](1, y=(), z={"a": 2}) == made["A"](1, (), {"a": 2})
+    assert made["B"]().x == 5
+    with pytest.raises(TypeError):
+        made["A"]()
 
 
 def test_no_compiled_module_hides_its_source() -> None:

@@ -1,7 +1,7 @@
 """Reservations: for whom, where, what may still start there, and when they end."""
 
 from scheduler_svc.core.messages import LeaseEnded, LeaseOutcome
-from tests.core.scheduler.helpers import EPOCH, granted
+from tests.core.scheduler.helpers import EPOCH, granted, interpreted_only
 from tests.core.scheduler.test_scenarios import World
 
 
@@ -166,6 +166,7 @@ def test_the_row_says_for_whom_why_and_how_long() -> None:
     assert row.remaining_ms == 600_000 + 5_000 - 400
 
 
+@interpreted_only
 def test_the_decision_log_tells_the_story_and_costs_nothing_when_off() -> None:
     for is_on in (False, True):
         world = World(load_ms=100, has_decision_log=is_on)

@@ -1,6 +1,9 @@
 """Position, depth, ETA and Retry-After: one estimator, honest numbers."""
 
-from tests.core.scheduler.helpers import Driver, rejection
+import pytest
+
+from scheduler_svc.core.estimate import Estimator
+from tests.core.scheduler.helpers import Driver, interpreted_only, rejection
 
 
 def test_position_counts_what_will_be_granted_earlier_in_the_pool() -> None:
@@ -40,6 +43,26 @@ def test_nothing_measured_means_no_estimate() -> None:
     assert driver.status("b").estimated_wait_ms is None
     assert driver.status("b").retry_after_ms == 700
     assert driver.status("a").estimated_wait_ms is None
+
+
+@interpreted_only
+def test_no_place_is_computed_while_nothing_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place costs more than all the rest of a submit, and a burst may come before any lease
+    ended."""
+    asked = []
+    before = Estimator.position
+    monkeypatch.setattr(Estimator, "position", lambda *given: asked.append(given) or before(*given))
+    driver = Driver()
+    driver.attach()
+    for name in "abc":
+        driver.submit(name)
+    assert not asked
+    driver.advance(100)
+    driver.end("a")
+    driver.submit("d")
+    assert len(asked) == 1
+    driver.submit("e")
+    assert len(asked) == 1  # the next one after a while
 
 
 def test_one_lease_is_enough_for_a_first_estimate() -> None:

@@ -22,7 +22,7 @@ from scheduler_svc.core.messages import (
     Tick,
 )
 from scheduler_svc.core.state import State
-from tests.core.scheduler.helpers import EPOCH, Driver, granted, request
+from tests.core.scheduler.helpers import EPOCH, Driver, granted, interpreted_only, request
 
 MODELS = "ABCDE"
 OUTCOMES = (LeaseOutcome.COMPLETED,) * 6 + (LeaseOutcome.FAILED, LeaseOutcome.RETURNED)
@@ -90,6 +90,7 @@ class Script:
         return sent
 
 
+@interpreted_only
 @pytest.mark.parametrize("seed", range(12))
 def test_it_decides_what_trying_everybody_decides(
     seed: int, monkeypatch: pytest.MonkeyPatch

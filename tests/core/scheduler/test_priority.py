@@ -76,15 +76,16 @@ def test_a_band_gets_its_share_of_the_grants_while_others_wait() -> None:
 
 def test_shares_are_credit_only_while_somebody_waits() -> None:
     shares = Shares(CoreSettings(num_bands=2, band_min_shares=(0.0, 0.5)))
-    shares.granted(0, [True, True])
-    assert shares.owed() is None
-    shares.granted(0, [True, False])
-    shares.granted(0, [True, True])
-    assert shares.owed() is None
-    shares.granted(0, [True, True])
-    assert shares.owed() == 1
-    shares.granted(1, [True, True])
-    assert shares.owed() is None
+    both = [{"A"}, {"B"}]
+    shares.granted(0, both)
+    assert shares.owed is None
+    shares.granted(0, [{"A"}, {}])
+    shares.granted(0, both)
+    assert shares.owed is None
+    shares.granted(0, both)
+    assert shares.owed == 1
+    shares.granted(1, both)
+    assert shares.owed is None
 
 
 def test_a_request_older_than_its_bands_limit_goes_next() -> None:

@@ -6,7 +6,7 @@ from headway.reasons import Reason
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.flow import Order
 from scheduler_svc.core.lazy_heap import LazyHeap
-from scheduler_svc.core.line import Line
+from scheduler_svc.core.line import Crowd, Line
 from scheduler_svc.core.queue import Queue
 from tests.core.scheduler.helpers import Driver, granted, rejection, request
 
@@ -36,48 +36,74 @@ def test_lazy_heap_memory_stays_near_its_content() -> None:
 
 def test_a_line_counts_like_a_sorted_list() -> None:
     rng = random.Random(1)
-    line, members = Line(), dict[int, int]()
+    everybody = [record(number) for number in range(3_000)]
+    line, crowd, members = Line(), Crowd(), dict[int, int]()
     for _ in range(6_000):
         number = rng.randrange(3_000)
         if number in members:
             del members[number]
-            line.remove(number)
+            line.remove(everybody[number])
+            crowd.remove(number)
         else:
             members[number] = rng.randrange(1, 9)
-            line.add(number, members[number])
+            line.add(everybody[number], members[number])
+            crowd.add(number)
         probe = rng.randrange(3_000)
         before = [cost for member, cost in members.items() if member < probe]
         assert line.before(probe) == (len(before), sum(before))
-        assert line.count_before(probe) == len(before)
-    in_order = sorted(members.items())
-    assert list(line.items()) == in_order
-    assert list(line) == sorted(members)
-    assert (len(line), line.cost) == (len(members), sum(members.values()))
-    assert (line.first, line.last) == (in_order[0][0], in_order[-1][0])
-    assert [line.at(index) for index in range(len(line))] == sorted(members)
+        assert crowd.count_before(probe) == len(before)
+        assert len(crowd) == len(line) == len(members)
+    in_order = [everybody[number] for number in sorted(members)]
+    assert list(line.items()) == [(each, members[each.arrival]) for each in in_order]
+    assert list(line) == in_order
+    assert line.cost == sum(members.values())
+    assert (line.first, line.last) == (in_order[0], in_order[-1])
+    assert [line.at(index) for index in range(len(line))] == in_order
     for _ in range(100):
         weight, arrival = rng.choice((1.0, 3.0, 0.7)), rng.randrange(3_000)
-        starts = [(5.5 + line.before(member)[1] / weight, member) for member in line]
+        starts = [(5.5 + line.before(each.arrival)[1] / weight, each.arrival) for each in line]
         start = rng.choice(starts)[0] + rng.choice((0, 0, 0.3))
         expected = sum(each < (start, arrival) for each in starts)
         assert line.starting_before(start, arrival, 5.5, weight) == expected
 
 
+def test_a_line_that_is_emptied_from_either_end_is_as_new() -> None:
+    everybody = [record(number) for number in range(2_000)]
+    for order in (everybody, everybody[::-1]):
+        line, crowd = Line(), Crowd()
+        for each in everybody:
+            line.add(each, 2)
+            crowd.add(each.arrival)
+        left = list(everybody)
+        for each in order:
+            assert (line.first, line.last, len(line)) == (left[0], left[-1], len(left))
+            assert crowd.count_before(5_000) == len(left)
+            line.remove(each)
+            crowd.remove(each.arrival)
+            left.remove(each)
+        assert (len(line), line.cost, len(crowd)) == (0, 0, 0)
+        line.add(everybody[7], 3)
+        assert (line.first, line.cost) == (everybody[7], 3)
+
+
 def test_tenants_stand_by_virtual_time_and_then_by_arrival() -> None:
     rng = random.Random(4)
-    order, expected = Order(), dict[str, tuple[float, int]]()
+    order, lanes = Order(), dict[str, Line]()
     for arrival in range(3_000):
         tenant = str(rng.randrange(40))
-        if tenant in expected and rng.random() < 0.4:
-            order.remove(tenant)
-            del expected[tenant]
+        if tenant in lanes and rng.random() < 0.4:
+            order.remove(lanes.pop(tenant))
         else:
-            expected[tenant] = (rng.choice((0.0, 0.5, 7.25)), arrival)
-            order.set(tenant, *expected[tenant])
-        assert len(order) == len(expected)
-        assert order.first(40) == sorted(expected.values())
-        for tenant, (_, its_arrival) in expected.items():
-            assert order.arrival(tenant) == its_arrival
+            lane = lanes.setdefault(tenant, Line())
+            lane.add(record(arrival), 1)
+            if len(lane) > 1 and rng.random() < 0.5:
+                lane.remove(lane.first)
+            order.set(lane, rng.choice((0.0, 0.5, 7.25)))
+        assert len(order) == len(lanes)
+        expected = sorted(lanes.values(), key=lambda lane: (lane.key, lane.turn))
+        assert all(lane.turn == lane.first.arrival for lane in expected)
+        assert [order.key(at) for at in range(len(order))] == [lane.key for lane in expected]
+        assert [order.oldest(at) for at in range(len(order))] == [lane.first for lane in expected]
 
 
 def test_flow_is_fifo_over_all_tenants() -> None:
