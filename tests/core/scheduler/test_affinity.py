@@ -1,9 +1,19 @@
 """Sessions and prefixes: what is remembered, of whom, how much, and for how long."""
 
+import gc
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scheduler_svc.core.affinity import MAX_HITS, PrefixIndex, Sessions, Tally
+from scheduler_svc.core.affinity import (
+    MAX_HITS,
+    PrefixIndex,
+    Session,
+    Sessions,
+    Stretch,
+    Tally,
+)
+from scheduler_svc.core.fairness import Account, Fairness
 
 
 def sessions(max_sessions: int = 100) -> Sessions:
@@ -81,6 +91,26 @@ def test_tallies_of_executors_that_are_gone_are_gone() -> None:
     known.drop_executor("e1")
     known.served("t", "s", "A", "e2", 1)
     assert known.tally("e1") == Tally()
+
+
+def test_what_is_forgotten_leaves_no_garbage() -> None:
+    """The collector seldom looks at what is old."""
+
+    def num_alive() -> int:
+        return sum(isinstance(each, Session | Stretch | Account) for each in gc.get_objects())
+
+    gc.collect()
+    before = num_alive()
+    known, index, fairness = sessions(max_sessions=3), PrefixIndex(4), Fairness({}, 0, 3)
+    gc.disable()
+    try:
+        for number in range(100):
+            known.served("t", f"s{number}", "A", "e1", 0)
+            index.add("e1", chain(f"{number}", "b"))
+            fairness.charge((0, "A"), f"t{number}", 10)
+        assert num_alive() - before == 3 + 2 + 3
+    finally:
+        gc.enable()
 
 
 # --- prefixes -------------------------------------------------------------------------------
