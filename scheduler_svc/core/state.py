@@ -172,6 +172,12 @@ class State:
         if record.lease is None:
             self.queue.remove(record)
             self.head_changed(request.model)
+        elif record.num_charged_tokens:
+            executor = self.fleet.executors[record.lease.executor_id]
+            if executor.leases.get(record.lease.key) is record.lease:
+                record.lease.debtor = record
+            else:
+                self.settle(record, 0)
         self.decisions[f"finished.{reason or 'OK'}"] += 1
         self.record(self._end_of(record, reason, message))
 
@@ -184,6 +190,9 @@ class State:
             flow = self.queue.flows.get(request.model, {}).get(request.band)
             if flow is not None and flow.rivals(2):
                 self.decide("refund", record, f"{num_charged - num_used_tokens} tokens")
+        model = record.request.model
+        if model in self.fleet.reservations:  # it may be for who was the head before
+            self.head_changed(model)
 
     def requeue(self, record: RequestRecord, why: str) -> None:
         """A leased request goes back to the head of its flow; its execution clock runs on."""
