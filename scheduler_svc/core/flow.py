@@ -129,6 +129,7 @@ class Flow:
         if not len(lane):
             del self._lanes[tenant]
             self._order.remove(tenant)
+            self._fairness.leave(self._name, tenant)
             self._find_head()
         elif key is not None:
             self._rank(tenant, lane, key)
