@@ -49,9 +49,9 @@ class Estimator:
         self._settings = settings
         self._queue = queue
         self._fleet = fleet
-        # oldest first; at most max_known_models
+        # of known models only
         self._meters: dict[str, Meter] = {}
-        # model -> (measured at, rate of its pool); at most max_known_models
+        # known model -> (measured at, rate of its pool)
         self._door_rates: dict[str, tuple[int, float]] = {}
         # of all models together
         self._all = Meter()
@@ -98,6 +98,11 @@ class Estimator:
         """An executor gave a lease's slots back; ``num_tokens`` were generated, all samples."""
         self._meter(model).ended(lease, num_tokens, now_ms)
         self._all.ended(lease, num_tokens, now_ms)
+
+    def forget(self, model: str) -> None:
+        """A model is not known any more; nobody waits for it."""
+        self._meters.pop(model, None)
+        self._door_rates.pop(model, None)
 
     # --- questions ----------------------------------------------------------------------
 
@@ -219,8 +224,6 @@ class Estimator:
         lease. For the door, where every request asks: measured anew after a while only."""
         known = self._door_rates.get(model)
         if known is None or now_ms - known[0] >= _DOOR_RATE_MS:
-            if len(self._door_rates) >= self._settings.max_known_models:
-                self._door_rates.clear()
             known = self._door_rates[model] = (now_ms, self._door_rate(model))
         return round((position + 1) / known[1]) if known[1] else None
 
@@ -276,8 +279,6 @@ class Estimator:
     def _meter(self, model: str) -> Meter:
         meter = self._meters.get(model)
         if meter is None:
-            if len(self._meters) >= self._settings.max_known_models:
-                del self._meters[next(iter(self._meters))]
             meter = self._meters[model] = Meter()
         return meter
 

@@ -52,7 +52,7 @@ class State:
         self.num_live_by_model: Counter[str] = Counter()
         # leases in the books of executors; only of models that have some
         self.num_leased_by_model: Counter[str] = Counter()
-        # ever offered, oldest first; at most max_known_models
+        # ever offered, oldest first; at most max_known_models unless more are offered or live
         self.known_models: dict[str, None] = {}
         self.queue = Queue(settings)
         self.fleet = Fleet(self.queue.num_by_model)
@@ -264,15 +264,26 @@ class State:
             self.known_models.pop(model, None)
             self.known_models[model] = None
             self.totals.moved(model, model in self.fleet.homes, self.now_ms)
-        while len(self.known_models) > self.settings.max_known_models:
-            model = next(iter(self.known_models))
+        self._forget_models()
+
+    def _forget_models(self) -> None:
+        """Make room, oldest first, of models that nobody offers and nobody waits for or runs."""
+        excess = len(self.known_models) - self.settings.max_known_models
+        if excess <= 0:
+            return
+        idle = [
+            model
+            for model in self.known_models
+            if not self.fleet.offer(model).groups and not self.num_live_by_model[model]
+        ]
+        for model in idle[:excess]:
             del self.known_models[model]
-            if not self.num_live_by_model[model]:
-                self.totals.forget(model)
+            self.totals.forget(model)
+            self.estimator.forget(model)
 
     def _note_moved(self) -> None:
         """Models got a first home or lost their last one."""
-        for model in self.fleet.moved:
+        for model in self.fleet.moved & self.known_models.keys():
             self.totals.moved(model, model in self.fleet.homes, self.now_ms)
         self.fleet.moved.clear()
 
