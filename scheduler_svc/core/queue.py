@@ -126,6 +126,11 @@ class Queue:
         num_waiting = self.num_by_model.get(model, 0)
         return num_waiting * now_ms - self.accepted_ms_by_model.get(model, 0)
 
+    def oldest_ms(self, model: str) -> int:
+        """When the oldest request of a model that waits was accepted; that need not be its head."""
+        flows = self.flows[model].values()
+        return self._waiting[min(flow.everybody.first for flow in flows)].accepted_ms
+
     def at(self, arrival: int) -> RequestRecord:
         """Who came then, and waits."""
         return self._waiting[arrival]

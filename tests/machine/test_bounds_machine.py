@@ -8,7 +8,8 @@ MODEL_MS: so long may a model whose requests wait go without a grant, from when 
 came, or from its last grant.
 
     W  until it counts as of the first band, where age decides: the largest of ``band_max_wait_ms``
-    E  and then until it may drain a last home: ``aging_equalization_ms``
+    E  and until it may drain a last home: twice ``aging_equalization_ms``, because its head may
+       always be somebody who just came
     R  turns of the models, one after another on one executor. A turn is D + X + L: the dwell after
        a forced switch, ``load / switch_time_share``; what the leases there still need, at most
        the longest one; the load. Each other model may be placeless for longer, so it goes first;
@@ -92,7 +93,7 @@ NUM_WAITING = SETTINGS.max_queued_requests
 _TURN_MS = round(LOAD_MS / SETTINGS.switch_time_share) + LEASE_MS + LOAD_MS
 MODEL_MS = (
     max(SETTINGS.band_max_wait_ms)
-    + SETTINGS.aging_equalization_ms
+    + 2 * SETTINGS.aging_equalization_ms
     + (len(MODELS) + NUM_BANDS) * _TURN_MS
     + NUM_WAITING * LEASE_MS
 )
