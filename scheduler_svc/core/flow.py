@@ -150,6 +150,10 @@ class Flow:
         (first, _), *others = self._order.first(num + 1)
         return [arrival for key, arrival in others if self._fairness.may_jump(key, first)]
 
+    def competes(self, tenant: str) -> bool:
+        """Whether a tenant waits in this flow beside others, so that its virtual time matters."""
+        return tenant in self._lanes and len(self._lanes) > 1
+
     def place(self, record: RequestRecord) -> Place:
         """Where a request stands."""
         arrival = record.arrival

@@ -188,7 +188,7 @@ class State:
         if self.settings.has_decision_log and num_used_tokens < num_charged:
             request = record.request
             flow = self.queue.flows.get(request.model, {}).get(request.band)
-            if flow is not None and flow.rivals(2):
+            if flow is not None and flow.competes(request.tenant):
                 self.decide("refund", record, f"{num_charged - num_used_tokens} tokens")
         model = record.request.model
         if model in self.fleet.reservations:  # it may be for who was the head before

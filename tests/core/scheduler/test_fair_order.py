@@ -111,6 +111,20 @@ def test_positions_count_down_to_the_grant_without_rising() -> None:
                 before[name] = position
 
 
+def test_a_refund_is_logged_however_far_behind_the_tenants_are_that_it_reorders() -> None:
+    """Their positions rise, and the decision log has to say why."""
+    driver = Driver(has_decision_log=True, locality_quantum_tokens=0)
+    driver.attach(num_slots=4)
+    for name in ("b0", "b1", "c0", "x0", "b2", "c1", "x1"):
+        tokens = 1 if name.startswith("x") else 30 if name.startswith("c") else 20
+        driver.submit(name, tenant=name[0], max_tokens=tokens)
+    order = [driver.status(name).position for name in ("x1", "c1", "b2")]
+    assert order == [0, 1, 2]
+    ended = LeaseEnded("e1", 1, "b0", EPOCH, 1, LeaseOutcome.COMPLETED, num_generated_tokens=0)
+    kinds = [decision.kind for decision in driver.core.handle(ended, driver.now_ms).decisions]
+    assert "refund" in kinds
+
+
 def two_tenants(quantum: int) -> Driver:
     """b's session was served on e1; now a0 is first and b0 of that session second."""
     driver = Driver(locality_quantum_tokens=quantum)
