@@ -80,7 +80,7 @@ bench-relay: $(VENV)/.ready ## tokens/s and CPU per token through scheduler and 
 bench-core: $(VENV)/.ready ## decisions/s of the scheduler's core at 1,000 to 1,000,000 waiting requests, interpreted and compiled
 	@$(BIN)/python -m bench.core --compiled
 
-bench-eta: $(VENV)/.ready ## estimates against real waits: scheduler, mock executors and clients for two minutes
+bench-eta: $(VENV)/.ready ## estimates against real waits: scheduler, mock executors and clients for four minutes
 	@$(BIN)/python -m bench.eta
 
 bench-gateway: $(VENV)/.ready $(PEERS_VENV)/.ready ## what the gateway adds, beside LiteLLM, sglang-router and LitServe

@@ -1,11 +1,13 @@
 """Estimates against the truth, live: scheduler, mock executors, clients that ask where they are.
 
-A minute of the simulator's synthetic arrivals (bench/sim/workload.py) over four models on two
+Three minutes of the simulator's synthetic arrivals (bench/sim/workload.py) over four models on two
 executors that hold one model each and take two seconds to load another. Every request is submitted
 as a future; what its answer says of its wait is compared with its time until the first grant, by
-the same formulas as in the simulator. While it waits it asks for its position once a second, and
-each rise must have a cause in the scheduler's decision log. Ends with one line of JSON, and with
-exit status 1 if a rise has none. The clients say their exact output length as max_tokens.
+the same formulas as in the simulator, for those that came in the first minute, in which everything
+is still to be learned, and for the others. Beside them stands what the simulator makes of the same
+jobs. While a request waits it asks for its position once a second, and each rise must have a cause
+in the scheduler's decision log. Ends with one line of JSON, and with exit status 1 if a rise has
+none. The clients say their exact output length as max_tokens.
 """
 
 import argparse
@@ -14,15 +16,19 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import uvloop
 from google.protobuf.duration_pb2 import Duration
 
+from bench.sim.compare import SAMPLE_MS
 from bench.sim.costs import PROFILES
 from bench.sim.journal import CAUSES, OF_ONE_MODEL, UNEXPLAINED, Record
-from bench.sim.metrics import eta
+from bench.sim.metrics import Figures, eta
+from bench.sim.policy import make_policy
 from bench.sim.workload import Fleet, Job, draw, model_names
+from bench.sim.world import World
 from bench.stack import Process, Stack
 from headway.server import connect
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
@@ -30,6 +36,7 @@ from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 FLEET = Fleet(num_executors=2, num_slots=4, max_models=1, load_time_ms=2_000)
 NUM_MODELS = 4
 POLL_S = 1.0
+COLD_S = 60
 _WAITING = generation_pb2.QueueStatus.STATE_WAITING
 
 Stub = scheduler_pb2_grpc.SchedulerServiceStub
@@ -129,7 +136,8 @@ async def measure(stack: Stack, load: float, seconds: int, seed: int) -> dict[st
     return {
         "num_requests": len(jobs),
         "mean_wait_s": round(sum(waits) / len(waits) / 1000, 3),
-        "eta": eta(records),
+        "live": _cold_and_warm(records),
+        "simulated": _cold_and_warm(_simulated(jobs)),
         "num_positions": rises.num_positions,
         "num_rises": sum(causes.values()),
         "num_unexplained_rises": causes[UNEXPLAINED],
@@ -137,11 +145,27 @@ async def measure(stack: Stack, load: float, seconds: int, seed: int) -> dict[st
     }
 
 
+def _cold_and_warm(records: Iterable[Record]) -> dict[str, Figures | None]:
+    """Those that came while everything was still to be learned, and the others."""
+    parts: dict[str, list[Record]] = {"cold": [], "warm": []}
+    for record in records:
+        parts["cold" if record.job.due_ms < COLD_S * 1000 else "warm"].append(record)
+    return {name: eta(part) for name, part in parts.items()}
+
+
+def _simulated(jobs: list[Job]) -> list[Record]:
+    """The same jobs in the simulator."""
+    policy, costs = make_policy("headway"), PROFILES[FLEET.costs_name]
+    models = model_names(NUM_MODELS)
+    world = World(policy, FLEET, costs, models, jobs, sample_ms=SAMPLE_MS)
+    return list(world.run().records.values())
+
+
 def main() -> int:
     """0 if every rise of a position was explained."""
     parser = argparse.ArgumentParser(prog="python -m bench.eta", description=__doc__)
     parser.add_argument("--load", type=int, default=70, help="percent of the slot time")
-    parser.add_argument("--seconds", type=int, default=60, help="length of the arrivals")
+    parser.add_argument("--seconds", type=int, default=180, help="length of the arrivals")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     executor = {

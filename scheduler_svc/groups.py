@@ -38,6 +38,8 @@ class Groups:
         self._waiters: dict[Group, list[Callable[[], None]]] = {}
         # when each was last asked for, in that order; at most max_groups
         self._asked_ms: OrderedDict[Group, int] = OrderedDict()
+        # the same of the one that was forgotten last: no forgotten one was asked for later
+        self._forgotten_ms = 0
 
     def __len__(self) -> int:
         return len(self._logs)
@@ -62,7 +64,7 @@ class Groups:
         self._asked_ms[group] = now_ms
         self._asked_ms.move_to_end(group)
         if len(self._asked_ms) > self._max_groups:
-            self._asked_ms.popitem(last=False)
+            _, self._forgotten_ms = self._asked_ms.popitem(last=False)
         if cursor > self._last:  # of an earlier start, and the clock was set back since
             cursor = 0
         news: list[_End] = []
@@ -75,8 +77,12 @@ class Groups:
         return [end.finished for end in news], news[-1].number if news else cursor
 
     def asked_ms(self, group: Group, now_ms: int) -> int:
-        """When somebody last asked for the group; 0: not that we know."""
-        return now_ms if group in self._waiters else self._asked_ms.get(group, 0)
+        """When somebody last asked for the group, at the latest; 0: never, or it has no name."""
+        if not group[1]:
+            return 0
+        if group in self._waiters:
+            return now_ms
+        return self._asked_ms.get(group, self._forgotten_ms)
 
     def watch(self, group: Group, wake: Callable[[], None]) -> None:
         """Have it called once, at the next end."""

@@ -332,7 +332,10 @@ class SchedulerSettings(Settings):
         2, ge=1, le=1_000, description="What a generated token costs a tenant, in prompt tokens."
     )
     max_fair_accounts: int = Field(
-        100_000, ge=1, le=100_000_000, description="Tenants remembered, for each band and model."
+        100_000,
+        ge=1,
+        le=100_000_000,
+        description="Tenants remembered for each band and model; who waits or runs always is.",
     )
 
     # --- core: models on executors

@@ -14,6 +14,7 @@ model ignores the wait for the running step). No model has a KV budget or a pref
 """
 
 from collections import deque
+from collections.abc import Callable
 from heapq import heappop, heappush
 from math import ceil, inf
 from typing import Protocol
@@ -63,6 +64,17 @@ class SlotEngine:
         self._heap = [entry for entry in self._heap if entry[1] != key]
         self._heap.sort()
         return max(0, int((now - prefilled) / self._token_ms))
+
+    def redraw(self, draw: Callable[[str, int], int], now: float) -> dict[str, int]:
+        """Give every lease another length: ``draw`` is told how much it has generated."""
+        lengths = {}
+        for key, (prefilled, _) in self._leases.items():
+            num_so_far = max(0, int((now - prefilled) / self._token_ms))
+            lengths[key] = max(num_so_far + 1, draw(key, num_so_far))
+            self._leases[key] = prefilled, prefilled + lengths[key] * self._token_ms
+        firsts = [entry for entry in self._heap if not entry[2]]
+        self._heap = sorted(firsts + [(end, key, True) for key, (_, end) in self._leases.items()])
+        return lengths
 
     def advance(self, now: float) -> list[Happening]:
         happened = []

@@ -11,9 +11,10 @@ the device than max_models.
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from bench.sim.costs import Costs
-from bench.sim.engines import ENGINES, Engine, whole_ms
+from bench.sim.engines import ENGINES, Engine, SlotEngine, whole_ms
 from bench.sim.work import HeldWork, Work
 from bench.sim.workload import Fleet
 from scheduler_svc.core.messages import (
@@ -137,6 +138,13 @@ class Executor:
                 self._say_first_token(lease)
         if self._load_ends_ms is not None and now_ms >= self._load_ends_ms:
             self._loaded(now_ms)
+
+    def redraw(self, draw: Callable[[str, int], int], now_ms: int) -> None:
+        """Give what runs other lengths, as ``SlotEngine.redraw`` does; for its engine only."""
+        assert isinstance(self._engine, SlotEngine)
+        for request_id, length in self._engine.redraw(draw, now_ms - self._stalled_ms).items():
+            lease = self._leases[request_id]
+            lease.work = replace(lease.work, num_output_tokens=length)
 
     def obey(self, actions: list[Action], now_ms: int, work_of: Callable[[str], Work]) -> None:
         """Orders arrived, all of one session and one decision."""

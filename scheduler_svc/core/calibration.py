@@ -12,10 +12,12 @@ from math import exp, log
 # a new estimate is kept at most so often; waiting ones are at most so many
 _EVERY_MS = 200
 _MAX_SAMPLES = 1_000
-# part of the error that one sample corrects, the most that it counts, and the factors' bounds
-_GAIN = 0.06
+# part of the error that one sample corrects: 1 / _FIRST of the first one, less of each later one
+# until this much; the most that an error counts, and the factors' bounds
+_GAIN, _FIRST = 0.02, 8
 _MOST = 1.0
 _LEAST_FACTOR, _LARGEST_FACTOR = 0.1, 10.0
+_NOTHING_YET = (1.0, 0)
 
 # (situation, distance): what an estimate was made of
 Kind = tuple[str, int]
@@ -37,14 +39,15 @@ class Calibration:
     """The factors, and the estimates whose truth is still to come."""
 
     def __init__(self) -> None:
-        self._factors: dict[Kind, float] = {}
+        # kind -> factor, and how many truths it was learned from
+        self._factors: dict[Kind, tuple[float, int]] = {}
         # arrival -> what was said of it, oldest first; at most _MAX_SAMPLES
         self._samples: dict[int, _Sample] = {}
         self._next_ms = 0
 
     def corrected(self, kind: Kind, raw_ms: float) -> int:
         """The estimate to give."""
-        return round(raw_ms * self._factors.get(kind, 1.0))
+        return round(raw_ms * self._factors.get(kind, _NOTHING_YET)[0])
 
     def wants_sample(self, now_ms: int) -> bool:
         """Whether it is time to keep one."""
@@ -62,7 +65,7 @@ class Calibration:
         sample = self._samples.pop(arrival, None)
         if sample is None or now_ms <= sample.since_ms:
             return
-        factor = self._factors.get(sample.kind, 1.0)
+        factor, num = self._factors.get(sample.kind, _NOTHING_YET)
         error = log((now_ms - sample.since_ms) / max(1.0, factor * sample.raw_ms))
-        factor *= exp(_GAIN * max(-_MOST, min(_MOST, error)))
-        self._factors[sample.kind] = max(_LEAST_FACTOR, min(_LARGEST_FACTOR, factor))
+        factor *= exp(max(_GAIN, 1 / (num + _FIRST)) * max(-_MOST, min(_MOST, error)))
+        self._factors[sample.kind] = max(_LEAST_FACTOR, min(_LARGEST_FACTOR, factor)), num + 1

@@ -103,6 +103,8 @@ class Lease:
     num_slots: int
     granted_ms: int
     state: LeaseState = LeaseState.HELD
+    # its request, if that ended first: its tenant pays when the lease ends
+    debtor: "RequestRecord | None" = None
 
 
 @dataclass(slots=True, eq=False)

@@ -69,7 +69,7 @@ class Drain:
         self._state = state
         self._head = head
         self._rank = rank
-        self._aged_ms = head.accepted_ms + state.settings.aging_equalization_ms
+        self._aged_ms = _aged_ms(state, head)
         # when looking again may find one that time alone makes
         self.retry_ms: int | None = None
 
@@ -142,6 +142,14 @@ class Drain:
             self.retry_ms = at_ms
 
 
+def _aged_ms(state: State, head: RequestRecord) -> int:
+    """When those who wait for a model have aged past the bonus: its head has, or its oldest request
+    twice over. For the head may always be somebody who just came and soon gives up."""
+    aging_ms = state.settings.aging_equalization_ms
+    oldest_ms = state.queue.oldest_ms(head.request.model)
+    return min(head.accepted_ms + aging_ms, oldest_ms + 2 * aging_ms)
+
+
 def is_last_home(state: State, executor: ExecutorRecord) -> bool:
     """Whether some model at work there, or on another executor that drains, has no other usable
     home."""
@@ -173,7 +181,7 @@ def review(state: State) -> None:
             head = state.queue.head(reservation.model)
             if head is None or not is_last_home(state, executor):
                 continue
-            if state.now_ms >= head.accepted_ms + state.settings.aging_equalization_ms:
+            if state.now_ms >= _aged_ms(state, head):
                 reservation.why = Why.TIME_SLICE
             else:
                 state.end_reservation(reservation.model, "last home")

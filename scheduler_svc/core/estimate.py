@@ -13,8 +13,8 @@ tenant that had less service, a cache), "refund" (a tenant used less than it was
 "requeue", and what changes homes: "load", "resident", "reserve", "release".
 
 ETA: a model's slots each take one of its requests every mean slot time of its leases, those that
-are loading join when they come, and a model without a place waits for one first: as long as such
-waits were measured (meters.py), less what has passed. What that leaves out, tenants that overtake
+are loading join when they come, and a model without a place waits for one first: until it is its
+turn and an executor runs out of work (outlook.py). What that leaves out, tenants that overtake
 and models that come and go, is a learned factor for each kind of estimate (calibration.py). A
 model that was never measured borrows the mean of all; with none, or without a serving executor,
 nothing is known and nothing is claimed.
@@ -30,12 +30,9 @@ from scheduler_svc.core.domain import CoreSettings, Lease, RequestRecord
 from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.messages import Request, RequestStatus
 from scheduler_svc.core.meters import Meter
+from scheduler_svc.core.outlook import Outlook
 from scheduler_svc.core.queue import Queue
 
-# what other models' waits for a place weigh, in a model's own ones; what is left of one at least
-_OTHERS = 2.0
-_LEAST_LEFT = 0.25
-_NOTHING = Meter()
 # a rate at the door is at most so old
 _DOOR_RATE_MS = 100
 # "surely": this many times the mean time for a token, and for a lease to begin
@@ -49,13 +46,14 @@ class Estimator:
         self._settings = settings
         self._queue = queue
         self._fleet = fleet
-        # oldest first; at most max_known_models
+        # of known models only
         self._meters: dict[str, Meter] = {}
-        # model -> (measured at, rate of its pool); at most max_known_models
+        # known model -> (measured at, rate of its pool)
         self._door_rates: dict[str, tuple[int, float]] = {}
         # of all models together
         self._all = Meter()
         self._calibration = Calibration()
+        self._outlook = Outlook(queue, fleet, self._some_slot_ms, self._due_ms)
 
     # --- events -------------------------------------------------------------------------
 
@@ -82,13 +80,9 @@ class Estimator:
         if meter is not None:
             meter.since_ms = meter.placeless_since_ms = None
 
-    def placed(self, model: str, now_ms: int) -> None:
-        """A load of the model began; counts if it had to wait for a place at all."""
-        meter = self._meter(model)
-        since_ms, meter.placeless_since_ms = meter.placeless_since_ms, None
-        if since_ms is not None and since_ms < now_ms:
-            meter.placed(now_ms - since_ms)
-            self._all.placed(now_ms - since_ms)
+    def placed(self, model: str) -> None:
+        """A load of the model began: it has a place."""
+        self._meter(model).placeless_since_ms = None
 
     def granted(self, record: RequestRecord, now_ms: int) -> None:
         """A request was granted."""
@@ -99,6 +93,11 @@ class Estimator:
         """An executor gave a lease's slots back; ``num_tokens`` were generated, all samples."""
         self._meter(model).ended(lease, num_tokens, now_ms)
         self._all.ended(lease, num_tokens, now_ms)
+
+    def forget(self, model: str) -> None:
+        """A model is not known any more; nobody waits for it."""
+        self._meters.pop(model, None)
+        self._door_rates.pop(model, None)
 
     # --- questions ----------------------------------------------------------------------
 
@@ -206,20 +205,12 @@ class Estimator:
         num_slots = fleet.pool(model).num_largest
         if not num_slots:
             return "none", 0, []
-        return "none", 0, [(self._placeless_ms(model, now_ms) + load_ms, num_slots)]
+        return "none", 0, [(self._outlook.place_in_ms(model, now_ms) + load_ms, num_slots)]
 
-    def _placeless_ms(self, model: str, now_ms: int) -> float:
-        """How long a model goes on without a place: as long as it was measured, less what passed,
-        but a part of it always; E where nothing was."""
-        meter, others = self._meters.get(model, _NOTHING), self._all
-        num = meter.num_places + _OTHERS * min(1.0, others.num_places)
-        mean_ms = float(self._settings.aging_equalization_ms)
-        if num:
-            all_ms = others.placeless_ms / others.num_places
-            mean_ms = (meter.placeless_ms + _OTHERS * all_ms) / num
-        since_ms = meter.placeless_since_ms
-        passed_ms = 0 if since_ms is None else now_ms - since_ms
-        return max(mean_ms - passed_ms, mean_ms * _LEAST_LEFT)
+    def _due_ms(self, model: str, now_ms: int) -> int:
+        """For how long a model waits for a place, if its turn comes by that; else 0."""
+        placeless_ms = self.placeless_ms(model, now_ms)
+        return placeless_ms if placeless_ms >= self._settings.aging_equalization_ms else 0
 
     def measured_wait_ms(self, model: str, position: int, now_ms: int) -> int | None:
         """The same without what a cold model adds, from a measured rate only, and the better one
@@ -227,8 +218,6 @@ class Estimator:
         lease. For the door, where every request asks: measured anew after a while only."""
         known = self._door_rates.get(model)
         if known is None or now_ms - known[0] >= _DOOR_RATE_MS:
-            if len(self._door_rates) >= self._settings.max_known_models:
-                self._door_rates.clear()
             known = self._door_rates[model] = (now_ms, self._door_rate(model))
         return round((position + 1) / known[1]) if known[1] else None
 
@@ -244,6 +233,9 @@ class Estimator:
         if meter is None or not meter.num_leases:
             meter = self._all
         return meter.slot_ms / meter.num_leases if meter.num_leases else None
+
+    def _some_slot_ms(self, model: str) -> float:
+        return self._mean_slot_ms(model) or 0.0
 
     def _rate(self, model: str) -> tuple[float, float | None]:
         """(grants in a millisecond, mean slot-milliseconds of a lease) of a model's pool."""
@@ -284,8 +276,6 @@ class Estimator:
     def _meter(self, model: str) -> Meter:
         meter = self._meters.get(model)
         if meter is None:
-            if len(self._meters) >= self._settings.max_known_models:
-                del self._meters[next(iter(self._meters))]
             meter = self._meters[model] = Meter()
         return meter
 

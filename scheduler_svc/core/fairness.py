@@ -15,13 +15,17 @@ would wait for all the tokens that others never use.
 Quantum: a pick that saves work (warm model, shared prefix) may pass the first tenant if its key is
 at most quantum_tokens larger (``may_jump``).
 
+Memory: the account of a tenant that waits, or whose requests run, is in use: its flow is sorted by
+it, and what was charged must find it again. Such accounts are as many as live requests at most;
+idle ones make room for others beyond ``max_tenants``, the longest idle first.
+
 Bound: let L be the largest request / the smaller weight, and C what the ends of one tenant's
 running requests can take off its account at most (charged - used, / weight). Then the keys of two
 tenants that always wait never differ by more than Q + L + C. With one running request for each
 tenant, or with exact estimates, C <= L and this is Q + 2 L.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from scheduler_svc.core.recency import Link, Recency
 
@@ -31,7 +35,7 @@ FlowName = tuple[int, str]  # (band, model)
 class Account(Link):
     """What one tenant got in one flow."""
 
-    __slots__ = ("flow", "num_open_tokens", "served", "tenant", "weight")
+    __slots__ = ("flow", "is_waiting", "num_open_tokens", "served", "tenant", "weight")
 
     def __init__(self, flow: FlowName, tenant: str, weight: float, served: float) -> None:
         super().__init__()
@@ -42,6 +46,8 @@ class Account(Link):
         self.served = served
         # charged for running requests and not yet corrected; never below 0
         self.num_open_tokens = 0
+        # between a lift and the next ``leave``
+        self.is_waiting = False
 
     @property
     def key(self) -> float:
@@ -61,11 +67,7 @@ class Ledger:
 
 
 class Fairness:
-    """The accounts of all flows. Every operation is O(1).
-
-    At most ``max_tenants`` accounts are kept, over all flows; the one longest without a lift or a
-    charge is forgotten first and starts again at its flow's level.
-    """
+    """The accounts of all flows. Every operation is O(1)."""
 
     def __init__(self, weights: Mapping[str, float], quantum_tokens: int, max_tenants: int) -> None:
         assert all(weight > 0 for weight in weights.values())
@@ -76,9 +78,10 @@ class Fairness:
         self._quantum_tokens = quantum_tokens
         self._max_tenants = max_tenants
         self._ledgers: dict[FlowName, Ledger] = {}
-        # all accounts, at most max_tenants
-        self._recency = Recency()
+        # at most max_tenants, unless more are in use
         self._num_accounts = 0
+        # of tenants that neither wait nor have something charged
+        self._idle = Recency()
 
     def __len__(self) -> int:
         return self._num_accounts
@@ -86,17 +89,25 @@ class Fairness:
     def lift(self, flow: FlowName, tenant: str) -> float:
         """A tenant that had nobody waiting in the flow has now. Gives its key."""
         ledger = self._ledger(flow)
-        account = self._touch(ledger, flow, tenant)
+        account = self._use(ledger, flow, tenant)
+        account.is_waiting = True
         if account.served < ledger.level:
             account.served = ledger.level
         return account.key
 
+    def leave(self, flow: FlowName, tenant: str) -> None:
+        """A tenant that was lifted has nobody waiting in the flow any more."""
+        account = self._ledgers[flow].accounts[tenant]
+        account.is_waiting = False
+        if not account.num_open_tokens:
+            self._rest(account)
+
     def charge(self, flow: FlowName, tenant: str, tokens: int) -> float:
-        """A request was granted; ``tokens`` is the most that it is expected to use. Gives the new
-        key."""
-        assert tokens >= 0
+        """A request was granted; ``tokens``, at least 1, is the most that it is expected to use.
+        Gives the new key."""
+        assert tokens > 0
         ledger = self._ledger(flow)
-        account = self._touch(ledger, flow, tenant)
+        account = self._use(ledger, flow, tenant)
         if account.served > ledger.level:
             ledger.level = account.served
         account.num_open_tokens += tokens
@@ -109,28 +120,50 @@ class Fairness:
         Progress of n tokens: (n, n). End: (what is left of the charge, used since the last
         progress). Given back without result: (what is left, 0).
         """
-        assert charged_tokens >= 0
+        account = self._ledgers[flow].accounts[tenant]
+        assert 0 <= charged_tokens <= account.num_open_tokens
         assert used_tokens >= 0
-        ledger = self._ledgers.get(flow)
-        account = None if ledger is None else ledger.accounts.get(tenant)
-        if account is None:  # forgotten since it was charged
-            return 0.0 if ledger is None else ledger.level
-        num_open = account.num_open_tokens - charged_tokens
-        account.num_open_tokens = num_open if num_open > 0 else 0
+        account.num_open_tokens -= charged_tokens
         account.served += used_tokens / account.weight
+        if not account.num_open_tokens and not account.is_waiting:
+            self._rest(account)
         return account.key
 
     def key(self, flow: FlowName, tenant: str) -> float:
-        """Virtual time: the waiting tenant with the smallest is next; ties go by arrival."""
+        """Virtual time: the waiting tenant with the smallest is next; ties go by arrival. Of one
+        that does not wait, with what it would be lifted by if it did."""
         ledger = self._ledgers.get(flow)
         if ledger is None:
             return 0.0
         account = ledger.accounts.get(tenant)
-        return ledger.level if account is None else account.key
+        if account is None:
+            return ledger.level
+        if account.is_waiting:
+            return account.key
+        return max(ledger.level, account.served) + account.num_open_tokens / account.weight
 
     def may_jump(self, key: float, first: float) -> bool:
         """Whether a pick that saves work, of a tenant with this key, may pass the first one's."""
         return key - first <= self._quantum_tokens
+
+    def check(
+        self, open_tokens: Mapping[tuple[FlowName, str], int], waiting: Set[tuple[FlowName, str]]
+    ) -> None:
+        """Assert that the accounts in use are these, what runs at its charge; for tests."""
+        accounts = {
+            (flow, tenant): account
+            for flow, ledger in self._ledgers.items()
+            for tenant, account in ledger.accounts.items()
+        }
+        assert {name for name, a in accounts.items() if a.is_waiting} == waiting
+        assert {n: a.num_open_tokens for n, a in accounts.items() if a.num_open_tokens} == dict(
+            open_tokens
+        )
+        idle = {(a.flow, a.tenant) for a in self._idle.all() if isinstance(a, Account)}
+        assert idle == accounts.keys() - waiting - open_tokens.keys()
+        assert len(self) == len(accounts)
+        assert not idle or len(self) <= self._max_tenants
+        assert all(ledger.accounts for ledger in self._ledgers.values())
 
     def _ledger(self, flow: FlowName) -> Ledger:
         ledger = self._ledgers.get(flow)
@@ -138,23 +171,31 @@ class Fairness:
             ledger = self._ledgers[flow] = Ledger()
         return ledger
 
-    def _touch(self, ledger: Ledger, flow: FlowName, tenant: str) -> Account:
+    def _use(self, ledger: Ledger, flow: FlowName, tenant: str) -> Account:
+        """The account, old or new, which is not idle any more."""
         account = ledger.accounts.get(tenant)
         if account is None:
             weight = self._weights.get(tenant, 1.0)
             account = ledger.accounts[tenant] = Account(flow, tenant, weight, ledger.level)
             self._num_accounts += 1
-        self._recency.used(account)
-        if self._num_accounts > self._max_tenants:
-            self._forget_oldest()
+            self._forget_idle()
+        elif account.older is not None:
+            self._idle.remove(account)
         return account
 
-    def _forget_oldest(self) -> None:
-        account = self._recency.oldest
-        assert isinstance(account, Account)
-        self._recency.remove(account)
-        self._num_accounts -= 1
-        ledger = self._ledgers[account.flow]
-        del ledger.accounts[account.tenant]
-        if not ledger.accounts:
-            del self._ledgers[account.flow]
+    def _rest(self, account: Account) -> None:
+        """The account is not in use any more."""
+        self._idle.used(account)
+        self._forget_idle()
+
+    def _forget_idle(self) -> None:
+        while self._num_accounts > self._max_tenants:
+            account = self._idle.oldest
+            if not isinstance(account, Account):
+                return  # all are in use
+            self._idle.remove(account)
+            self._num_accounts -= 1
+            ledger = self._ledgers[account.flow]
+            del ledger.accounts[account.tenant]
+            if not ledger.accounts:
+                del self._ledgers[account.flow]

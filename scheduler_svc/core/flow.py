@@ -103,6 +103,9 @@ class Flow:
         # who goes next, and when it came; None while nobody waits
         self.first: RequestRecord | None = None
         self.head = 0
+        # the arrival that was last found to be the smallest, and when it was accepted
+        self._oldest = -1
+        self._oldest_ms = 0
 
     def __contains__(self, record: RequestRecord) -> bool:
         line = self._returned if record.is_returned else self._lanes.get(record.request.tenant)
@@ -141,6 +144,7 @@ class Flow:
         if not len(lane):
             del self._lanes[tenant]
             self._order.remove(lane)
+            self._fairness.leave(self.name, tenant)
             self._find_head()
         elif key is not None:
             self._rank(lane, key)
@@ -164,6 +168,19 @@ class Flow:
             if self._fairness.may_jump(order.key(at), first):
                 found.append(order.oldest(at))
         return found
+
+    def oldest_ms(self) -> int:
+        """When the oldest request was accepted, which need not be the head; somebody must wait."""
+        arrival = self.everybody.first
+        if self._oldest != arrival:
+            lines = [self._returned, *self._lanes.values()]
+            [oldest] = [x.first for x in lines if len(x) and x.first.arrival == arrival]
+            self._oldest, self._oldest_ms = arrival, oldest.accepted_ms
+        return self._oldest_ms
+
+    def competes(self, tenant: str) -> bool:
+        """Whether a tenant waits in this flow beside others, so that its virtual time matters."""
+        return tenant in self._lanes and len(self._lanes) > 1
 
     def place(self, record: RequestRecord) -> Place:
         """Where a request stands."""

@@ -62,11 +62,31 @@ def _check_queue(state: State) -> None:
     assert state.queue.num_tokens == sum(record.request.num_tokens for record in waiting)
     assert state.queue.num_bytes == sum(record.request.num_bytes for record in waiting)
     assert state.queue.num_by_model == Counter(record.request.model for record in waiting)
+    _check_accounts(state)
     for band, flows in enumerate(state.queue.bands):
         for model, flow in flows.items():
             its = [r for r in in_order if (r.request.band, r.request.model) == (band, model)]
             assert state.queue.head_of(band, model) is its[0]
             assert [flow.place(record).num_before for record in its] == list(range(len(its)))
+
+
+def _check_accounts(state: State) -> None:
+    """Fairness remembers who waits and what runs, and of the others as many as it may."""
+    queue = state.queue
+    open_tokens: Counter[tuple[tuple[int, str], str]] = Counter()
+    waiting = set()
+    leases = [
+        lease for executor in state.fleet.executors.values() for lease in executor.leases.values()
+    ]
+    debtors = [lease.debtor for lease in leases if lease.debtor is not None]
+    for record in [*state.requests, *debtors]:
+        request = record.request
+        name = ((request.band, request.model), request.tenant)
+        if record.num_charged_tokens:
+            open_tokens[name] += record.num_charged_tokens
+        elif not record.is_returned:
+            waiting.add(name)
+    queue.fairness.check(open_tokens, waiting)
 
 
 def _check_executors(state: State) -> None:
@@ -110,6 +130,9 @@ def _check_models(state: State) -> None:
                 and executor.loading.model == model
             )
             assert (executor.executor_id in fleet.loading.get(model, {})) is is_loading
+        assert executor.offered_models <= state.known_models.keys()
+    assert state.num_live_by_model.keys() <= state.known_models.keys()
+    assert state.totals.models.keys() == state.known_models.keys()
     assert all(fleet.homes.values())
     assert all(fleet.loading.values())
 

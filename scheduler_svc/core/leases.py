@@ -103,6 +103,8 @@ def ended(state: State, executor: ExecutorRecord, event: LeaseEnded) -> None:
         state.freed = executor
         is_completed = event.outcome is LeaseOutcome.COMPLETED
         executor.activity.ended(state.now_ms - lease.granted_ms, is_completed, state.now_ms)
+        if lease.debtor is not None:
+            state.settle(lease.debtor, _num_used(state, lease.debtor, event))
         if record is not None:
             if is_completed:
                 _remember(state, record, executor)
@@ -121,17 +123,19 @@ def _remember(state: State, record: RequestRecord, executor: ExecutorRecord) -> 
 
 def _conclude(state: State, record: RequestRecord, event: LeaseEnded) -> None:
     if event.outcome in (LeaseOutcome.COMPLETED, LeaseOutcome.FAILED):
-        num_output = state.settings.output_token_weight * event.num_generated_tokens
-        state.settle(record, record.request.num_prompt_tokens + num_output)
-        model = record.request.model
-        if model in state.fleet.reservations:  # it may be for who was the head before
-            state.head_changed(model)
+        state.settle(record, _num_used(state, record, event))
     if event.outcome is LeaseOutcome.COMPLETED:
         state.finish(record, None)
     elif event.outcome is LeaseOutcome.FAILED:
         state.finish(record, event.reason or Reason.INTERNAL, event.message)
     else:
         state.requeue(record, _REQUEUED[event.outcome])
+
+
+def _num_used(state: State, record: RequestRecord, event: LeaseEnded) -> int:
+    """What fairness holds against its tenant."""
+    num_output = state.settings.output_token_weight * event.num_generated_tokens
+    return record.request.num_prompt_tokens + num_output
 
 
 def _num_slots(record: RequestRecord, executor: ExecutorRecord) -> int:
@@ -155,6 +159,8 @@ def _open(
 def close(state: State, executor: ExecutorRecord, lease: Lease) -> None:
     """Give a lease's slots back; the request that it may be of is left to the caller."""
     _give_back(state, executor, lease)
+    if lease.debtor is not None:  # what it used will never be known
+        state.settle(lease.debtor, 0)
     state.executor_changed(executor)
 
 

@@ -216,6 +216,11 @@ class Crowd:
     def __len__(self) -> int:
         return self._len
 
+    @property
+    def first(self) -> int:
+        """The smallest arrival; somebody must be there."""
+        return self._chunks[0][0]
+
     def add(self, arrival: int) -> None:
         """Add an arrival that is not there."""
         self._len += 1

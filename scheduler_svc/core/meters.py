@@ -1,4 +1,4 @@
-"""What was measured of each model: grants, leases, and how long it took to get a first place.
+"""What was measured of each model: grants and leases, and since when it has no place.
 
 Rule: everything is a pair of sums that fade together, so that a mean is one division and old
 times are forgotten. Grants count only while requests wait (else a rate would be that of the
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from scheduler_svc.core.domain import Lease
 
 _HALF_LIFE_MS = 30_000
-# an ended lease, and a wait for a place, weigh this much less with each later one
+# an ended lease weighs this much less with each later one
 _LEASE_FADING = 0.95
-_PLACE_FADING = 0.8
 
 
 @dataclass(slots=True)
@@ -31,9 +30,6 @@ class Meter:
     # completed leases: time, and tokens of their longest possible sample, fading together
     decode_ms: float = 0.0
     num_decoded: float = 0.0
-    # waits for a first place until its load began, fading together
-    num_places: float = 0.0
-    placeless_ms: float = 0.0
     # since when requests wait and it has no place; None otherwise
     placeless_since_ms: int | None = None
 
@@ -56,8 +52,3 @@ class Meter:
         if num_tokens:
             self.decode_ms = self.decode_ms * _LEASE_FADING + elapsed
             self.num_decoded = self.num_decoded * _LEASE_FADING + num_tokens / lease.num_slots
-
-    def placed(self, waited_ms: int) -> None:
-        """The load of a first place began after so long."""
-        self.num_places = self.num_places * _PLACE_FADING + 1
-        self.placeless_ms = self.placeless_ms * _PLACE_FADING + waited_ms

@@ -56,7 +56,6 @@ def claim(
     longest first. By the age of their heads, one that gets a place and loses it again with the same
     old backlog would go before a rare model for ever.
     """
-    placeless_ms = min(placeless_ms, head_waited_ms)
     if not num_places and placeless_ms >= settings.aging_equalization_ms:
         return _AGED + (placeless_ms - head_waited_ms) * ARRIVALS_PER_MS
     lead = shift(settings, 1.0 if num_places else _FIRST_PLACE)

@@ -126,6 +126,10 @@ class Queue:
         num_waiting = self.num_by_model.get(model, 0)
         return num_waiting * now_ms - self.accepted_ms_by_model.get(model, 0)
 
+    def oldest_ms(self, model: str) -> int:
+        """When the oldest request of a model that waits was accepted; that need not be its head."""
+        return min([flow.oldest_ms() for flow in self.flows[model].values()])
+
     def head(self, model: str) -> RequestRecord | None:
         """The request of a model that goes first; None if none waits."""
         flows = self.flows.get(model)

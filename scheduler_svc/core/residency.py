@@ -170,7 +170,7 @@ def order(state: State, head: RequestRecord, target: Target, is_first: bool) -> 
     for name in evict:
         del executor.residences[name]
     executor.loading = Load(model, state.now_ms, load_ms, is_forced)
-    state.estimator.placed(model, state.now_ms)
+    state.estimator.placed(model)
     state.fleet.enter(executor)
     if evict:
         state.prefixes.drop_executor(executor.executor_id)

@@ -51,7 +51,7 @@ class State:
         self.num_live_by_model: dict[str, int] = {}
         # leases in the books of executors; only of models that have some
         self.num_leased_by_model: dict[str, int] = {}
-        # ever offered, oldest first; at most max_known_models
+        # ever offered, oldest first; at most max_known_models unless more are offered or live
         self.known_models: dict[str, None] = {}
         self.queue = Queue(settings)
         self.fleet = Fleet(self.queue.num_by_model)
@@ -170,6 +170,12 @@ class State:
         if record.lease is None:
             self.queue.remove(record)
             self.head_changed(request.model)
+        elif record.num_charged_tokens:
+            executor = self.fleet.executors[record.lease.executor_id]
+            if executor.leases.get(record.lease.key) is record.lease:
+                record.lease.debtor = record
+            else:
+                self.settle(record, 0)
         self.count("finished.OK" if reason is None else f"finished.{reason}")
         self.record(self._end_of(record, reason, message))
 
@@ -180,8 +186,11 @@ class State:
         if self.settings.has_decision_log and num_used_tokens < num_charged:
             request = record.request
             flow = self.queue.flows.get(request.model, {}).get(request.band)
-            if flow is not None and flow.rivals(2):
+            if flow is not None and flow.competes(request.tenant):
                 self.decide("refund", record, f"{num_charged - num_used_tokens} tokens")
+        model = record.request.model
+        if model in self.fleet.reservations:  # it may be for who was the head before
+            self.head_changed(model)
 
     def requeue(self, record: RequestRecord, why: str) -> None:
         """A leased request goes back to the head of its flow; its execution clock runs on."""
@@ -253,15 +262,26 @@ class State:
             self.known_models.pop(model, None)
             self.known_models[model] = None
             self.totals.moved(model, model in self.fleet.homes, self.now_ms)
-        while len(self.known_models) > self.settings.max_known_models:
-            model = next(iter(self.known_models))
+        self._forget_models()
+
+    def _forget_models(self) -> None:
+        """Make room, oldest first, of models that nobody offers and nobody waits for or runs."""
+        excess = len(self.known_models) - self.settings.max_known_models
+        if excess <= 0:
+            return
+        idle = [
+            model
+            for model in self.known_models
+            if not self.fleet.offer(model).groups and model not in self.num_live_by_model
+        ]
+        for model in idle[:excess]:
             del self.known_models[model]
-            if model not in self.num_live_by_model:
-                self.totals.forget(model)
+            self.totals.forget(model)
+            self.estimator.forget(model)
 
     def _note_moved(self) -> None:
         """Models got a first home or lost their last one."""
-        for model in self.fleet.moved:
+        for model in self.fleet.moved & self.known_models.keys():
             self.totals.moved(model, model in self.fleet.homes, self.now_ms)
         self.fleet.moved.clear()
 

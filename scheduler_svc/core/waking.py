@@ -78,7 +78,18 @@ class Waking:
             self.now_ms - head.accepted_ms,
             self._queue.waited_ms(model, self.now_ms),
             num_places,
-            self._estimator.placeless_ms(model, self.now_ms),
+            self._due_ms(head),
+        )
+
+    def _due_ms(self, head: RequestRecord) -> int:
+        """For how long a model without a place has had somebody to serve: as long as its head
+        waits, or its oldest request does, less E."""
+        model = head.request.model
+        placeless_ms = self._estimator.placeless_ms(model, self.now_ms)
+        oldest_ms = min(placeless_ms, self.now_ms - self._queue.oldest_ms(model))
+        return max(
+            min(placeless_ms, self.now_ms - head.accepted_ms),
+            oldest_ms - self._settings.aging_equalization_ms,
         )
 
     def is_hopeless(self, model: str) -> bool:

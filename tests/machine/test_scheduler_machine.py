@@ -78,6 +78,8 @@ SETTINGS = CoreSettings(
     load_backoff_ms=100,
     load_backoff_max_ms=300,
     max_sessions=3,
+    max_fair_accounts=2,
+    max_known_models=2,
     max_prefix_blocks=8,
 )
 

@@ -140,6 +140,15 @@ async def test_wait_finished_waits_no_longer_than_asked_and_not_beyond_its_place
         assert (list(answer.finished), answer.cursor) == ([], 77)
 
 
+def test_a_group_that_was_asked_for_never_looks_abandoned() -> None:
+    """However many others were asked for since; too many are remembered as asked for too late."""
+    groups = make(max_groups=2)
+    for number in range(5):
+        groups.since(("t", f"g{number}"), 0, 10 + number)
+    assert [groups.asked_ms(("t", f"g{number}"), 99) for number in range(5)] == [12, 12, 12, 13, 14]
+    assert groups.asked_ms(("t", ""), 99) == 0
+
+
 @pytest.mark.parametrize("fields", [{"group": ""}, {"group": "x" * 300}, {"tenant": "\n"}])
 async def test_wait_finished_refuses_bad_names(fields: dict[str, str]) -> None:
     async with world() as own:

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.sim.costs import Costs
-from bench.sim.engines import ENGINES, Engine
+from bench.sim.engines import ENGINES, Engine, SlotEngine
 
 COSTS = Costs(step_ms=10.0, sequence_ms=1.0, prefill_ms=0.1, chunk_tokens=512)
 SLOTS = 4
@@ -80,3 +80,19 @@ def test_a_prompt_that_comes_waits_for_the_running_step_only_in_the_step_model()
         it.start("b", 1, 100, 15.0)
         seen[name] = times(it)["b", False]
     assert seen["step"] > seen["fluid"] + 3
+
+
+def test_leases_can_be_given_other_lengths_as_they_run() -> None:
+    engine = SlotEngine(Costs(step_ms=10.0, sequence_ms=0.0, prefill_ms=0.0), 2)
+    engine.start("a", 1, 5, 0.0)
+    engine.start("b", 1, 50, 0.0)
+    engine.advance(30.0)
+    told = {}
+
+    def draw(key: str, num_so_far: int) -> int:
+        told[key] = num_so_far
+        return {"a": 20, "b": 4}[key]
+
+    assert engine.redraw(draw, 30.0) == {"a": 20, "b": 4}
+    assert told == {"a": 3, "b": 3}
+    assert engine.advance(1_000.0) == [("b", True), ("a", True)]

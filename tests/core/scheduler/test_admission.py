@@ -158,14 +158,40 @@ def test_keys_of_finished_requests_are_bounded() -> None:
     assert granted(driver.submit("e", idempotency_key="a")) == [("e", "e1")]
 
 
-def test_known_models_and_executors_are_bounded() -> None:
-    driver = Driver(max_known_models=2, max_executors=1)
-    driver.attach("e1", models="ABC")
+def test_executors_are_bounded() -> None:
+    driver = Driver(max_executors=1)
+    driver.attach("e1")
     assert driver.core.decisions["attached"] == 1
-    driver.attach("e2", models="A")
+    driver.attach("e2")
     assert driver.core.decisions["session_closed.fleet_full"] == 1
+
+
+def test_models_that_are_away_are_forgotten_oldest_first() -> None:
+    driver = Driver(max_known_models=2, executor_grace_ms=10)
+    for model in "ABC":
+        driver.attach(models=model)
     assert rejection(driver.submit("a", "A")).reason is Reason.MODEL_NOT_FOUND
+    assert rejection(driver.submit("b", "B")).reason is Reason.NO_CAPACITY
     assert granted(driver.submit("c", "C")) == [("c", "e1")]
+
+
+def test_a_model_that_is_offered_or_waited_for_is_not_forgotten() -> None:
+    """However long ago its executor attached, and however many others came and went since."""
+    driver = Driver(max_known_models=2, executor_grace_ms=10)
+    driver.attach("e0", models="A")
+    driver.attach("e1", models="B")
+    driver.submit("b1", "B")
+    driver.submit("b2", "B")
+    for model in "CDEF":
+        driver.attach("e1", models=model)
+    assert granted(driver.submit("a", "A")) == [("a", "e0")]
+    assert driver.status("b2").position == 1
+    driver.attach("e1", models="B")
+    assert driver.core.num_waiting == 1
+    assert driver.core.num_running == 2
+    state = driver.core._state
+    assert list(state.known_models) == ["A", "B"]
+    assert state.totals.models.keys() == state.known_models.keys()
 
 
 def backlog() -> Driver:

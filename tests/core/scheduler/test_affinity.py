@@ -108,6 +108,7 @@ def test_what_is_forgotten_leaves_no_garbage() -> None:
             known.served("t", f"s{number}", "A", "e1", 0)
             index.add("e1", chain(f"{number}", "b"))
             fairness.charge((0, "A"), f"t{number}", 10)
+            fairness.correct((0, "A"), f"t{number}", 10, 10)
         assert num_alive() - before == 3 + 2 + 3
     finally:
         gc.enable()

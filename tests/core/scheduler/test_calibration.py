@@ -32,9 +32,18 @@ def test_a_constant_error_is_found(real_ms: int) -> None:
 def test_one_absurd_wait_moves_little_and_no_number_of_them_moves_without_end() -> None:
     it = Calibration()
     learn(it, 1_000.0, 10**9, 1)
-    assert it.corrected(NEAR, 1_000.0) < 1_100
+    assert it.corrected(NEAR, 1_000.0) < 1_150
     learn(it, 1_000.0, 10**9, 2_000)
     assert it.corrected(NEAR, 1_000.0) <= 10_000
+
+
+def test_the_first_truths_weigh_most() -> None:
+    first, later = Calibration(), Calibration()
+    learn(first, 1_000.0, 2_000, 1)
+    learn(later, 1_000.0, 1_000, 100)
+    learn(later, 1_000.0, 2_000, 1)
+    assert first.corrected(NEAR, 1_000.0) > 1_080
+    assert 1_000 < later.corrected(NEAR, 1_000.0) < 1_020
 
 
 def test_who_did_not_wait_teaches_nothing_and_samples_are_rationed() -> None:

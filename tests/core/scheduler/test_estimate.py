@@ -155,3 +155,16 @@ def test_snapshot_shows_the_first_rows_in_grant_order() -> None:
     assert snapshot.decisions["granted"] == 1
     rows = driver.core.snapshot(driver.now_ms, 10).queue
     assert [row.request_id for row in rows] == ["high", "low"]
+
+
+def test_a_model_that_waits_for_a_place_keeps_its_turn_whatever_else_is_measured() -> None:
+    """The time since when it is nowhere decides when it may drain a home: it must not be lost."""
+    driver = Driver(max_known_models=1, aging_equalization_ms=5_000)
+    driver.attach(models="ABCD")
+    state = driver.core._state
+    state.estimator.backlog_began("X", driver.now_ms)
+    driver.advance(3_000)
+    for model in "ABCD":
+        driver.submit(model, model)
+        driver.end(model)
+    assert state.estimator.placeless_ms("X", driver.now_ms) == 3_000

@@ -57,6 +57,30 @@ def drain_all(driver: Driver) -> list[str]:
         order.append(last)
 
 
+def test_more_tenants_wait_than_accounts_are_remembered() -> None:
+    """Whoever waits keeps its place, and whoever runs its charge."""
+    driver = Driver(max_fair_accounts=1)
+    driver.attach(num_slots=2)
+    for name in ("a0", "a1", "a2", "a3"):
+        driver.submit(name, tenant="a")
+    for name in ("b0", "b1"):
+        driver.submit(name, tenant="b")
+    driver.submit("c0", tenant="c")
+    assert granted(driver.end("a0")) == [("b0", "e1")]
+    driver.cancel("c0", tenant="c")
+    driver.submit("c1", tenant="c")
+    names = ("a2", "c1", "b1", "a3")
+    order = sorted(names, key=lambda name: driver.status(name).position)
+    running, seen = ["a1", "b0"], []
+    while running:
+        for name, _ in granted(driver.end(running.pop(0))):
+            running.append(name)
+            seen.append(name)
+    assert set(seen) == set(names)
+    assert seen[0] == order[0]
+    assert len(driver.core._state.queue.fairness) == 1
+
+
 def test_what_comes_back_is_first_and_paid_for_once() -> None:
     driver = busy()
     driver.submit("a0", tenant="a")
@@ -85,6 +109,20 @@ def test_positions_count_down_to_the_grant_without_rising() -> None:
                 position = driver.status(name).position
                 assert position <= before[name]
                 before[name] = position
+
+
+def test_a_refund_is_logged_however_far_behind_the_tenants_are_that_it_reorders() -> None:
+    """Their positions rise, and the decision log has to say why."""
+    driver = Driver(has_decision_log=True, locality_quantum_tokens=0)
+    driver.attach(num_slots=4)
+    for name in ("b0", "b1", "c0", "x0", "b2", "c1", "x1"):
+        tokens = 1 if name.startswith("x") else 30 if name.startswith("c") else 20
+        driver.submit(name, tenant=name[0], max_tokens=tokens)
+    order = [driver.status(name).position for name in ("x1", "c1", "b2")]
+    assert order == [0, 1, 2]
+    ended = LeaseEnded("e1", 1, "b0", EPOCH, 1, LeaseOutcome.COMPLETED, num_generated_tokens=0)
+    kinds = [decision.kind for decision in driver.core.handle(ended, driver.now_ms).decisions]
+    assert "refund" in kinds
 
 
 def two_tenants(quantum: int) -> Driver:

@@ -106,24 +106,68 @@ def test_a_jump_is_worth_the_quantum_and_no_more() -> None:
     assert not fairness.may_jump(fairness.key(FLOW, "a"), fairness.key(FLOW, "b"))
 
 
-def test_accounts_are_bounded_and_the_forgotten_start_at_the_level() -> None:
+def visit(fairness: Fairness, tenant: str, tokens: int, flow: tuple[int, str] = FLOW) -> None:
+    """One request of a tenant comes, is served and leaves nothing behind."""
+    fairness.lift(flow, tenant)
+    fairness.charge(flow, tenant, tokens)
+    fairness.leave(flow, tenant)
+    fairness.correct(flow, tenant, tokens, tokens)
+
+
+def test_idle_accounts_are_bounded_and_the_forgotten_start_at_the_level() -> None:
     fairness = fair(max_tenants=3)
     for number in range(10):
-        fairness.lift(FLOW, f"t{number}")
-        serve(fairness, f"t{number}", 5)
-        serve(fairness, f"t{number}", 5)
+        visit(fairness, f"t{number}", 5)
+        visit(fairness, f"t{number}", 5)
     assert len(fairness) == 3
     level = fairness.key(FLOW, "t0")
-    fairness.correct(FLOW, "t0", 5, 5)
     fairness.lift(FLOW, "t0")
     assert fairness.key(FLOW, "t0") == level == fairness.key(FLOW, "t9") - 5
 
 
+def test_an_account_in_use_is_never_forgotten() -> None:
+    fairness = fair(max_tenants=1)
+    fairness.lift(FLOW, "waits")
+    fairness.charge(FLOW, "waits", 40)
+    fairness.lift(FLOW, "runs")
+    fairness.charge(FLOW, "runs", 30)
+    fairness.leave(FLOW, "runs")
+    for number in range(5):
+        visit(fairness, f"t{number}", 100)
+    assert len(fairness) == 2
+    assert fairness.key(FLOW, "waits") == 40
+    assert fairness.correct(FLOW, "runs", 30, 20) == 20
+    assert fairness.correct(FLOW, "waits", 40, 10) == 10
+    assert len(fairness) == 1, "what runs no more is forgotten, who waits is not"
+
+
+def test_an_end_settles_the_charge_that_it_is_the_end_of() -> None:
+    """One that is forgotten in between would have it settle against another request's charge."""
+    fairness = fair(max_tenants=1)
+    fairness.charge(FLOW, "a", 70)
+    visit(fairness, "b", 1)
+    fairness.charge(FLOW, "a", 40)
+    fairness.correct(FLOW, "a", 70, 0)
+    assert fairness.key(FLOW, "a") == 40
+
+
+def test_who_does_not_wait_is_seen_where_it_would_stand() -> None:
+    fairness = fair()
+    visit(fairness, "away", 10)
+    for _ in range(5):
+        visit(fairness, "busy", 10)
+    expected = fairness.key(FLOW, "away")
+    fairness.lift(FLOW, "away")
+    assert fairness.key(FLOW, "away") == expected == 40
+
+
 def test_a_flow_without_accounts_is_forgotten() -> None:
     fairness = fair(max_tenants=2)
-    serve(fairness, "a", 100)
-    fairness.lift((0, "B"), "a")
-    fairness.lift((0, "B"), "b")
+    visit(fairness, "a", 100)
+    visit(fairness, "a", 100)
+    assert fairness.key(FLOW, "new") == 100
+    visit(fairness, "a", 1, (0, "B"))
+    visit(fairness, "b", 1, (0, "B"))
     assert fairness.key(FLOW, "new") == 0
 
 

@@ -271,3 +271,34 @@ def test_a_zero_queue_timeout_means_now_or_never() -> None:
     assert granted(driver.submit("a", queue_timeout_ms=0)) == [("a", "e1")]
     driver.submit("b", queue_timeout_ms=0)
     assert finished(driver.advance(0)) == {"b": Reason.QUEUE_TIMEOUT}
+
+
+@pytest.mark.parametrize("num_tokens", [0, 4])
+@pytest.mark.parametrize("is_late", [False, True], ids=["cancelled", "timed out"])
+def test_who_ends_before_its_lease_pays_for_what_was_generated(
+    num_tokens: int, is_late: bool
+) -> None:
+    """Not for all that it might have generated, and not for ever."""
+    driver = Driver()
+    driver.attach()
+    driver.submit("a", tenant="a", execution_timeout_ms=1_000)
+    if is_late:
+        driver.advance(1_000)
+    else:
+        driver.cancel("a", tenant="a")
+    ended = LeaseEnded("e1", 1, "a", EPOCH, 1, LeaseOutcome.REVOKED, num_tokens)
+    driver.handle(ended)
+    fairness = driver.core._state.queue.fairness
+    assert fairness.key((0, "A"), "a") == 10 + 2 * num_tokens
+
+
+def test_what_a_lost_executor_did_for_an_ended_request_is_paid_by_nobody() -> None:
+    driver = Driver(executor_grace_ms=1_000, max_attempts=1)
+    driver.attach(num_slots=2)
+    driver.submit("a", tenant="a")
+    driver.submit("b", tenant="b")
+    driver.cancel("a", tenant="a")
+    driver.disconnect()
+    assert finished(driver.advance(1_000)) == {"b": Reason.ATTEMPTS_EXHAUSTED}
+    fairness = driver.core._state.queue.fairness
+    assert fairness.key((0, "A"), "a") == fairness.key((0, "A"), "b") == 0
