@@ -391,6 +391,7 @@ class BoundsMachine(RuleBasedStateMachine):
 
 
 BoundsMachine.TestCase.settings = settings(
+    derandomize=True,  # a bound that breaks once in thousands of runs is searched for by hand
     max_examples=25,
     stateful_step_count=25,
     deadline=None,
