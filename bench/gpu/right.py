@@ -81,6 +81,7 @@ def _engines_agree(device: torch.device, scale: Scale) -> Figures:
         kept = torch.randn(
             len(before), spec.num_kv_heads, spec.head_dim, generator=draw.manual_seed(2)
         ).to(k)
+        # every backend of ours has a cache, the protocol does not say so
         backend._cache.write(0, torch.tensor(before, device=device), kept, kept)  # type: ignore[attr-defined]
         layout = StepLayout(
             [new for new, _ in lens],

@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from heapq import heapify, heappop
 from itertools import count
 
@@ -61,7 +62,7 @@ class Foresight(World):
         if self._num_waited % self._every == 0:
             known = _in_copy(lambda: self._wait(request_id))
             drawn = [
-                _in_copy(lambda: self._drawn_wait(request_id, seed))  # noqa: B023
+                _in_copy(partial(self._drawn_wait, request_id, seed))
                 for seed in range(self._num_draws)
             ]
             self.foreseen[request_id] = known, drawn

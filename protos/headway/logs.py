@@ -95,7 +95,7 @@ def configure(process: str, level: str) -> None:
         lines = Lines(sys.stderr.buffer)
         atexit.register(lines.write)
         _open.append(lines)
-        logger_factory = lambda *_: lines  # noqa: E731
+        logger_factory = lambda *_: lines  # noqa: E731 - a def would declare it again
     structlog.configure(
         processors=[
             add_process,
