@@ -4,6 +4,7 @@ So the gateway has text to make, as with a real model. Settings are those of hea
 """
 
 import dataclasses
+import functools
 import sys
 
 import uvloop
@@ -13,6 +14,7 @@ from executor_svc.core.engine import ModelAssets, StepOutput
 from executor_svc.mock_engine import MockConfig, MockEngine
 from executor_svc.settings import BUILTIN_MODEL, ExecutorSettings
 from executor_svc.torch_engine.loader import assets_digest, read_assets
+from executor_svc.worker import Worker
 from headway import logs
 
 _VOCAB_SIZE = 4_096
@@ -56,7 +58,10 @@ def main() -> None:
         step_ms=settings.mock_step_ms,
         vocab_size=_VOCAB_SIZE - _FIRST_WORD,
     )
-    sys.exit(uvloop.run(serve(settings, TextMockEngine(config))))
+    worker = Worker(
+        functools.partial(TextMockEngine, config), max_backlog_tokens=settings.max_backlog_tokens
+    )
+    sys.exit(uvloop.run(serve(settings, worker)))
 
 
 if __name__ == "__main__":
