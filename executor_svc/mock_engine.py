@@ -11,9 +11,6 @@ of a prompt. Penalties and bias change nothing; a grammar is refused, because th
 
 At most ``max_models`` of its models are resident, the first ones at the start; loading another
 takes ``load_ms``, in which nothing else happens.
-
-All running sequences advance together, so they are kept as columns and it is known in advance in
-which round a sequence ends: a token costs a few list operations and no call.
 """
 
 import hashlib
@@ -35,7 +32,8 @@ from executor_svc.core.engine import (
 )
 from executor_svc.core.lease_rules import check_lease
 from executor_svc.core.stopping import StopRules
-from executor_svc.mock_formulas import PRIME, STRIDE, mock_base, mock_scores, mock_top
+from executor_svc.mock_formulas import PRIME, STRIDE, mock_base, mock_scores
+from executor_svc.mock_rows import MockRows, MockSequence
 from headway.reasons import Reason
 
 _MAX_SALTS = 1_024  # whose last prompt is remembered
@@ -57,20 +55,6 @@ class MockConfig:
     vocab_size: int = 32_000
     max_context_tokens: int = 32_768
     eos_after_tokens: int | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    lease_key: int
-    key: int
-    base: int
-    index: int  # of its next token
-    num_tokens: int  # at its end
-    end: SequenceEnd
-    num_prefill_tokens: int
-    num_top: int
-    place: int = -1  # in the columns; -1 while it waits
-    last_round: int = -1
 
 
 class MockEngine:
@@ -95,19 +79,12 @@ class MockEngine:
             )
             for number, name in enumerate(config.models)
         }
-        self._leases: dict[int, list[_Sequence]] = {}  # by lease key: sequences that live
+        self._leases: dict[int, list[MockSequence]] = {}  # by lease key: sequences that live
         self._early: dict[int, StepOutput] = {}  # by lease key: known before the next step
         # by (model, salt), the latest last; at most _MAX_SALTS
         self._last_prompts: OrderedDict[tuple[str, str], Sequence[int]] = OrderedDict()
-        self._waiting: deque[_Sequence] = deque()
-        # Columns: entry i of each belongs to the running sequence _rows[i].
-        self._rows: list[_Sequence] = []
-        self._keys: list[int] = []
-        self._bases: list[int] = []
-        self._indexes: list[int] = []
-        self._num_tops: list[int] = []
-        self._num_rounds = 0
-        self._ending: dict[int, list[_Sequence]] = {}  # by last_round
+        self._waiting: deque[MockSequence] = deque()
+        self._rows = MockRows(config.vocab_size)
         self._timer = threading.Event()  # never set: waiting for it sleeps without the GIL
         self._step_ends_s = 0.0
 
@@ -168,11 +145,11 @@ class MockEngine:
             if sample not in request.ended
         ]
         early = self._early[request.key] = StepOutput()
-        early.ends += [s.end for s in live if s.index == s.num_tokens]
+        early.ends += [s.end for s in live if s.index == s.end.num_tokens]
         early.num_cached[request.key] = self._num_cached(request)
         if request.scoring is not None:
             early.prompt_scores.append(mock_scores(request, request.scoring, model.vocab_size))
-        live = [s for s in live if s.index < s.num_tokens]
+        live = [s for s in live if s.index < s.end.num_tokens]
         if live:
             self._leases[request.key] = live
             self._waiting.extend(live)
@@ -199,8 +176,7 @@ class MockEngine:
             if sequence.place < 0:
                 self._waiting.remove(sequence)
             else:
-                self._ending[sequence.last_round].remove(sequence)
-                self._leave(sequence)
+                self._rows.abort(sequence)
 
     def step(self) -> StepOutput:
         output = StepOutput()
@@ -214,7 +190,11 @@ class MockEngine:
         for _ in range(self._config.tokens_per_step):
             if not self._rows:
                 break
-            self._run_round(output)
+            for sequence in self._rows.run_round(output):
+                live = self._leases[sequence.lease_key]
+                live.remove(sequence)
+                if not live:
+                    del self._leases[sequence.lease_key]
         if output.num_top:  # a later round may have had none
             output.num_top += [0] * (len(output.key) - len(output.num_top))
         duration_ms = self._config.step_ms
@@ -223,16 +203,15 @@ class MockEngine:
             self._wait(started_s, duration_ms / 1000)
         return output
 
-    def _sequence(self, request: LeaseRequest, sample: int) -> _Sequence:
+    def _sequence(self, request: LeaseRequest, sample: int) -> MockSequence:
         generated = request.generated[sample] if request.generated else ()
         base = mock_base(request.prompt_token_ids, request.params.seed, sample)
         end = self._find_end(request.key + sample, base, request.params, generated)
-        return _Sequence(
+        return MockSequence(
             lease_key=request.key,
             key=request.key + sample,
             base=base,
             index=len(generated),
-            num_tokens=end.num_tokens,
             end=end,
             num_prefill_tokens=len(request.prompt_token_ids) + len(generated),
             num_top=request.params.top_logprobs,
@@ -269,63 +248,9 @@ class MockEngine:
         num_prefill_tokens = 0
         while self._waiting and len(self._rows) < self._config.num_slots:
             sequence = self._waiting.popleft()
-            sequence.place = len(self._rows)
-            self._rows.append(sequence)
-            self._keys.append(sequence.key)
-            self._bases.append(sequence.base)
-            self._indexes.append(sequence.index)
-            self._num_tops.append(sequence.num_top)
-            sequence.last_round = self._num_rounds + sequence.num_tokens - sequence.index - 1
-            self._ending.setdefault(sequence.last_round, []).append(sequence)
+            self._rows.join(sequence)
             num_prefill_tokens += sequence.num_prefill_tokens
         return num_prefill_tokens
-
-    def _leave(self, sequence: _Sequence) -> None:
-        """Give up a seat; the last row moves there."""
-        last, key = self._rows.pop(), self._keys.pop()
-        base, index, num_top = self._bases.pop(), self._indexes.pop(), self._num_tops.pop()
-        if last is not sequence:
-            place = last.place = sequence.place
-            self._rows[place], self._keys[place] = last, key
-            self._bases[place], self._indexes[place] = base, index
-            self._num_tops[place] = num_top
-
-    def _run_round(self, output: StepOutput) -> None:
-        """One token for each running sequence."""
-        num_ids = self._eos
-        token_ids = [
-            (base ^ index * STRIDE) % PRIME % num_ids
-            for base, index in zip(self._bases, self._indexes, strict=True)
-        ]
-        ending = self._ending.pop(self._num_rounds, ())
-        for sequence in ending:
-            if sequence.end.stop_token_id == self._eos:
-                token_ids[sequence.place] = self._eos
-        if any(self._num_tops):
-            self._add_alternatives(output, token_ids)
-        output.key += self._keys
-        output.index += self._indexes
-        output.token_id += token_ids
-        output.logprob += [-(token_id % 1024) / 1024 for token_id in token_ids]
-        self._indexes = [index + 1 for index in self._indexes]
-        self._num_rounds += 1
-        for sequence in ending:
-            output.ends.append(sequence.end)
-            self._leave(sequence)
-            live = self._leases[sequence.lease_key]
-            live.remove(sequence)
-            if not live:
-                del self._leases[sequence.lease_key]
-
-    def _add_alternatives(self, output: StepOutput, token_ids: list[int]) -> None:
-        """Of tokens that are yet to be added."""
-        output.num_top += [0] * (len(output.key) - len(output.num_top))
-        output.num_top += self._num_tops
-        for token_id, num_top in zip(token_ids, self._num_tops, strict=True):
-            if num_top:
-                top_token_ids, top_logprobs = mock_top(token_id, num_top, self._config.vocab_size)
-                output.top_token_id += top_token_ids
-                output.top_logprob += top_logprobs
 
     def _wait(self, started_s: float, duration_s: float) -> None:
         """End the step ``duration_s`` after the last one, or after its start if that is past."""

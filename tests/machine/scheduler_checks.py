@@ -1,0 +1,122 @@
+"""What must hold of the scheduler's core after every event."""
+
+from collections import Counter
+
+from hypothesis.stateful import invariant
+
+from scheduler_svc.core.domain import RequestRecord
+from scheduler_svc.core.messages import ExecutorRow
+from tests.machine.scheduler_model import MODELS, SETTINGS, SchedulerModel
+
+
+class SchedulerChecks(SchedulerModel):
+    """Its own invariants, and those that only somebody outside of it can state."""
+
+    @invariant()
+    def agrees_with_itself(self) -> None:
+        self.core.check_invariants()
+
+    @invariant()
+    def live_requests_are_in_one_place(self) -> None:
+        num_live = 0
+        for request_id, known in self.requests.items():
+            status = self.core.status(request_id, self.now_ms)
+            assert self.core.is_live(request_id) is (known.end is None) is (status is not None)
+            num_live += known.end is None
+            lease = self.core.current_lease(request_id)
+            if lease is not None:
+                name, session, attempt = lease
+                assert status is not None
+                assert status.is_running
+                assert self.executors[name].session == session
+                assert attempt == known.attempt
+        assert self.core.num_waiting + self.core.num_running == num_live
+        assert self.core.num_waiting == len(self.waiting())
+
+    @invariant()
+    def positions_are_true(self) -> None:
+        for request in self.waiting():
+            pool = self.pool(request.model)
+            place = self.order_in_flow(request.band, request.model)
+            index = [record.request for record in place].index(request)
+            last = max(record.arrival for record in place[: index + 1])
+            turn = (last - self.bonus(request.model), last)
+            before = index
+            for record in self.core._state.requests:
+                other = record.request
+                if record.lease is None and other.model in pool:
+                    is_of_flow = (other.band, other.model) == (request.band, request.model)
+                    before += other.band < request.band or (
+                        other.band == request.band
+                        and not is_of_flow
+                        and (record.arrival - self.bonus(other.model), record.arrival) < turn
+                    )
+            status = self.core.status(request.request_id, self.now_ms)
+            assert status is not None
+            assert status.position == before
+            assert status.depth == sum(other.model in pool for other in self.waiting())
+
+    def pool(self, model: str) -> set[str]:
+        """The models on its homes; without a home itself alone."""
+        rows = self.core.snapshot(self.now_ms, 0).executors
+        serving = [row for row in rows if row.state == "attached" and row.num_slots]
+        homes = [
+            row
+            for row in serving
+            if model in row.resident_models and not self.is_reserved(row, model)
+        ]
+        return {model}.union(*(row.resident_models for row in homes))
+
+    def is_reserved(self, row: ExecutorRow, model: str) -> bool:
+        """All of it for another model."""
+        reservation = self.core._state.fleet.executors[row.executor_id].reservation
+        return (
+            reservation is not None
+            and reservation.model != model
+            and reservation.num_kept >= row.num_slots
+        )
+
+    def bonus(self, model: str) -> int:
+        """What its warmth is worth, in arrivals."""
+        rows = self.core.snapshot(self.now_ms, 0).executors
+        serving = [row for row in rows if row.state == "attached" and row.num_slots]
+        warm = any(
+            model in row.resident_models and not self.is_reserved(row, model) for row in serving
+        )
+        loading = any(row.loading_model == model for row in serving)
+        return SETTINGS.aging_equalization_ms * (1_024 if warm else 512 if loading else 0)
+
+    def order_in_flow(self, band: int, model: str) -> list[RequestRecord]:
+        """Those that came back, then by the virtual time that each would start at."""
+        state = self.core._state
+        records = [
+            record
+            for record in sorted(state.requests, key=lambda record: record.arrival)
+            if record.lease is None and (record.request.band, record.request.model) == (band, model)
+        ]
+        starts: dict[int, float] = {}
+        costs: Counter[str] = Counter()
+        for record in records:
+            tenant = record.request.tenant
+            if not record.is_returned:
+                weight = SETTINGS.tenant_weights.get(tenant, 1.0)
+                key = state.queue.fairness.key((band, model), tenant)
+                starts[record.arrival] = key + costs[tenant] / weight
+                costs[tenant] += state.queue.cost(record.request)
+        return sorted(
+            records,
+            key=lambda r: (not r.is_returned, starts.get(r.arrival, 0), r.arrival),
+        )
+
+    @invariant()
+    def snapshot_is_in_grant_order(self) -> None:
+        expected: list[str] = []
+        for band in range(SETTINGS.num_bands):
+            flows = {model: self.order_in_flow(band, model) for model in MODELS}
+            while any(flows.values()):
+                heads = [
+                    (f[0].arrival - self.bonus(m), f[0].arrival, m) for m, f in flows.items() if f
+                ]
+                expected.append(flows[min(heads)[2]].pop(0).request.request_id)
+        rows = self.core.snapshot(self.now_ms, 4).queue
+        assert [row.request_id for row in rows] == expected[:4]
