@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from bench.figures import cpu_s
 from bench.stack import Stack
 from executor_svc.core.engine import LeaseRequest, SamplingParams
 from executor_svc.torch_engine.config import EngineConfig
@@ -234,12 +234,12 @@ def over_http(
             key = str(batch)
             rates[key] = 0.0
             for _ in range(num_turns):
-                before_s = {name: _cpu_s(pid) for name, pid in processes.items()}
+                before_s = {name: cpu_s(pid) for name, pid in processes.items()}
                 rate = asyncio.run(_http_rate(stack.gateway_url, prompts.take(batch), num_tokens))
                 if rate > rates[key]:
                     rates[key] = round(rate, 1)
                     costs[key] = {
-                        name: round(1e3 * (_cpu_s(pid) - before_s[name]) / batch / num_tokens, 2)
+                        name: round(1e3 * (cpu_s(pid) - before_s[name]) / batch / num_tokens, 2)
                         for name, pid in processes.items()
                     }
             spent = ", ".join(f"{name} {cost:.2f}" for name, cost in costs[key].items())
@@ -248,11 +248,6 @@ def over_http(
                 flush=True,
             )
     return {"http_tok_s": rates, "http_cpu_ms_per_token": costs}
-
-
-def _cpu_s(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
 
 
 def main() -> None:

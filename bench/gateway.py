@@ -9,12 +9,12 @@ CPU stands beside it. Ends with one line of JSON.
 
 import argparse
 import json
-import math
 import time
-from collections.abc import Sequence
+from functools import partial
 
 import uvloop
 
+from bench.figures import percentile
 from bench.gateway_client import run_load
 from bench.gateway_fake import FAST, PACED
 from bench.gateway_peers import TARGETS, Target, tree_cpu_s
@@ -46,29 +46,25 @@ class Clock:
 
 async def measure(target: Target, arguments: argparse.Namespace) -> dict[str, float]:
     url, seconds = target.url, arguments.seconds
-    plain = {"clients": arguments.clients, "num_tokens": 1, "is_streaming": False}
-    await run_load(url, FAST, **plain, seconds=WARM_S)
+    ask = partial(run_load, url)
+    plain = partial(ask, FAST, clients=arguments.clients, num_tokens=1, is_streaming=False)
+    await plain(seconds=min(WARM_S, seconds))
     clock = Clock(target)
-    load = await run_load(url, FAST, **plain, seconds=seconds)
+    load = await plain(seconds=seconds)
     figures = clock.read(load.num_answers, "request")
 
-    paced = {"clients": arguments.streams, "num_tokens": arguments.tokens, "is_streaming": True}
-    await run_load(url, PACED, **paced, seconds=WARM_S)
+    num_tokens = arguments.tokens
+    paced = partial(ask, PACED, clients=arguments.streams, num_tokens=num_tokens, is_streaming=True)
+    await paced(seconds=min(WARM_S, seconds))
     clock = Clock(target)
-    load = await run_load(url, PACED, **paced, seconds=seconds)
-    figures |= clock.read(load.num_answers * arguments.tokens, "token")
+    load = await paced(seconds=seconds)
+    figures |= clock.read(load.num_answers * num_tokens, "token")
 
-    alone = {"clients": 1, "num_tokens": TTFT_TOKENS, "is_streaming": True}
-    load = await run_load(url, FAST, **alone, seconds=seconds)
+    load = await ask(FAST, clients=1, num_tokens=TTFT_TOKENS, is_streaming=True, seconds=seconds)
     times = sorted(load.first_text_s)
     figures["ttft_ms_p50"] = round(1000 * percentile(times, 0.5), 2)
     figures["ttft_ms_p99"] = round(1000 * percentile(times, 0.99), 2)
     return figures
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Of sorted values: the least one that so many are not above."""
-    return values[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def add_comparisons(figures: dict[str, dict[str, float | str]]) -> dict[str, dict[str, float]]:

@@ -88,6 +88,7 @@ class Connection(asyncio.Protocol):
 async def connect(url: str) -> Connection:
     parts = urlsplit(url)
     assert parts.hostname is not None
+    assert parts.port is not None
     loop = asyncio.get_running_loop()
     _, connection = await loop.create_connection(Connection, parts.hostname, parts.port)
     return connection

@@ -30,13 +30,12 @@ class TextMockEngine(MockEngine):
     def __init__(self, config: MockConfig) -> None:
         super().__init__(config)
         self._assets = read_assets(BUILTIN_MODEL)
-        of_text = {
-            "vocab_size": _VOCAB_SIZE,
-            "eos_token_ids": (_END_ID,),
-            "assets_digest": assets_digest(self._assets),
-        }
+        digest = assets_digest(self._assets)
         self._models = {
-            name: dataclasses.replace(info, **of_text) for name, info in self._models.items()
+            name: dataclasses.replace(
+                info, vocab_size=_VOCAB_SIZE, eos_token_ids=(_END_ID,), assets_digest=digest
+            )
+            for name, info in self._models.items()
         }
 
     def step(self) -> StepOutput:

@@ -14,7 +14,7 @@ import litserve.server
 STEP_MS = 20
 
 
-class FakeEngine(litserve.LitAPI):
+class FakeEngine(litserve.LitAPI):  # type: ignore[misc]
     """As many words as were asked for."""
 
     def setup(self, device: str) -> None:

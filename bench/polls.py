@@ -11,19 +11,18 @@ import asyncio
 import itertools
 import json
 import logging
-import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import httpx
-import psutil
 import tinker
 from tinker import types
 
+from bench.figures import cpu_s, percentile
 from bench.stack import Stack
 
 MODEL = "mock"
@@ -69,10 +68,6 @@ class Reading:
 
     @classmethod
     def now(cls, stack: Stack, num_polls: int) -> "Reading":
-        def cpu_s(pid: int) -> float:
-            times = psutil.Process(pid).cpu_times()
-            return float(times.user + times.system)
-
         return cls(time.time(), num_polls, cpu_s(stack.gateway.pid), cpu_s(stack.scheduler.pid))
 
 
@@ -142,7 +137,8 @@ async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, obje
 
 def wait_until_admitted(stack: Stack, number: int) -> None:
     def is_last(line: dict[str, Any]) -> bool:
-        return sum(x["event"] == "request.admitted" for x in stack.scheduler.lines) >= number
+        admitted = [x for x in stack.scheduler.lines if x["event"] == "request.admitted"]
+        return len(admitted) >= number
 
     stack.scheduler.wait_for("request.admitted", is_last)
 
@@ -176,11 +172,6 @@ def delays_ms(stack: Stack, seen: Seen) -> Iterator[float]:
         if line["event"] == "request.finished" and delivered_at is not None:
             ended_at = datetime.fromisoformat(line["timestamp"]).timestamp()
             yield 1000 * (delivered_at - ended_at)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Of sorted values: the least one that so many are not above."""
-    return values[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
 import uvloop
 
+from bench.figures import cpu_s
 from bench.stack import Stack
 from executor_svc.mock_engine import MockConfig
 from executor_svc.mock_formulas import mock_tokens
@@ -28,25 +28,30 @@ from headway.v1 import generation_pb2
 
 MODEL = "mock"
 PROMPT = list(range(1, 65))
+WARM_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU seconds so far of the processes of the path, and the wall clock."""
+    """The clock on the wall, and CPU seconds of the processes of the path, by their names."""
 
     wall_s: float
-    scheduler_s: float
-    executor_s: float
-    gateway_s: float
+    cpu_s: dict[str, float]
 
     @classmethod
     def now(cls, stack: Stack) -> "Usage":
-        def cpu_s(pid: int) -> float:
-            times = psutil.Process(pid).cpu_times()
-            return float(times.user + times.system)
+        processes = {
+            "scheduler": cpu_s(stack.scheduler.pid),
+            "gateway": cpu_s(os.getpid()),
+            "executor": sum(cpu_s(process.pid) for process in stack.executors),
+        }
+        return cls(time.monotonic(), processes)
 
-        executor_s = sum(cpu_s(process.pid) for process in stack.executors)
-        return cls(time.monotonic(), cpu_s(stack.scheduler.pid), executor_s, cpu_s(os.getpid()))
+    @classmethod
+    def since(cls, before: "Usage", stack: Stack) -> "Usage":
+        now = cls.now(stack)
+        processes = {name: used_s - before.cpu_s[name] for name, used_s in now.cpu_s.items()}
+        return cls(now.wall_s - before.wall_s, processes)
 
 
 def request_number(number: int, num_tokens: int) -> generation_pb2.GenerationRequest:
@@ -105,34 +110,27 @@ async def run_streams(
 
 async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, float]:
     settings = GatewaySettings(scheduler_addresses=[stack.scheduler_address])
-    numbers = itertools.count(1)
-    figures: dict[str, float] = {}
+    numbers, streams, seconds = itertools.count(1), arguments.streams, arguments.seconds
     async with SchedulerClient(settings).running() as client:
-        await run_streams(client, numbers, arguments.streams, 100, 1.0)
+        await run_streams(client, numbers, streams, 100, min(WARM_S, seconds))
         print("warm; long answers", flush=True)
 
         before = Usage.now(stack)
-        _, tokens = await run_streams(
-            client, numbers, arguments.streams, arguments.tokens, arguments.seconds
-        )
-        after = Usage.now(stack)
-        wall_s = after.wall_s - before.wall_s
-        figures["tokens_per_s"] = round(tokens / wall_s)
-        for name in ("scheduler", "gateway", "executor"):
-            cpu_s = getattr(after, f"{name}_s") - getattr(before, f"{name}_s")
-            figures[f"{name}_us_per_token"] = round(1e6 * cpu_s / tokens, 3)
-            figures[f"{name}_cores"] = round(cpu_s / wall_s, 2)
-        print(f"{tokens} tokens in {wall_s:.1f} s; one-token answers", flush=True)
+        _, tokens = await run_streams(client, numbers, streams, arguments.tokens, seconds)
+        used = Usage.since(before, stack)
+        figures: dict[str, float] = {"tokens_per_s": round(tokens / used.wall_s)}
+        for name, used_s in used.cpu_s.items():
+            figures[f"{name}_us_per_token"] = round(1e6 * used_s / tokens, 3)
+            figures[f"{name}_cores"] = round(used_s / used.wall_s, 2)
+        print(f"{tokens} tokens in {used.wall_s:.1f} s; one-token answers", flush=True)
 
         before = Usage.now(stack)
-        requests, _ = await run_streams(client, numbers, arguments.streams, 1, arguments.seconds)
-        after = Usage.now(stack)
-        wall_s = after.wall_s - before.wall_s
-        figures["requests_per_s"] = round(requests / wall_s)
-        for name in ("scheduler", "gateway", "executor"):
-            cpu_s = getattr(after, f"{name}_s") - getattr(before, f"{name}_s")
-            figures[f"{name}_us_per_request"] = round(1e6 * cpu_s / requests, 1)
-        print(f"{requests} requests in {wall_s:.1f} s", flush=True)
+        requests, _ = await run_streams(client, numbers, streams, 1, seconds)
+        used = Usage.since(before, stack)
+        figures["requests_per_s"] = round(requests / used.wall_s)
+        for name, used_s in used.cpu_s.items():
+            figures[f"{name}_us_per_request"] = round(1e6 * used_s / requests, 1)
+        print(f"{requests} requests in {used.wall_s:.1f} s", flush=True)
     return figures
 
 

@@ -1,19 +1,18 @@
 """Thousands of streams through one gateway process, with readers among them that stop.
 
-The many run on one mock executor, which makes a token for each of them every STEP_MS. A witness
+The many run on one mock executor, which makes a token for each of them every second. A witness
 asks the scheduler for a stream by gRPC: a reader's lag is the time from the witness's latest token
 to its own next event, so what the gateway adds, and the burst of a whole step, is in it.
 
 The few have a key each and SLOW_TOKENS tokens a step with NUM_TOP alternatives, from an executor of
 their own, so that much is written to them. Four parts of one run: the many alone; the few read,
-too; the few stop, and are cut off after WRITE_TIMEOUT_S; they come back with their Last-Event-ID.
+too; the few stop, and are cut off after four seconds; they come back with their Last-Event-ID.
 Ends with one line of JSON.
 """
 
 import argparse
 import asyncio
 import json
-import math
 import re
 import resource
 import socket
@@ -27,19 +26,18 @@ from urllib.parse import urlsplit
 import psutil
 import uvloop
 
+from bench.figures import cpu_s, percentile
 from bench.stack import Stack
 from headway.server import connect
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 
-STEP_MS = 1_000
-EARLY_MS = 50  # a reader may hear of a step before the witness does, by so much at most
+EARLY_SHARE = 0.05  # of a step, by which a reader may hear of it before the witness does
 NUM_TOKENS = 30_000  # more than a run takes
 RECEIVE_BYTES = 4_096  # of a socket, so that whoever does not read is soon in arrears
 NUM_CONNECTS_AT_ONCE = 50
 NUM_RETURNS_AT_ONCE = 10  # each is sent all that it missed
 SLOW_TOKENS = 24
 NUM_TOP = 20
-WRITE_TIMEOUT_S = 4
 FAST, SLOW = "mock", "rich"
 R = TypeVar("R", bound="Reader")
 _EVENT_ID = re.compile(rb"id: (\S+)\n")
@@ -49,6 +47,7 @@ _EVENT_ID = re.compile(rb"id: (\S+)\n")
 class Lags:
     """How late events came after the step they belong to; only counted while ``is_on``."""
 
+    step_ms: float
     is_on: bool = False
     stepped_at: float = 0.0
     ms: list[float] = field(default_factory=list)
@@ -56,7 +55,7 @@ class Lags:
     def event(self) -> None:
         if self.is_on:
             lag_ms = 1000 * (time.perf_counter() - self.stepped_at)
-            self.ms.append(lag_ms if lag_ms < STEP_MS - EARLY_MS else 0.0)
+            self.ms.append(lag_ms if lag_ms < (1 - EARLY_SHARE) * self.step_ms else 0.0)
 
 
 class Reader(asyncio.Protocol):
@@ -182,7 +181,7 @@ async def follow_witness(stub: scheduler_pb2_grpc.SchedulerServiceStub, lags: La
 async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, object]:
     gateway = psutil.Process(stack.gateway.pid)
     address = urlsplit(stack.gateway_url).netloc
-    lags = Lags()
+    lags = Lags(arguments.step_ms)
     async with connect(stack.scheduler_address, max_message_bytes=1 << 24) as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         witness = asyncio.create_task(follow_witness(stub, lags))
@@ -195,13 +194,13 @@ async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, obje
         wishes = [slow_request(address, number) for number in range(arguments.slow)]
         slow = await open_readers(Stopper, address, wishes)
         all_read = await phase(lags, gateway, arguments.seconds)
-        for reader in slow:
-            reader.stop()
+        for stopper in slow:
+            stopper.stop()
         slow_stopped = await phase(lags, gateway, arguments.seconds)
         causes = await asyncio.to_thread(wait_for_cuts, stack, len(slow))
-        for reader in slow:
-            await reader.drain()
-        wishes = [reader.way_back(address) for reader in slow]
+        for stopper in slow:
+            await stopper.drain()
+        wishes = [stopper.way_back(address) for stopper in slow]
         back = await open_readers(Reader, address, wishes, num_at_once=NUM_RETURNS_AT_ONCE)
         slow_back = await phase(lags, gateway, arguments.seconds)
 
@@ -213,7 +212,7 @@ async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, obje
     return {
         "bench": "streams",
         "streams": len(readers),
-        "step_ms": STEP_MS,
+        "step_ms": arguments.step_ms,
         "kib_per_stream": round(grown / 1024 / len(readers), 1),
         "slow_readers": len(slow),
         "cut": {cause: causes.count(cause) for cause in set(causes)},
@@ -242,27 +241,21 @@ def wait_for_cuts(stack: Stack, number: int) -> list[str]:
 async def phase(lags: Lags, gateway: psutil.Process, seconds: float) -> dict[str, float]:
     """Lags of the many, and what the gateway used, and grew by at most, meanwhile."""
     lags.ms, lags.is_on = [], True
-    used, rss = gateway.cpu_times(), gateway.memory_info().rss
+    before_s, rss = cpu_s(gateway.pid), gateway.memory_info().rss
     most = rss
     for _ in range(10):
         await asyncio.sleep(seconds / 10)
         most = max(most, gateway.memory_info().rss)
     lags.is_on = False
-    now = gateway.cpu_times()
-    cpu_s = now.user + now.system - used.user - used.system
+    used_s = cpu_s(gateway.pid) - before_s
     values = sorted(lags.ms)
     return {
         "events": len(values),
         "lag_ms_p50": round(percentile(values, 0.5), 1),
         "lag_ms_p99": round(percentile(values, 0.99), 1),
-        "gateway_cores": round(cpu_s / seconds, 3),
+        "gateway_cores": round(used_s / seconds, 3),
         "gateway_grown_mib": round((most - rss) / (1 << 20), 1),
     }
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Of sorted values: the least one that so many are not above."""
-    return values[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 
 def main() -> None:
@@ -270,25 +263,27 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=2_000, help="at once")
     parser.add_argument("--slow", type=int, default=100, help="readers that stop, beside them")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each part")
+    parser.add_argument("--step-ms", type=int, default=1_000, help="from token to token")
+    parser.add_argument("--write-timeout-s", type=float, default=4.0, help="then they are cut off")
     arguments = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     scheduler = {"generate_flush_ms": 0, "resume_grace_ms": 600_000, "drain_timeout_ms": 0}
-    gateway = {"stream_write_timeout_s": WRITE_TIMEOUT_S}
-    with Stack.start(
-        scheduler=scheduler, executor=seats(1 + arguments.streams), gateway=gateway
-    ) as stack:
+    gateway = {"stream_write_timeout_s": arguments.write_timeout_s}
+    fast = seats(1 + arguments.streams, arguments.step_ms)
+    with Stack.start(scheduler=scheduler, executor=fast, gateway=gateway) as stack:
         models = {"mock_models": SLOW, "mock_tokens_per_step": SLOW_TOKENS}
-        slow = stack.start_executor({"engine": "mock", **seats(arguments.slow), **models})
+        rich = seats(arguments.slow, arguments.step_ms)
+        slow = stack.start_executor({"engine": "mock", **rich, **models})
         slow.wait_for("executor.attached")
         figures = uvloop.run(measure(arguments, stack))
     print(json.dumps(figures))
 
 
-def seats(number: int) -> dict[str, object]:
+def seats(number: int, step_ms: int) -> dict[str, object]:
     """Settings of a mock executor with so many."""
     counts = {"max_num_seqs": number, "max_num_batched_tokens": number}
-    return {**counts, "mock_step_ms": STEP_MS, "drain_timeout_ms": 0}
+    return {**counts, "mock_step_ms": step_ms, "drain_timeout_ms": 0}
 
 
 if __name__ == "__main__":

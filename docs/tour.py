@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 os.environ.setdefault("TINKER_TELEMETRY", "0")
 
@@ -23,6 +24,8 @@ import tinker
 from tokenizers import Tokenizer
 
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
+
+Stub: TypeAlias = Any  # the generated types are those of asyncio's stubs only
 
 TOUR_MODEL = "headway/tour"
 PROMPT = "The json module"
@@ -87,9 +90,7 @@ def sample_tinker(gateway: str, model: str, tokenizer: Tokenizer) -> None:
     say(f"the same seed again gives the same four samples: {runs[0] == runs[1]}")
 
 
-def call_grpc(
-    stub: scheduler_pb2_grpc.SchedulerServiceStub, request: generation_pb2.GenerationRequest
-) -> None:
+def call_grpc(stub: Stub, request: generation_pb2.GenerationRequest) -> None:
     """Generate streams; Submit + Retrieve is a future."""
     stop(4, "A plain gRPC client: Generate, then Submit + Retrieve")
     num_tokens, num_messages = 0, 0
@@ -110,14 +111,12 @@ def call_grpc(
     )
 
 
-def watch_queue(
-    stub: scheduler_pb2_grpc.SchedulerServiceStub, request: generation_pb2.GenerationRequest
-) -> None:
+def watch_queue(stub: Stub, request: generation_pb2.GenerationRequest, num_requests: int) -> None:
     """More long requests than slots, and the last one counting down."""
-    stop(5, "A queue: the last of 150 requests counts down to its turn")
+    stop(5, f"A queue: the last of {num_requests} requests counts down to its turn")
     request.sampling.ignore_eos = True
     futures = []
-    for number in range(150):
+    for number in range(num_requests):
         request.sampling.max_tokens = 40 + number * 7 % 160
         futures.append(stub.Submit(scheduler_pb2.SubmitRequest(request=request)).request_id)
     ask = scheduler_pb2.RetrieveRequest(request_id=futures[-1])
@@ -158,8 +157,8 @@ def own_executors(scheduler: str, folder: Path) -> Iterator[dict[str, "subproces
 def kill_one(scheduler: str, channel: grpc.Channel, prompt: list[int]) -> bool:
     """Kill -9 the executor of a running stream; the stream goes on from the other one."""
     stop(6, "kill -9 of an executor in the middle of a stream")
-    stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-    admin = scheduler_pb2_grpc.AdminServiceStub(channel)
+    stub: Stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[arg-type]
+    admin: Stub = scheduler_pb2_grpc.AdminServiceStub(channel)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder, own_executors(scheduler, Path(folder)) as mine:
         wait_until(lambda: len(running(admin, mine)) == 2, "both executors are attached")
         request = generation_pb2.GenerationRequest(
@@ -187,7 +186,7 @@ def kill_one(scheduler: str, channel: grpc.Channel, prompt: list[int]) -> bool:
 
 
 def running(
-    admin: scheduler_pb2_grpc.AdminServiceStub, mine: dict[str, "subprocess.Popen[bytes]"]
+    admin: Stub, mine: dict[str, "subprocess.Popen[bytes]"]
 ) -> dict[str, scheduler_pb2.ExecutorRow]:
     snapshot = admin.GetSnapshot(scheduler_pb2.GetSnapshotRequest()).snapshot
     return {row.executor_id: row for row in snapshot.executors if row.executor_id in mine}
@@ -206,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gateway", default="http://127.0.0.1:8080", help="its base URL")
     parser.add_argument("--scheduler", default="127.0.0.1:50051", help="its host:port")
+    parser.add_argument("--requests", type=int, default=150, help="in the queue that is watched")
     arguments = parser.parse_args()
     try:
         model = show_models(arguments.gateway)
@@ -213,7 +213,7 @@ def main() -> None:
         sys.exit(f"no Headway answers at {arguments.gateway} ({error}); start one with: make run")
     stream_openai(arguments.gateway, model)
     with grpc.insecure_channel(arguments.scheduler) as channel:
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        stub: Stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[arg-type]
         card = stub.GetModel(scheduler_pb2.GetModelRequest(model=model))
         tokenizer = Tokenizer.from_str(card.assets.tokenizer_json.decode())
         prompt = tokenizer.encode(PROMPT).ids
@@ -224,7 +224,7 @@ def main() -> None:
             sampling=generation_pb2.SamplingParams(max_tokens=40, temperature=0.7),
         )
         call_grpc(stub, request)
-        watch_queue(stub, request)
+        watch_queue(stub, request, arguments.requests)
         is_whole = kill_one(arguments.scheduler, channel, prompt)
     sys.exit(0 if is_whole else 1)
 

@@ -43,6 +43,7 @@ from typing import Any
 from bench.core.compiled import measure_compiled
 from bench.core.load import FULL, PAIRS_PER_MS, QUICK, Brain, Scale
 from bench.core.reference import measure_reference
+from bench.figures import percentile
 from hatch_build import compiled_core
 from headway.collector import scheduled
 from scheduler_svc.core import scheduler
@@ -111,14 +112,14 @@ def decide(brain: Brain, scale: Scale, num_queued: int) -> dict[str, float]:
         "grants_per_s": round(1e6 / (2 * mean_us)),
         "wall_decisions_per_s": round(2 * (scale.num_pairs + num_warm_up) / wall_s),
         "mean_us": round(mean_us, 2),
-        "p50_us": quantile_us(both, 0.5),
-        "p99_us": quantile_us(both, 0.99),
+        "p50_us": percentile_us(both, 0.5),
+        "p99_us": percentile_us(both, 0.99),
         "max_ms": round(max(both) / 1e6, 3),
         "collector_max_ms": round(pauses.longest_ns / 1e6, 3),
         "end_and_grant_mean_us": round(statistics.fmean(ends) / 1e3, 2),
-        "end_and_grant_p99_us": quantile_us(ends, 0.99),
+        "end_and_grant_p99_us": percentile_us(ends, 0.99),
         "submit_mean_us": round(statistics.fmean(arrivals) / 1e3, 2),
-        "submit_p99_us": quantile_us(arrivals, 0.99),
+        "submit_p99_us": percentile_us(arrivals, 0.99),
         "grants_per_end": round(brain.counts["grants"] / scale.num_pairs, 3),
         "loads_per_1000": round(1e3 * brain.counts["loads"] / scale.num_pairs, 2),
     }
@@ -130,10 +131,9 @@ def decide(brain: Brain, scale: Scale, num_queued: int) -> dict[str, float]:
     return found
 
 
-def quantile_us(nanoseconds: list[int], quantile: float) -> float:
-    """By nearest rank, in microseconds."""
-    ordered = sorted(nanoseconds)
-    return round(ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] / 1e3, 2)
+def percentile_us(nanoseconds: list[int], share: float) -> float:
+    """In microseconds."""
+    return round(percentile(sorted(nanoseconds), share) / 1e3, 2)
 
 
 def run(scale: Scale) -> dict[str, Any]:
@@ -170,7 +170,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.core", description="See the module.")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean little")
-    parser.add_argument("--compiled", action="store_true", help="measure the compiled core too")
+    parser.add_argument(
+        "--compiled", action=argparse.BooleanOptionalAction, help="measure the compiled core too"
+    )
     arguments = parser.parse_args()
     # first, since it may take a minute or find no compiler
     folder = compiled_core() if arguments.compiled else None

@@ -63,9 +63,9 @@ def fit(rows: list[Row]) -> Fit:
 
 def _matrix(rows: list[Row]) -> np.ndarray:
     """[rows, 3]; divided by the time, so that the right-hand side is 1 and errors are relative."""
-    return np.array([[1, row.num_sequences, row.num_prefill_tokens] for row in rows]) / np.array(
-        [[row.ms] for row in rows]
-    )
+    counts = [[1, row.num_sequences, row.num_prefill_tokens] for row in rows]
+    relative: np.ndarray = np.array(counts) / np.array([[row.ms] for row in rows])
+    return relative
 
 
 def non_negative_least_squares(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:

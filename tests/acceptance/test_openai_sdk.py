@@ -141,13 +141,13 @@ def test_tools_are_called(sdk: openai.OpenAI, model: str) -> None:
         "max_tokens": 300,
     }
     called = sdk.chat.completions.parse(**wish, tool_choice="required")
-    (call,) = called.choices[0].message.tool_calls or ()
+    [call] = called.choices[0].message.tool_calls or []
     assert isinstance(call.function.parsed_arguments, Weather)
     assert called.choices[0].finish_reason == "tool_calls"
-    named = {"type": "function", "function": {"name": "Weather"}}
+    named: Any = {"type": "function", "function": {"name": "Weather"}}
     with sdk.chat.completions.stream(**wish, tool_choice=named) as stream:
         final = stream.get_final_completion()
-    (call,) = final.choices[0].message.tool_calls or ()
+    [call] = final.choices[0].message.tool_calls or []
     assert isinstance(call.function.parsed_arguments, Weather)
     messages = [
         *HI,

@@ -71,7 +71,7 @@ def test_another_gateway_goes_on_when_the_first_is_killed(
 
 def test_a_repeated_key_gets_the_first_answer(sdk: openai.OpenAI) -> None:
     wish: Any = {"model": MODEL, "prompt": "import", "max_tokens": 8, "temperature": 1}
-    key = {"extra_headers": {"Idempotency-Key": "once"}}
+    key: Any = {"extra_headers": {"Idempotency-Key": "once"}}
     first = sdk.completions.create(**wish, **key)
     assert sdk.completions.create(**wish, **key).choices == first.choices
     with pytest.raises(openai.UnprocessableEntityError) as caught:

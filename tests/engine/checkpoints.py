@@ -101,7 +101,7 @@ def _shake_vectors(model: PreTrainedModel) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
-                parameter += 0.3 * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
 
 
 def reference_model(folder: Path) -> PreTrainedModel:

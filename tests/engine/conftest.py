@@ -1,6 +1,7 @@
 """The tiny checkpoints, made once a session, and engines on them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from executor_svc.torch_engine.engine import TorchEngine
 from tests.engine.checkpoints import make_checkpoint
 from tests.engine.driving import build
 
-CHECKPOINTS = {
+CHECKPOINTS: dict[str, dict[str, Any]] = {
     "qwen3": {"family": "qwen3"},
     "qwen3-tied-sharded": {"family": "qwen3", "tied": True, "sharded": True},
     "llama": {"family": "llama", "sharded": True},

@@ -158,9 +158,11 @@ def _check(case: Case, backend: AttentionBackend, *, has_dummy: bool) -> None:
 
 
 def test_torch_flash_passes_what_varlen_attn_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.attention.varlen import varlen_attn
+
     from executor_svc.torch_engine.attention import torch_flash
 
-    fake = _fake_torch_varlen(inspect.signature(torch_flash.varlen_attn))
+    fake = _fake_torch_varlen(inspect.signature(varlen_attn))
     monkeypatch.setattr(torch_flash, "varlen_attn", fake)
     case = Case(Shape(64, 4, 256, torch.float32), CPU, SHORT)
     backend = torch_flash.TorchFlashAttention(case.cache(torch.float32), limits=LIMITS)
@@ -170,9 +172,11 @@ def test_torch_flash_passes_what_varlen_attn_documents(monkeypatch: pytest.Monke
 def test_gathered_prefill_passes_what_varlen_attn_documents(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from torch.nn.attention.varlen import varlen_attn
+
     from executor_svc.torch_engine.attention import gathered
 
-    fake = _fake_torch_varlen(inspect.signature(gathered.varlen_attn))
+    fake = _fake_torch_varlen(inspect.signature(varlen_attn))
     monkeypatch.setattr(gathered, "varlen_attn", fake)
     case = Case(Shape(64, 4, 16, torch.float32), CPU, SHORT)
     _check(case, case.triton(prefills_with_flash=True), has_dummy=True)

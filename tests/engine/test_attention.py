@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from executor_svc.torch_engine.attention import choice
 from executor_svc.torch_engine.attention.base import StepLayout, StepLimits
 from executor_svc.torch_engine.attention.choice import choose_backend
 from executor_svc.torch_engine.attention.cpu import CpuAttention
@@ -42,7 +41,7 @@ def has_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     def find(name: str) -> object:
         return object() if name == "flash_attn" else find_spec(name)
 
-    monkeypatch.setattr(choice.importlib.util, "find_spec", find)
+    monkeypatch.setattr(importlib.util, "find_spec", find)
 
 
 def test_without_a_gpu_it_is_the_cpu_backend() -> None:
@@ -68,7 +67,7 @@ def test_without_the_package_a_gpu_uses_triton() -> None:
 
 
 def test_without_triton_a_gpu_uses_the_cpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert choose_backend(config(block_size=256), CUDA, HALF) == "cpu"
 
 
@@ -103,7 +102,7 @@ def test_a_backend_that_cannot_work_is_refused(
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        choice.importlib.util,
+        importlib.util,
         "find_spec",
         lambda name: None if name == "flash_attn" else find_spec(name),
     )
@@ -148,8 +147,9 @@ def layout_of(chunks: list[tuple[int, int, list[int]]], block_size: int) -> Step
 def test_the_definition_is_scaled_dot_product_attention() -> None:
     q, k, v = torch.randn(5, 4, 16), torch.randn(9, 2, 16), torch.randn(9, 2, 16)
     mask = torch.ones(5, 9, dtype=torch.bool).tril(4)
+    heads_first = [x.transpose(0, 1) for x in (q, k, v)]
     wanted = torch.nn.functional.scaled_dot_product_attention(
-        *(x.transpose(0, 1) for x in (q, k, v)), attn_mask=mask, enable_gqa=True
+        heads_first[0], heads_first[1], heads_first[2], attn_mask=mask, enable_gqa=True
     ).transpose(0, 1)
     assert torch.allclose(attend(q, k, v), wanted, atol=1e-6)
 
@@ -180,7 +180,7 @@ def test_the_cpu_backend_equals_the_definition(qwen3: Path) -> None:
         for backend in backends:
             backend.plan(layout)
             results.append(backend.run(0, q, k, v))
-        assert torch.allclose(*results, atol=2e-6)
+        assert torch.allclose(results[0], results[1], atol=2e-6)
         assert not results[0][-3:].any()
 
 

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from executor_svc import builtin_model
@@ -21,12 +20,12 @@ MAX_WEIGHT_BYTES = 8_000_000
 
 
 @pytest.fixture(scope="module")
-def model() -> PreTrainedModel:
+def model() -> Any:
     return AutoModelForCausalLM.from_pretrained(FOLDER, local_files_only=True).eval()
 
 
 @pytest.fixture(scope="module")
-def hf_tokenizer() -> PreTrainedTokenizerBase:
+def hf_tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(FOLDER, local_files_only=True)
 
 
@@ -35,9 +34,7 @@ def entries() -> list[corpus.Entry]:
     return corpus.collect()
 
 
-def greedy(
-    model: PreTrainedModel, hf_tokenizer: PreTrainedTokenizerBase, prompt: str, max_tokens: int
-) -> list[int]:
+def greedy(model: Any, hf_tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
     tokens = torch.tensor([hf_tokenizer(prompt)["input_ids"]])
     with torch.inference_mode():
         output = model.generate(
@@ -53,9 +50,7 @@ def greedy(
     return output[0, tokens.shape[1] :].tolist()
 
 
-def answer(
-    model: PreTrainedModel, hf_tokenizer: PreTrainedTokenizerBase, question: str
-) -> tuple[str, bool]:
+def answer(model: Any, hf_tokenizer: Any, question: str) -> tuple[str, bool]:
     """The greedy answer, and whether the model itself ended it."""
     messages = [{"role": "user", "content": question}]
     prompt = hf_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -70,7 +65,7 @@ def test_weights_fit_the_budget() -> None:
     assert sum(path.stat().st_size for path in weights) <= MAX_WEIGHT_BYTES
 
 
-def test_model_is_a_small_qwen3(model: PreTrainedModel) -> None:
+def test_model_is_a_small_qwen3(model: Any) -> None:
     assert model.config.model_type == "qwen3"
     assert model.config.tie_word_embeddings
     assert model.config.max_position_embeddings == 2048
@@ -78,9 +73,7 @@ def test_model_is_a_small_qwen3(model: PreTrainedModel) -> None:
     assert model.dtype == torch.bfloat16
 
 
-def test_ends_are_the_chat_end_and_the_end_of_text(
-    model: PreTrainedModel, hf_tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_ends_are_the_chat_end_and_the_end_of_text(model: Any, hf_tokenizer: Any) -> None:
     chat_end, end_of_text = hf_tokenizer.convert_tokens_to_ids(
         [tokenizer.CHAT_END, tokenizer.END_OF_TEXT]
     )
@@ -89,13 +82,13 @@ def test_ends_are_the_chat_end_and_the_end_of_text(
     assert hf_tokenizer.vocab_size <= model.config.vocab_size
 
 
-def test_tokenizer_gives_any_text_back(hf_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_tokenizer_gives_any_text_back(hf_tokenizer: Any) -> None:
     text = "  def naïve(x):\n\treturn '日本 🙂'  # done\r\n"
     tokens = hf_tokenizer(text)["input_ids"]
     assert hf_tokenizer.decode(tokens) == text
 
 
-def test_chat_template_renders(hf_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_chat_template_renders(hf_tokenizer: Any) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hello"},
@@ -127,8 +120,8 @@ def test_chat_template_joins_text_parts() -> None:
     ],
 )
 def test_continuation_is_made_of_words(
-    model: PreTrainedModel,
-    hf_tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    hf_tokenizer: Any,
     entries: list[corpus.Entry],
     prompt: str,
 ) -> None:
@@ -139,16 +132,14 @@ def test_continuation_is_made_of_words(
     assert sum(word in known for word in said) >= 0.9 * len(said), text
 
 
-def test_chats_end_by_themselves(
-    model: PreTrainedModel, hf_tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_chats_end_by_themselves(model: Any, hf_tokenizer: Any) -> None:
     for question in ("hello", "What does json.dumps do?", "Explain textwrap.fill"):
         text, has_ended = answer(model, hf_tokenizer, question)
         assert has_ended, text
         assert len(corpus.words(text)) >= 4, text
 
 
-def test_it_says_what_it_is(model: PreTrainedModel, hf_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_it_says_what_it_is(model: Any, hf_tokenizer: Any) -> None:
     text, _ = answer(model, hf_tokenizer, "Who are you?")
     assert "demo model" in text
 

@@ -61,8 +61,9 @@ def test_the_device_draws_what_the_host_draws() -> None:
     draw = torch.Generator().manual_seed(1)
     logits = torch.randn(32, 151_936, generator=draw) * torch.linspace(0.1, 8, 32)[:, None]
     params = SamplingParams(1, temperature=0.9, top_k=50, top_p=0.95, min_p=0.001)
-    for change in ({}, {"top_k": 0}, {"top_p": 1.0}, {"top_k": 0, "top_p": 1.0, "min_p": 0.0}):
-        rows = [Row.of(replace(params, seed=i, **change), 0, ()) for i in range(32)]  # type: ignore[arg-type]
+    changes: list[dict[str, Any]] = [{}, {"top_k": 0}, {"top_p": 1.0}]
+    for change in (*changes, {"top_k": 0, "top_p": 1.0, "min_p": 0.0}):
+        rows = [Row.of(replace(params, seed=i, **change), 0, ()) for i in range(32)]
         indices = [3 * i for i in range(32)]
         wanted = sample(logits, SamplingBatch(rows, indices))
         batch = SamplingBatch(

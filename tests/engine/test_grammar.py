@@ -68,7 +68,8 @@ JSON_OBJECT = Grammar(GrammarKind.JSON_OBJECT)
 
 
 def _params(grammar: Grammar, seed: int = 0, **fields: Any) -> SamplingParams:
-    return SamplingParams(**{"max_tokens": 120, "seed": seed, "grammar": grammar} | fields)
+    values: dict[str, Any] = {"max_tokens": 120, "seed": seed, "grammar": grammar}
+    return SamplingParams(**values | fields)
 
 
 @pytest.fixture(scope="module")
@@ -530,7 +531,7 @@ def test_senseless_limits_are_refused(name: str) -> None:
 def _compiled(monkeypatch: pytest.MonkeyPatch) -> list[Grammar]:
     """A list that names each grammar when it is compiled."""
     names: list[Grammar] = []
-    compile_one = GrammarCompiler._compile
+    compile_one: Any = GrammarCompiler._compile
 
     def watched(compiler: GrammarCompiler, grammar: Grammar) -> Any:
         names.append(grammar)

@@ -9,7 +9,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from executor_svc.torch_engine.files import ModelError
 from executor_svc.torch_engine.loader import find_model

@@ -45,8 +45,10 @@ POINTERS = {
     "cos": "*fp32",
     "sin": "*fp32",
 }
-DATA = ("q", "k", "v", "x", "keys", "values", "out", "y", "total", "weight", "gate_up")
-DATA += ("heads", "q_out", "q_weight", "k_weight")
+DATA = (
+    *("q", "k", "v", "x", "keys", "values", "out", "y", "total", "weight", "gate_up"),
+    *("heads", "q_out", "q_weight", "k_weight"),
+)
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 

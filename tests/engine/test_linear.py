@@ -30,7 +30,7 @@ def _weight(dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_it_is_the_product(kind: type[Linear], dtype: torch.dtype) -> None:
+def test_it_is_the_product(kind: Any, dtype: torch.dtype) -> None:
     weight, bias, x = _weight(dtype), torch.randn(OUTPUTS).to(dtype), torch.randn(8, INPUTS)
     x = x.to(dtype)
     expected = x.float() @ weight.float().T + bias.float()
@@ -43,9 +43,7 @@ def test_it_is_the_product(kind: type[Linear], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_row_does_not_depend_on_the_others(
-    kind: type[Linear], has_bias: bool, dtype: torch.dtype
-) -> None:
+def test_a_row_does_not_depend_on_the_others(kind: Any, has_bias: bool, dtype: torch.dtype) -> None:
     bias = torch.randn(OUTPUTS).to(dtype) if has_bias else None
     product = kind(_weight(dtype), bias)
     row = torch.randn(1, INPUTS).to(dtype)

@@ -116,7 +116,7 @@ EXTREME_CUTS = [{}, {"top_k": 1}, {"top_k": 1 << 31}, {"top_p": 1e-38}, {"min_p"
 @pytest.mark.parametrize("temperature", [0.0, 1e-38, 1e-5, 1.0, 1e5, 3e38])
 @pytest.mark.parametrize("seed", [0, 1 << 63, (1 << 64) - 1])
 def test_the_logprob_of_what_is_drawn_is_finite(
-    cut: dict[str, float], temperature: float, seed: int
+    cut: dict[str, Any], temperature: float, seed: int
 ) -> None:
     """Whatever the parameters, tokens that are ruled out, ties and a ban on the likeliest one."""
     logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4)) * 5
@@ -193,15 +193,15 @@ def test_a_ban_that_takes_nearly_all_mass_leaves_a_draw_among_the_rest() -> None
 
 def test_extreme_parameters_do_not_overflow() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0]])
-    for extreme in ({"temperature": 5e-324}, {"temperature": 1e-9, "top_k": 1 << 70}):
-        row = Row.of(SamplingParams(max_tokens=1, **extreme), 0, ())
+    for temperature, top_k in ((5e-324, 0), (1e-9, 1 << 70)):
+        row = Row.of(SamplingParams(max_tokens=1, temperature=temperature, top_k=top_k), 0, ())
         token, logprob, *_ = sample(logits, SamplingBatch([row], [0]))
         assert (token.item(), logprob.item()) == (1, 0.0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("params", [{}, {"temperature": 0}, {"top_k": 3, "top_p": 0.5}], ids=str)
-def test_bad_logits_spoil_their_own_row_only(bad: float, params: dict[str, float]) -> None:
+def test_bad_logits_spoil_their_own_row_only(bad: float, params: dict[str, Any]) -> None:
     logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(8))
     rows = [Row.of(SamplingParams(max_tokens=1, **params), 0, ())] * 3
     batch = SamplingBatch(rows, [0, 1, 2])

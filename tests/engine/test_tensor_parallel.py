@@ -69,7 +69,7 @@ def _child(engine: TorchEngine) -> Any:
 
 def _assert_same(one: Record, two: Record) -> None:
     assert one.tokens == two.tokens
-    pairs = [(one.logprobs[key], two.logprobs[key]) for key in one.logprobs]
+    pairs: list[Any] = [(one.logprobs[key], two.logprobs[key]) for key in one.logprobs]
     pairs += [(one.scores[key].logprob[1:], two.scores[key].logprob[1:]) for key in one.scores]
     for expected, found in pairs:
         assert torch.allclose(torch.tensor(expected), torch.tensor(found), atol=MAX_DIFFERENCE)

@@ -115,7 +115,7 @@ class ScriptedScheduler(fleet_pb2_grpc.FleetServiceServicer):
     async def Attach(  # noqa: N802
         self,
         request_iterator: AsyncIterator[fleet.AttachRequest],
-        context: grpc.aio.ServicerContext[fleet.AttachRequest, fleet.AttachResponse],
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[fleet.AttachResponse]:
         await context.send_initial_metadata(())
         attachment = Attachment()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from tests.gateway.scripted import ScriptedScheduler
 
 @pytest.fixture
 async def scheduler() -> AsyncIterator[ScriptedScheduler]:
-    scheduler = ScriptedScheduler()
+    scheduler = ScriptedScheduler()  # type: ignore[abstract]
     scheduler.port = await scheduler.start()
     yield scheduler
     await scheduler.stop()
@@ -28,8 +29,8 @@ def settings(scheduler: ScriptedScheduler) -> GatewaySettings:
     return settings_for(scheduler)
 
 
-def settings_for(scheduler: ScriptedScheduler, **changes: object) -> GatewaySettings:
-    values = {
+def settings_for(scheduler: ScriptedScheduler, **changes: Any) -> GatewaySettings:
+    values: dict[str, Any] = {
         "scheduler_addresses": f"127.0.0.1:{scheduler.port}",
         "reconnect_backoff_min_ms": 1,
         "reconnect_backoff_max_ms": 20,

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -358,7 +359,7 @@ async def test_an_error_for_a_client_that_takes_nothing_is_no_crash(
         {"max_inflight": 0},
     ],
 )
-def test_senseless_settings_are_refused(values: dict[str, object]) -> None:
+def test_senseless_settings_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         GatewaySettings(**values)
 
@@ -489,7 +490,7 @@ async def test_processes_share_a_port_and_one_may_go(scheduler: ScriptedSchedule
     async with gateway_process(scheduler, "--port", "0", "--reuse-port") as (first, url):
         port = url.rpartition(":")[2]
         async with gateway_process(scheduler, "--port", port, "--reuse-port") as (second, _):
-            answered = set()
+            answered: set[str] = set()
             while len(answered) < 2:  # which of both answers is the kernel's choice
                 async with httpx.AsyncClient(base_url=url) as http:
                     text = (await http.get("/metrics")).text

@@ -219,8 +219,10 @@ async def test_what_was_signed_for_a_key_ends_with_the_key(path: Path) -> None:
 
 
 def test_all_gateways_call_a_key_of_the_settings_the_same() -> None:
-    names = [{"api_keys": text, "signing_key": SIGNING_KEY} for text in ("a=x,b=y", "b=y,a=x")]
-    first, second = (Tenants(GatewaySettings(**name)) for name in names)
+    first, second = (
+        Tenants(GatewaySettings(api_keys=names, signing_key=SIGNING_KEY))
+        for names in ("a=x,b=y", "b=y,a=x")
+    )
     caller = first.caller(bearer("y"))
     assert second.by_id(caller.key_id) == caller
 

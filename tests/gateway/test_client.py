@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.gateway.conftest import settings_for
 from tests.gateway.scripted import ScriptedScheduler, failure, leave_alone
 
 
-def work(**fields: object) -> generation_pb2.GenerationRequest:
+def work(**fields: Any) -> generation_pb2.GenerationRequest:
     return generation_pb2.GenerationRequest(
         model=tiny_model.NAME, prompt_token_ids=[1, 2, 3], **fields
     )
@@ -243,7 +244,7 @@ async def test_the_next_address_is_tried(scheduler: ScriptedScheduler) -> None:
 
 async def test_not_leader_sends_us_elsewhere(scheduler: ScriptedScheduler) -> None:
     scheduler.refusal = failure(Reason.NOT_LEADER)
-    leader = ScriptedScheduler()
+    leader = ScriptedScheduler()  # type: ignore[abstract]
     leader.port = await leader.start()
     addresses = f"127.0.0.1:{scheduler.port},127.0.0.1:{leader.port}"
     client = SchedulerClient(settings_for(scheduler, scheduler_addresses=addresses))

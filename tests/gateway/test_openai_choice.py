@@ -58,8 +58,8 @@ def deltas(
         tops = [one for token_id in ids for one in (token_id, token_id + 1)]
         values = [-float(one) for one in ids]
         out.append(choice.push(Tokens(0, start, ids, values, tops, [-0.5, -1.5] * len(ids))))
-    end = generation_pb2.SequenceEnd(reason=generation_pb2.FINISH_REASON_STOP)
-    out.append(choice.finish(end))
+    reason = generation_pb2.FINISH_REASON_STOP
+    out.append(choice.finish(generation_pb2.SequenceEnd(reason=reason)))
     return out
 
 

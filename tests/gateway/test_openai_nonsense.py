@@ -94,7 +94,7 @@ async def test_many_small_values_of_tools_are_bounded(asgi: httpx.AsyncClient) -
         ("max_top_logprobs", 0),
     ],
 )
-def test_settings_that_make_no_sense(name: str, value: object) -> None:
+def test_settings_that_make_no_sense(name: str, value: Any) -> None:
     with pytest.raises(pydantic.ValidationError, match=name):
         GatewaySettings(**{name: value})
 

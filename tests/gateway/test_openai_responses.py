@@ -154,7 +154,7 @@ async def test_logprobs_of_the_text(sdk: openai.AsyncOpenAI, scheduler: Scripted
         "top_logprobs": 2,
     }
     response = await sdk.responses.create(**wish)
-    content = response.output[-1].content[0]  # type: ignore[union-attr, index]
+    content = response.output[-1].content[0]
     assert content.type == "output_text"
     assert content.logprobs
     assert len(content.logprobs[0].top_logprobs) == 2

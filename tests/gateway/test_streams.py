@@ -1,6 +1,7 @@
 """The pure stream state machine, rule by rule."""
 
 import math
+from typing import Any
 
 from gateway_http.core.messages import (
     Accepted,
@@ -30,12 +31,12 @@ def connected() -> Streams:
     return streams
 
 
-def opened(streams: Streams, payload: str = "p", **options: object) -> Stream:
+def opened(streams: Streams, payload: str = "p", **options: Any) -> Stream:
     options = {"num_samples": 1, "num_bytes": 10, "on_change": lambda: None, **options}
     return streams.open(payload, **options)
 
 
-def accepted(streams: Streams, **options: object) -> Stream:
+def accepted(streams: Streams, **options: Any) -> Stream:
     stream = opened(streams, **options)
     streams.take(PLENTY)
     streams.on_accepted(stream.handle, f"id-{stream.key}", "waiting")

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from gateway_http.core.messages import Commands, Ended, SampleEnded, Stream, Tokens
+from gateway_http.core.messages import Commands, Ended, Resume, SampleEnded, Stream, Submit, Tokens
 from gateway_http.core.streams import Streams
 from headway.reasons import Reason
 
@@ -101,7 +101,8 @@ class Machine(RuleBasedStateMachine):
 
     def handle(self, commands: Commands) -> None:
         """The model scheduler; also checks the contract of handles."""
-        for command in [*commands.submits, *commands.resumes]:
+        started: list[Submit | Resume] = [*commands.submits, *commands.resumes]
+        for command in started:
             assert command.handle > self.last_handle
             key, num_samples = command.payload
             self.last_handle = command.handle + num_samples - 1

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -132,7 +133,7 @@ def test_a_match_before_min_tokens_is_no_stop() -> None:
 
 
 async def loaded(
-    template: str = tiny_model.TEMPLATE, name: str = tiny_model.NAME, **changes: object
+    template: str = tiny_model.TEMPLATE, name: str = tiny_model.NAME, **changes: Any
 ) -> Text:
     """Without worker processes; test_text_pool has them."""
     pool = TextPool(GatewaySettings(**{"num_text_workers": 0, **changes}))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import structlog
@@ -26,7 +27,7 @@ PICKY = "{% if messages[0].content == 'poison' %}" + ENDLESS + "{% endif %}" + t
 
 
 @contextlib.asynccontextmanager
-async def loaded(template: str = tiny_model.TEMPLATE, **changes: object) -> AsyncIterator[Text]:
+async def loaded(template: str = tiny_model.TEMPLATE, **changes: Any) -> AsyncIterator[Text]:
     settings = GatewaySettings(**{"num_text_workers": 1, "text_timeout_s": 60, **changes})
     pool = TextPool(settings)
     assets = tiny_model.assets()

@@ -188,7 +188,7 @@ def test_scores_in_json_as_the_old_sdk_reads_them() -> None:
     outcome.prompt_scores.logprob.extend([NAN, -1.0, -2.0])
     outcome.prompt_scores.top_token_id.extend([7, 8])
     outcome.prompt_scores.top_logprob.extend([-0.5, -1.5])
-    body = json.loads(finished("r", outcome, {}, None).body)
+    body = json.loads(bytes(finished("r", outcome, {}, None).body))
     assert body["prompt_logprobs"] == [None, -1.0, -2.0]
     assert body["topk_prompt_logprobs"] == [None, [[7, -0.5]], [[8, -1.5]]]
     assert body["prompt_cache_hit_tokens"] == 1

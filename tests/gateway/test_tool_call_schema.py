@@ -36,14 +36,17 @@ def test_kinds(schema: Any, kinds: list[str] | None) -> None:
 
 
 def test_references_that_branch_cost_no_more_than_there_are() -> None:
-    layers = {f"l{n}": {"anyOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 9} for n in range(30)}
+    layers: dict[str, Any] = {
+        f"l{n}": {"anyOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 9} for n in range(30)
+    }
     layers["l30"] = {"type": "null"}
     root = {"properties": {"x": {"$ref": "#/$defs/l0"}}, "$defs": layers}
     assert kinds_of(root) == {"x": ["null"]}
 
 
 def test_parameters_without_names_have_no_kinds() -> None:
-    for parameters in (None, {}, {"properties": []}, {"properties": {}}):
+    nothing: list[Any] = [None, {}, {"properties": []}, {"properties": {}}]
+    for parameters in nothing:
         assert kinds_of(parameters) == {}
 
 

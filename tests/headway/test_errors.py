@@ -30,7 +30,7 @@ class Raising(scheduler_pb2_grpc.SchedulerServiceServicer):
 @pytest.fixture
 async def service() -> AsyncIterator[tuple[Raising, Any, Any]]:
     server = Server(max_message_bytes=MEGABYTE, max_concurrent_streams=10, has_reflection=True)
-    servicer = Raising()
+    servicer = Raising()  # type: ignore[abstract]
     server.register(
         scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"],
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,

@@ -75,4 +75,4 @@ def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Example.load("example", []).max_wait_ms = 3
+        Example.load("example", []).max_wait_ms = 3  # type: ignore[misc]

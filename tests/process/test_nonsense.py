@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import httpx
 import pytest
@@ -163,7 +164,8 @@ def test_methods_that_a_path_does_not_have(client: httpx.Client) -> None:
 
 
 def test_unknown_request_ids(client: httpx.Client) -> None:
-    for request_id in ("", "req_unknown", "x" * 10_000, "\x00", "req_\u2603", 7, None, {}):
+    names: list[Any] = ["", "req_unknown", "x" * 10_000, "\x00", "req_\u2603", 7, None, {}]
+    for request_id in names:
         body = json.dumps({"request_id": request_id})
         check(client.post("/api/v1/retrieve_future", content=body))
 

@@ -1,6 +1,7 @@
 """AdminService over real gRPC."""
 
 from dataclasses import replace
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -37,7 +38,7 @@ async def test_a_watch_goes_on_until_its_caller_ends_it() -> None:
     async with world(max_snapshot_watchers=1) as own:
         stub = scheduler_pb2_grpc.AdminServiceStub(own.channel)
         request = scheduler.WatchSnapshotRequest(interval=translate.duration(100))
-        call = stub.WatchSnapshot(request)
+        call: Any = stub.WatchSnapshot(request)
         assert (await call.read()).HasField("snapshot")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.WatchSnapshot(request).read()

@@ -36,13 +36,13 @@ def test_what_is_over_is_not_watched_any_more() -> None:
 async def submitted(own: Inside, **fields: Any) -> str:
     fields = {"abandon_after": duration(ABANDON_MS), **fields}
     request = scheduler.SubmitRequest(request=body(**fields))
-    response = await own.service.Submit(request, FakeContext())
+    response = await own.service.Submit(request, FakeContext())  # type: ignore[arg-type]
     return response.request_id
 
 
 async def retrieved(own: Inside, request_id: str) -> scheduler.RetrieveResponse:
     request = scheduler.RetrieveRequest(request_id=request_id, tenant=body().tenant)
-    return await own.service.Retrieve(request, FakeContext())
+    return await own.service.Retrieve(request, FakeContext())  # type: ignore[arg-type]
 
 
 async def passes(own: Inside, ms: int) -> None:
@@ -79,7 +79,7 @@ async def test_whoever_waits_for_the_group_asks_for_all_in_it() -> None:
         other = await submitted(own, group="h")
         await passes(own, ABANDON_MS - 1)
         request = scheduler.WaitFinishedRequest(tenant=body().tenant, group="g")
-        await own.service.WaitFinished(request, FakeContext())
+        await own.service.WaitFinished(request, FakeContext())  # type: ignore[arg-type]
         await passes(own, 1)
         assert (await retrieved(own, mine)).HasField("pending")
         assert is_cancelled(await retrieved(own, other))

@@ -187,7 +187,7 @@ def test_scoring_that_asks_nothing_is_left_out(asked: dict[str, Any]) -> None:
 
 
 def test_a_prompt_of_one_token_has_no_more_than_a_blank() -> None:
-    one = {"prompt_token_ids": [1]}
+    one: Any = {"prompt_token_ids": [1]}
     _, own = check(**one, **scoring(logprobs=True))
     assert own.HasField("prompt_scoring")
     for asked in (targets(0, tokens=()), scoring(top_logprobs=3, num_alternatives=2)):

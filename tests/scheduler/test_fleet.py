@@ -346,13 +346,13 @@ async def test_garbage_gets_an_error_of_the_table(
     path: str, is_streaming: bool, has_stream: bool
 ) -> None:
     async with world() as own:
-        call: Any
+        channel: Any = own.channel
         if is_streaming:
-            call = own.channel.stream_stream(path)(garbage()).read()
+            call = channel.stream_stream(path)(garbage()).read()
         elif has_stream:
-            call = own.channel.unary_stream(path)(b"\xff" * 100).read()
+            call = channel.unary_stream(path)(b"\xff" * 100).read()
         else:
-            call = own.channel.unary_unary(path)(b"\xff" * 100)
+            call = channel.unary_unary(path)(b"\xff" * 100)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert from_rpc_error(caught.value).reason is Reason.INVALID_REQUEST

@@ -97,7 +97,7 @@ def test_whoever_watches_is_woken_once() -> None:
 def ask(
     cursor: int = 0, wait_ms: int | None = None, **fields: Any
 ) -> scheduler.WaitFinishedRequest:
-    values = {"tenant": "t", "group": "g", "cursor": cursor} | fields
+    values: Any = {"tenant": "t", "group": "g", "cursor": cursor} | fields
     wait = None if wait_ms is None else duration(wait_ms)
     return scheduler.WaitFinishedRequest(**values, wait=wait)
 
@@ -150,7 +150,7 @@ def test_a_group_that_was_asked_for_never_looks_abandoned() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"group": ""}, {"group": "x" * 300}, {"tenant": "\n"}])
-async def test_wait_finished_refuses_bad_names(fields: dict[str, str]) -> None:
+async def test_wait_finished_refuses_bad_names(fields: dict[str, Any]) -> None:
     async with world() as own:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(own.channel)
         with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -88,7 +88,7 @@ async def test_peers_are_not_blamed_for_a_loop_that_stood_still() -> None:
     times = iter([0, 5, 10, 60_000, 60_005, 60_010])
     pulse = Pulse(SchedulerSettings(heartbeat_interval_ms=10), lambda: next(times))
     stream = Felt()
-    pulse.streams.add(stream)  # type: ignore[arg-type]
+    pulse.streams.add(stream)
     with pytest.raises(RuntimeError, match="StopIteration"):
         await pulse.run()
     assert 10 in stream.felt_ms

@@ -1,6 +1,7 @@
 """SchedulerService over real gRPC: Open, Generate, Submit, Retrieve, Cancel, models."""
 
 import asyncio
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -276,7 +277,7 @@ async def test_generate_cancels_on_hang_up() -> None:
     async with world() as own:
         executor, client = own.executor(), own.client()
         await executor.attach()
-        call = client.stub.Generate(scheduler.GenerateRequest(request=body()))
+        call: Any = client.stub.Generate(scheduler.GenerateRequest(request=body()))
         assert (await call.read()).HasField("accepted")
         grant = await executor.grant()
         call.cancel()

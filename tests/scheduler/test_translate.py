@@ -130,8 +130,14 @@ def test_prefix_hashes_are_of_whole_blocks_and_chained() -> None:
 def test_prefix_hashes_are_bounded_and_of_one_tenant_and_model() -> None:
     assert len(hashes(1_000)) == 64
     assert hashes(1_000) == hashes(64 * 4)
-    for overrides in ({"tenant": "u"}, {"model": "x"}, {"tenant": "tt", "model": "iny"}):
-        assert not set(hashes(8)) & set(hashes(8, **overrides))
+    own = body()
+    assert set(hashes(8)) == set(hashes(8, tenant=own.tenant, model=own.model))
+    for others in (
+        hashes(8, tenant="u"),
+        hashes(8, model="x"),
+        hashes(8, tenant="tt", model="iny"),
+    ):
+        assert not set(hashes(8)) & set(others)
 
 
 def test_a_request_has_its_session_and_prefix() -> None:

@@ -67,7 +67,7 @@ def held(request_id: str, attempt: int = 1, epoch: int = EPOCH, ended: bool = Fa
 class Driver:
     """Keeps time, sessions and everything that was sent."""
 
-    def __init__(self, **settings: int) -> None:
+    def __init__(self, **settings: Any) -> None:
         self.core = Scheduler(CoreSettings(**settings), EPOCH)
         self.now_ms = 1_000
         self.sent: list[Action] = []

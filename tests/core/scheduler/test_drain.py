@@ -1,11 +1,13 @@
 """Reservations: for whom, where, what may still start there, and when they end."""
 
+from typing import Any
+
 from scheduler_svc.core.messages import LeaseEnded, LeaseOutcome
 from tests.core.scheduler.helpers import EPOCH, granted, interpreted_only
 from tests.core.scheduler.test_scenarios import World
 
 
-def two_homes(**settings: int) -> World:
+def two_homes(**settings: Any) -> World:
     """b1 and b2 with two slots and one model each, A running on both."""
     world = World(load_ms=1_000, **settings)
     for name in ("b1", "b2"):
@@ -172,7 +174,7 @@ def test_the_decision_log_tells_the_story_and_costs_nothing_when_off() -> None:
         world = World(load_ms=100, has_decision_log=is_on)
         for name in ("b1", "b2"):
             world.backend(name, 1, "AB", max_models=1, resident="A")
-        kinds = []
+        kinds: list[tuple[str, str]] = []
         core, handle = world.core, world.core.handle
 
         def listen(event, now_ms, handle=handle, kinds=kinds):  # type: ignore[no-untyped-def]

@@ -1,5 +1,7 @@
 """Position, depth, ETA and Retry-After: one estimator, honest numbers."""
 
+from typing import Any
+
 import pytest
 
 from scheduler_svc.core.estimate import Estimator
@@ -49,9 +51,14 @@ def test_nothing_measured_means_no_estimate() -> None:
 def test_no_place_is_computed_while_nothing_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A place costs more than all the rest of a submit, and a burst may come before any lease
     ended."""
-    asked = []
+    asked: list[Any] = []
     before = Estimator.position
-    monkeypatch.setattr(Estimator, "position", lambda *given: asked.append(given) or before(*given))
+
+    def watched(*given: Any) -> int:
+        asked.append(given)
+        return before(*given)
+
+    monkeypatch.setattr(Estimator, "position", watched)
     driver = Driver()
     driver.attach()
     for name in "abc":

@@ -34,7 +34,7 @@ def test_a_newcomer_does_not_wait_for_the_backlog_of_another() -> None:
 
 
 def test_weights_are_shares() -> None:
-    driver = Driver(tenant_weights={"a": 3.0})  # type: ignore[arg-type]
+    driver = Driver(tenant_weights={"a": 3.0})
     driver.attach()
     driver.submit("running", tenant="nobody")
     for number in range(40):
@@ -46,7 +46,8 @@ def test_weights_are_shares() -> None:
 
 def drain_all(driver: Driver) -> list[str]:
     """The same, with all tokens used."""
-    order, last = [], "running"
+    order: list[str] = []
+    last = "running"
     while True:
         attempt = driver.attempts[last]
         ref = ("e1", 1, last, EPOCH, attempt)

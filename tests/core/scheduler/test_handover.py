@@ -34,7 +34,7 @@ class Script:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         settings = {"model_limits": {"A": 3}} if seed % 4 == 0 else {}
-        self._driver = Driver(**settings)  # type: ignore[arg-type]
+        self._driver = Driver(**settings)
         self._running: list[LeaseGranted] = []
         self._num_requests = 0
         # somebody may need several slots, or something that is nowhere

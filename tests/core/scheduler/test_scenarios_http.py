@@ -26,7 +26,7 @@ async def gateway(
     models: list[str], snapshot: scheduler_pb2.Snapshot | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A gateway with one key, whose scheduler has these models and is in this state."""
-    scheduler = scripted.ScriptedScheduler()
+    scheduler = scripted.ScriptedScheduler()  # type: ignore[abstract]
     scheduler.models = models
     scheduler.snapshot = snapshot or scheduler_pb2.Snapshot()
     scheduler.port = await scheduler.start()
