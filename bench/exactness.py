@@ -1,7 +1,7 @@
 """Does a sequence go on unchanged when another engine takes it over? Counts every difference.
 
     python -m bench.exactness            2,000 sequences for each dtype, a few minutes on one core
-    python -m bench.exactness --quick    40 for each, for tests
+    python -m bench.exactness --quick    8 for each, for tests
 
 One engine runs all leases to their end. Each sample is then cut at a random index, and another
 engine gets its prompt and the tokens before the cut, and draws the rest; tokens, logprobs and
@@ -35,7 +35,7 @@ from executor_svc.torch_engine.config import EngineConfig
 from executor_svc.torch_engine.engine import TorchEngine
 
 DTYPES = ("float32", "bfloat16")
-NUM_SEQUENCES, NUM_SEQUENCES_QUICK = 2_000, 40
+NUM_SEQUENCES, NUM_SEQUENCES_QUICK = 2_000, 8
 MAX_PROMPT, MAX_TOKENS, MAX_SAMPLES = 160, 24, 3
 COMMON_TOKENS = 70
 _MODEL = "model"

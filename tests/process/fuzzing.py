@@ -10,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,8 +111,8 @@ def _server_checks(case: Any, response: Any) -> list[Any]:
     return [] if is_asked_for else [not_a_server_error]
 
 
-def main() -> None:
-    """The command."""
+def main() -> int:
+    """0 if every answer was as it is documented, and nothing broke."""
     parser = argparse.ArgumentParser(prog="python -m tests.process.fuzzing", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--cases", type=int, default=5_000)
@@ -127,7 +128,8 @@ def main() -> None:
         "crashes": len(crashes),
     }
     print(json.dumps(result))
+    return 1 if tally.faults or crashes else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
