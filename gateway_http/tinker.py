@@ -26,6 +26,7 @@ from gateway_http.tinker_futures import (
     pending,
 )
 from gateway_http.tinker_polls import Polls
+from gateway_http.tinker_refusals import in_clients_words
 from gateway_http.tinker_schema import (
     CreateSamplingSession,
     Future,
@@ -59,7 +60,7 @@ def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants)
         Route(f"{_PREFIX}/healthz", door.healthz, methods=["GET"]),
         door.post("client/config", door.client_config),
         door.post("client/dynamic_config", door.dynamic_config),
-        door.post("auth/token", door.auth_token),
+        Route(f"{_PREFIX}/auth/token", door.auth_token, methods=["POST"]),
         door.get("get_server_capabilities", door.capabilities),
         door.post("create_session", door.create_session),
         door.post("session_heartbeat", door.heartbeat),
@@ -131,7 +132,9 @@ class _Door:
     async def dynamic_config(self, request: Request, caller: Caller) -> Response:
         return json_response(_DYNAMIC_CONFIG)
 
-    async def auth_token(self, request: Request, caller: Caller) -> Response:
+    async def auth_token(self, request: Request) -> Response:
+        """For a key only: a token that could be had for a token would never end."""
+        caller = self._tenants.caller(request)
         return json_response({"jwt": self._signer.jwt(caller.key_id, time.time())})
 
     async def capabilities(self, request: Request, caller: Caller) -> Response:
@@ -204,7 +207,10 @@ class _Door:
             body, model=model, idempotency_key=key, group=group, settings=self._settings
         )
         caller.sign(wish)
-        accepted = await self._client.submit(wish)
+        try:
+            accepted = await self._client.submit(wish)
+        except HeadwayError as error:
+            raise in_clients_words(error) from None
         request_id = accepted.request_id
         # distinct, and the same again for a resent request
         sequence_ids = [f"{request_id}:{number}" for number in range(body.num_samples)]
