@@ -179,11 +179,16 @@ class _Door:
     async def _check_model(self, model: str) -> None:
         """Here an error surfaces at once; later the SDK would turn it into a long wait."""
         names = [card.name for card in await self._client.list_models()]
-        if not names:
-            raise HeadwayError(Reason.NO_CAPACITY, "No executor is attached yet.")
-        if model not in names:
+        if model in names:
+            return
+        try:
+            await self._client.model(model)
+        except HeadwayError as error:
+            if error.reason is not Reason.MODEL_NOT_FOUND:
+                raise
             message = "No such model; get_server_capabilities lists those that are served."
-            raise HeadwayError(Reason.MODEL_NOT_FOUND, message, field="base_model")
+            raise HeadwayError(error.reason, message, field="base_model") from None
+        raise HeadwayError(Reason.NO_CAPACITY, "No executor has the model at the moment.")
 
     async def sampler(self, request: Request, caller: Caller) -> Response:
         sampler_id = request.path_params["sampling_session_id"]
@@ -239,7 +244,14 @@ class _Door:
         body = parse(await request.body(), Future)
         headers = request.headers
         hold = hold_s(headers, self._settings.tinker_hold_s) if is_sdk_poller(headers) else 0.0
-        outcome = await self._polls.result(request, body.request_id, caller.tenant, hold)
+        try:
+            outcome = await self._polls.result(request, body.request_id, caller.tenant, hold)
+        except HeadwayError as error:
+            if error.reason is not Reason.REQUEST_NOT_FOUND or not is_sdk_poller(headers):
+                raise
+            # It polls for what it was promised, and samples anew after a 410 only.
+            message = "This request is gone, with the scheduler that had it."
+            raise HeadwayError(Reason.RESULT_EXPIRED, message) from None
         if isinstance(outcome, generation_pb2.GenerationResult):
             max_bytes = self._settings.tinker_announce_bytes if body.allow_metadata_only else None
             return finished(body.request_id, outcome, headers, max_bytes)

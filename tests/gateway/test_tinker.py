@@ -181,10 +181,12 @@ async def test_an_unknown_model_is_refused_at_once(http: httpx.AsyncClient) -> N
         assert (await http.post("create_sampling_session", json=body)).status_code == 404
 
 
-async def test_without_executors_no_model_is_called_unknown(
-    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+@pytest.mark.parametrize("why_not", [Reason.NO_CAPACITY, None])
+async def test_a_model_that_may_come_back_is_not_called_unknown(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler, why_not: Reason | None
 ) -> None:
     scheduler.models = []
+    scheduler.why_not = why_not
     body = {"session_id": "s", "sampling_session_seq_id": 0, "base_model": MODEL}
     response = await http.post("create_sampling_session", json=body)
     assert response.status_code == 503
