@@ -80,12 +80,14 @@ class Tenants:
         return _allowed(_caller(entry), entry.scopes, scope)
 
     def by_id(self, key_id: str) -> Caller | None:
-        """The caller with this key, if the key still is good: for what was signed for it."""
+        """The caller with this key, if it still may sample: for what was signed for it."""
         own = self._own_by_id.get(key_id)
         if own is not None or self._file is None:
             return own
         entry = self._file.entries().get(key_id)
-        return _caller(entry) if entry is not None and not _has_expired(entry) else None
+        if entry is None or _has_expired(entry) or Scope.SAMPLE not in entry.scopes:
+            return None
+        return _caller(entry)
 
     def _entry(self, key: str) -> KeyEntry | None:
         if self._file is None:

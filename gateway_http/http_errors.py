@@ -13,10 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gateway_http.settings import GatewaySettings
-from headway.errors import INTERNAL_MESSAGE, HeadwayError
+from headway.errors import HeadwayError
 from headway.reasons import Reason
 
 _OPENAI_PATHS = ("/v1/", "/tokenize", "/detokenize")
+# Where clients look for OpenAI's own word; the other codes are our reasons.
+_OPENAI_CODES = {
+    Reason.PROMPT_TOO_LONG: "context_length_exceeded",
+    Reason.UNAUTHENTICATED: "invalid_api_key",
+}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -37,12 +42,13 @@ def openai_error(error: HeadwayError, status: int | None = None) -> dict[str, An
     """An error as OpenAI's SDKs read it: a body, or the last event of a stream."""
     status = status or error.row.http_status
     kind = "invalid_request_error" if status < 500 else "server_error"
+    code = _OPENAI_CODES.get(error.reason, error.reason.value.lower())
     is_unsupported = isinstance(error, UnsupportedParameterError)
     return {
         "error": {
             "message": error.message,
             "type": _OPENAI_TYPES.get(status, kind),
-            "code": "unsupported_parameter" if is_unsupported else error.reason.value.lower(),
+            "code": "unsupported_parameter" if is_unsupported else code,
             "param": error.field,
         }
     }
@@ -58,9 +64,13 @@ def _body(error: HeadwayError, status: int, path: str) -> dict[str, Any]:
 
 
 def error_response(
-    error: Exception, path: str, settings: GatewaySettings, *, status: int | None = None
+    error: HeadwayError | HTTPException,
+    path: str,
+    settings: GatewaySettings,
+    *,
+    status: int | None = None,
 ) -> Response:
-    """Any exception as an answer; what we do not know is INTERNAL, and its text stays here."""
+    """A refusal as an answer, whoever makes it."""
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):  # the router's own: no such path, no such method
         status = error.status_code
@@ -68,8 +78,6 @@ def error_response(
         is_path = status == 404
         reason = Reason.REQUEST_NOT_FOUND if is_path else Reason.INVALID_REQUEST
         error = HeadwayError(reason, "There is no such path here." if is_path else error.detail)
-    elif not isinstance(error, HeadwayError):
-        error = HeadwayError(Reason.INTERNAL, INTERNAL_MESSAGE)
     status = status or error.row.http_status
     headers["x-should-retry"] = "true" if error.row.is_retryable else "false"
     if error.retry_after_ms is not None:

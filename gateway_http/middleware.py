@@ -1,21 +1,25 @@
 """What stands around every route: errors become answers, bodies stay within bounds."""
 
 import asyncio
+import uuid
 from collections.abc import Callable
 
 import structlog
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway_http.http_errors import error_response, invalid
 from gateway_http.http_protocol import IS_WHOLE
+from gateway_http.openai_caller_id import callers_id
 from gateway_http.settings import GatewaySettings
 from gateway_http.stall_guard import Cause, StreamCutError
-from headway.errors import HeadwayError
+from headway.errors import INTERNAL_MESSAGE, HeadwayError
 from headway.reasons import Reason
 
 _log = structlog.get_logger()
+_OWN_ID = "x-request-id"
 
 
 class ErrorTranslator:
@@ -40,12 +44,12 @@ class ErrorTranslator:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # neither websockets nor lifespan events are served
-        has_started = False
+        start: Message | None = None
 
         async def watched_send(message: Message) -> None:
-            nonlocal has_started
-            if not has_started:
-                has_started = True
+            nonlocal start
+            if start is None:
+                start = message
                 self._count(scope, message["status"])
             await send(message)
 
@@ -62,11 +66,19 @@ class ErrorTranslator:
                 stream=cut.name,
                 is_resumable=cut.is_resumable,
             )
-        except Exception as error:
-            if not isinstance(error, HeadwayError | HTTPException):
-                _log.error("request.crashed", path=scope["path"], exc_info=error)
-            if not has_started:
+        except (HeadwayError, HTTPException) as error:
+            if start is None:
                 response = error_response(error, scope["path"], self._settings)
+                await response(scope, receive, watched_send)
+        except Exception as error:
+            told_id = Headers(raw=start["headers"]).get(_OWN_ID) if start is not None else None
+            own_id = told_id or callers_id(scope) or uuid.uuid4().hex
+            _log.error("request.crashed", path=scope["path"], request_id=own_id, exc_info=error)
+            if start is None:
+                # all that its client gets to know of it is where we can look it up
+                told = HeadwayError(Reason.INTERNAL, f"{INTERNAL_MESSAGE} We call it {own_id}.")
+                response = error_response(told, scope["path"], self._settings)
+                response.headers[_OWN_ID] = own_id
                 await response(scope, receive, watched_send)
 
 

@@ -158,5 +158,7 @@ class _Told:
 def prompt_too_long(num_tokens: int | None, max_context_tokens: int, field: str) -> HeadwayError:
     """The refusal of a prompt that leaves no room for a single new token."""
     size = f"{num_tokens} tokens" if num_tokens is not None else "too much text"
-    message = f"The prompt has {size}; the model's context takes {max_context_tokens} tokens."
+    # by these words some clients know that they have to shorten it
+    context = f"This model's maximum context length is {max_context_tokens} tokens"
+    message = f"{context}; the prompt has {size}."
     return HeadwayError(Reason.PROMPT_TOO_LONG, message, field=field)

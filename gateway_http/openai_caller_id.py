@@ -10,7 +10,14 @@ from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
 
 _HEADER = "x-request-id"
-_CALLER_ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
+CALLER_ID = r"[A-Za-z0-9_.:/+=-]{1,128}"
+_PATTERN = re.compile(CALLER_ID)
+
+
+def callers_id(scope: Scope) -> str:
+    """Its x-request-id, if it is fit to be said back; else empty."""
+    value = Headers(scope=scope).get(_HEADER, "")
+    return value if _PATTERN.fullmatch(value) else ""
 
 
 class CallerId:
@@ -25,7 +32,7 @@ class CallerId:
         if not value:
             await self._app(scope, receive, send)
             return
-        if not _CALLER_ID.fullmatch(value):
+        if not _PATTERN.fullmatch(value):
             message = "An x-request-id has up to 128 letters, digits and -_.:/+= characters."
             raise invalid(message, _HEADER)
         own = (_HEADER.encode(), value.encode())

@@ -14,7 +14,7 @@ class ContentPart(msgspec.Struct):
     """One part of a message; only text is taken."""
 
     type: str
-    text: str = ""
+    text: str | None = None
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
@@ -101,7 +101,7 @@ class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     harmless: ClassVar[dict[str, Any]] = {"user": ANY}
 
-    model: Annotated[str, Meta(min_length=1, max_length=512)]
+    model: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
     tools: list[Tool] | None = None
@@ -117,5 +117,5 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
 
     harmless: ClassVar[dict[str, Any]] = {"user": ANY}
 
-    model: Annotated[str, Meta(min_length=1, max_length=512)]
     tokens: list[Annotated[int, Meta(ge=0, le=2**32 - 1)]]
+    model: Annotated[str, Meta(min_length=1, max_length=512)] | None = None

@@ -76,10 +76,14 @@ def _content(where: str, message: ChatMessage) -> str:
 
 def joined(parts: Sequence[ContentPart], where: str, kinds: Sequence[str] = ("text",)) -> str:
     """The text of all parts. Raises INVALID_REQUEST if one is no text."""
+    texts = []
     for place, part in enumerate(parts):
         if part.type not in kinds:
             raise UnsupportedParameterError(f"{where}[{place}].type", f": {part.type[:50]!r}")
-    return "".join(part.text for part in parts)
+        if part.text is None:
+            raise invalid("The part has no text.", f"{where}[{place}].text")
+        texts.append(part.text)
+    return "".join(texts)
 
 
 def _call(where: str, call: ToolCall) -> dict[str, Any]:

@@ -93,6 +93,9 @@ class _Base:
         head = orjson.dumps({**self._head, "object": self.chunk_kind})
         self._prefix = b"data: " + head[:-1] + b',"choices":[{"index":'
         self._is_bare = not (spec.wants_logprobs or spec.wants_token_ids)
+        # A stream that ends with its usage says in every event before that it is not there yet.
+        self._tail = b"]%b}\n\n" % (b',"usage":null' if spec.has_usage_chunk else b"")
+        self._bare_suffix = b',"logprobs":null,"finish_reason":null}' + self._tail
 
     def opening(self, place: Place | None) -> bytes:
         return b""
@@ -135,12 +138,12 @@ class _Base:
     def _suffix(self, delta: Delta) -> bytes:
         """The end of a stream event, after the text."""
         if self._is_bare and not delta.finish_reason:
-            return b',"logprobs":null,"finish_reason":null}]}\n\n'
+            return self._bare_suffix
         rest: dict[str, Any] = {"logprobs": self._logprobs(delta)}
         rest["finish_reason"] = delta.finish_reason
         if self._spec.wants_token_ids:
             rest["token_ids"] = delta.token_ids
-        return b"," + orjson.dumps(rest)[1:] + b"]}\n\n"
+        return b"," + orjson.dumps(rest)[1:] + self._tail
 
     def _delta(self, index: int, delta: Delta) -> bytes:
         raise NotImplementedError

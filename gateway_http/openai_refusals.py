@@ -18,6 +18,7 @@ _NAMES = {
     "logit_bias": "logit_bias",
     "top_logprobs": "top_logprobs",
     "session_id": "session_id",
+    "idempotency_key": "Idempotency-Key",
     "next_index": "x-headway-resume",
 }
 

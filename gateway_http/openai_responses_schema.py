@@ -33,6 +33,7 @@ _HARMLESS: dict[str, Any] = {
     "safety_identifier": ANY,
     "prompt_cache_key": ANY,
     "prompt_cache_retention": ANY,
+    "store": (False,),
     "service_tier": ("auto", "default"),
     "background": (False,),
     "truncation": ("disabled",),
@@ -116,7 +117,6 @@ class ResponsesRequest(Sampling, forbid_unknown_fields=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
     stream_options: StreamOptions | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

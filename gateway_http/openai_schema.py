@@ -240,4 +240,5 @@ def _refusal(text: str) -> Exception:
         return UnsupportedParameterError(".".join(filter(None, (path, unknown[1]))))
     if missing:
         path = ".".join(filter(None, (path, missing[1])))
+        return invalid(f"The parameter {path} is missing.", path)
     return invalid(f"{message}: {path or 'body'}.", path or None)

@@ -15,6 +15,8 @@ from gateway_http.openai_logprobs import token_name
 from gateway_http.openai_prompt import ChatWish, Prompts
 from gateway_http.openai_schema import decode
 from gateway_http.settings import GatewaySettings
+from headway.errors import HeadwayError
+from headway.reasons import Reason
 
 _NAMES_AT_ONCE = 256
 
@@ -35,7 +37,7 @@ class Tokenizing:
         body = decode(TokenizeRequest, await request.body())
         if (body.prompt is None) == (body.messages is None):
             raise invalid("Give a prompt or messages.", "prompt")
-        model = await self._client.model(body.model)
+        model = await self._model(body.model)
         token_ids = await self._token_ids(model, body)
         answer = {
             "count": len(token_ids),
@@ -50,12 +52,23 @@ class Tokenizing:
         """The text of token ids, special tokens as they are written."""
         self._tenants.caller(request)
         body = decode(DetokenizeRequest, await request.body())
-        model = await self._client.model(body.model)
+        model = await self._model(body.model)
         if body.tokens and max(body.tokens) >= model.card.vocab_size:
             raise invalid(f"Token ids must be below {model.card.vocab_size}.", "tokens")
         if len(body.tokens) > model.card.max_context_tokens:
             raise invalid("This is more than the model's context takes.", "tokens")
         return json_response({"prompt": await model.text.decode(body.tokens, "tokens")})
+
+    async def _model(self, name: str | None) -> LoadedModel:
+        """Where one model is served, it need not be named."""
+        if name is None:
+            cards = await self._client.list_models()
+            if not cards:
+                raise HeadwayError(Reason.NO_CAPACITY, "No executor is attached yet.")
+            if len(cards) > 1:
+                raise invalid("Several models are served: name one.", "model")
+            name = cards[0].name
+        return await self._client.model(name)
 
     async def _token_ids(self, model: LoadedModel, body: TokenizeRequest) -> list[int]:
         if body.prompt is not None:

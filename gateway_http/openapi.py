@@ -16,7 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway_http import openapi_answers as answers
+from gateway_http.openai_schema import ANY
 from gateway_http.openapi_operations import JSON, OPERATIONS, PATH, STRUCT, Operation
+from gateway_http.openapi_parameters import Parameter
 from headway.errors import TABLE
 from headway.reasons import Reason
 
@@ -73,10 +75,24 @@ def _schemas() -> tuple[dict[STRUCT, Any], dict[str, Any]]:
     structs: list[STRUCT] = list(_ERRORS.values())
     for operation in OPERATIONS:
         found: Sequence[STRUCT | None] = (operation.answer, operation.body)
-        found = [*found, *(struct for _, struct in operation.others)]
+        found = [*found, *(other.struct for other in operation.others)]
         structs += [struct for struct in found if struct is not None and struct not in structs]
     schemas, components = msgspec.json.schema_components(structs, ref_template=_REFERENCE)
+    for struct in structs:
+        components[struct.__name__]["properties"].update(_harmless(struct))
     return dict(zip(structs, schemas, strict=True)), components
+
+
+def _harmless(struct: STRUCT) -> dict[str, Any]:
+    """What a body may have that changes nothing."""
+    values: dict[str, Any] = getattr(struct, "harmless", {})
+    return {
+        name: {
+            "description": "Changes nothing here.",
+            **({} if allowed is ANY else {"enum": [*allowed, None]}),
+        }
+        for name, allowed in values.items()
+    }
 
 
 def _operation(operation: Operation, schemas: dict[STRUCT, Any]) -> dict[str, Any]:
@@ -97,10 +113,16 @@ def _operation(operation: Operation, schemas: dict[STRUCT, Any]) -> dict[str, An
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
     text = {"type": "string", "minLength": 1}
     names = re.findall(r"{(\w+)}", operation.path)
-    return [{"name": name, "in": "path", "required": True, "schema": text} for name in names] + [
-        {"name": name, "in": "query", "schema": {"type": "string", "pattern": pattern}}
-        for name, pattern in operation.query
-    ]
+    found = [{"name": name, "in": "path", "required": True, "schema": text} for name in names]
+    for one in operation.parameters:
+        described = {"name": one.name, "in": one.place, "required": one.is_required}
+        found.append({**described, **_text(one)})
+    return found
+
+
+def _text(parameter: Parameter) -> dict[str, Any]:
+    schema = {"type": "string", "pattern": parameter.pattern}
+    return {"description": parameter.summary, "schema": schema}
 
 
 def _responses(operation: Operation, schemas: dict[STRUCT, Any]) -> dict[str, Any]:
@@ -108,14 +130,22 @@ def _responses(operation: Operation, schemas: dict[STRUCT, Any]) -> dict[str, An
     found: dict[str, Any] = {
         str(status): {"$ref": f"{family}-{status}"} for status in _failures({})
     }
-    for status, struct in operation.others:
-        other = {JSON: {"schema": schemas[struct]}}
-        found[str(status)] = {"description": struct.__doc__ or "", "content": other}
+    for other in operation.others:
+        found[str(other.status)] = {
+            "description": other.struct.__doc__ or "",
+            "headers": _headers(other.told),
+            "content": {JSON: {"schema": schemas[other.struct]}},
+        }
     content: dict[str, Any] = {kind: {} for kind in operation.media}
     if operation.answer is not None:
         content[JSON] = {"schema": schemas[operation.answer]}
-    found["200"] = {"description": operation.summary, "content": content}
+    headers = _headers(operation.told)
+    found["200"] = {"description": operation.summary, "headers": headers, "content": content}
     return dict(sorted(found.items()))
+
+
+def _headers(told: Sequence[Parameter]) -> dict[str, Any]:
+    return {one.name: _text(one) for one in told}
 
 
 def _failures(schema: dict[str, Any]) -> dict[int, Any]:

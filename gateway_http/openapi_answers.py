@@ -71,6 +71,23 @@ class Timing(msgspec.Struct):
     total_s: float
     num_attempts: int
     executor_id: str
+    num_cached_tokens: int
+    is_inexact: bool
+
+
+class CalledFunction(msgspec.Struct):
+    """``arguments`` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
 
 
 class Message(msgspec.Struct):
@@ -80,7 +97,37 @@ class Message(msgspec.Struct):
     content: str | None
     refusal: None = None
     reasoning_content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class TokenLogprob(msgspec.Struct):
+    """A token, by its text and bytes."""
+
+    token: str
+    logprob: float | None
+    bytes: list[int] | None
+
+
+class ChosenLogprob(TokenLogprob):
+    """A token that was drawn, and the likeliest ones beside it."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """One entry for each token."""
+
+    content: list[ChosenLogprob]
+    refusal: None = None
+
+
+class TextLogprobs(msgspec.Struct):
+    """Parallel lists, with an entry for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float | None] | None] | None
+    text_offset: list[int]
 
 
 class ChatChoice(msgspec.Struct):
@@ -88,7 +135,7 @@ class ChatChoice(msgspec.Struct):
 
     index: int
     message: Message
-    logprobs: dict[str, Any] | None
+    logprobs: ChatLogprobs | None
     finish_reason: FinishReason
     token_ids: list[int] | None = None
 
@@ -110,7 +157,7 @@ class TextChoice(msgspec.Struct):
 
     index: int
     text: str
-    logprobs: dict[str, Any] | None
+    logprobs: TextLogprobs | None
     finish_reason: FinishReason
     token_ids: list[int] | None = None
 
@@ -124,7 +171,7 @@ class TextCompletion(msgspec.Struct):
     model: str
     choices: list[TextChoice]
     usage: Usage
-    timing: Timing | None = None
+    timing: Timing | list[Timing] | None = None
 
 
 class ResponseObject(msgspec.Struct):
@@ -139,6 +186,22 @@ class ResponseObject(msgspec.Struct):
     model: str
     output: list[dict[str, Any]]
     usage: dict[str, Any] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    temperature: float | None
+    top_p: float | None
+    top_logprobs: int
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    text: dict[str, Any]
+    reasoning: dict[str, Any]
+    previous_response_id: None
+    store: Literal[False]
+    background: Literal[False]
+    truncation: str
+    timing: Timing | None = None
 
 
 class Model(msgspec.Struct):
@@ -267,6 +330,7 @@ class Pending(msgspec.Struct):
     queue_position: int | None = None
     queue_depth: int | None = None
     estimated_wait_s: float | None = None
+    progress: dict[str, int] | None = None
     retry_after_s: float | None = None
 
 

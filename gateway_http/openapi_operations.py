@@ -1,7 +1,7 @@
 """Every endpoint of the gateway, for the OpenAPI document."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -10,6 +10,17 @@ from gateway_http.monitor.data import MonitorData
 from gateway_http.openai_chat_schema import ChatRequest, DetokenizeRequest, TokenizeRequest
 from gateway_http.openai_responses_schema import ResponsesRequest
 from gateway_http.openai_schema import CompletionRequest
+from gateway_http.openapi_parameters import (
+    CALLERS_ID,
+    PLACES,
+    POLLS,
+    QUEUE_TOLD,
+    READ_TIMEOUT,
+    SAMPLE_KEY,
+    WAY_BACK,
+    WISHES,
+    Parameter,
+)
 from gateway_http.tinker_futures import PROTOBUF
 from gateway_http.tinker_schema import (
     CreateSamplingSession,
@@ -25,13 +36,21 @@ STRUCT = type[msgspec.Struct]
 _PENDING = 408
 
 
+class Other(NamedTuple):
+    """An answer of another status than 200, and its headers."""
+
+    status: int
+    struct: STRUCT
+    told: tuple[Parameter, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One method of one path.
 
     Beside its answer every failure of the error table may come, in the words of ``family``.
     ``media`` are further kinds that the answer may have, ``others`` answers of other statuses.
-    ``query``: the names of parameters, and a pattern for each.
+    ``told`` are headers of the answer.
     """
 
     method: str
@@ -42,12 +61,19 @@ class Operation:
     body: STRUCT | None = None
     media: tuple[str, ...] = ()
     is_open: bool = False
-    others: tuple[tuple[int, STRUCT], ...] = ()
-    query: tuple[tuple[str, str], ...] = ()
+    others: tuple[Other, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    told: tuple[Parameter, ...] = ()
 
 
-def _openai(method: str, path: str, summary: str, **rest: Any) -> Operation:
-    return Operation(method, path, summary, "openai", **rest)
+_GENERATES: dict[str, Any] = {"media": (_EVENTS,), "parameters": WISHES, "told": WAY_BACK}
+
+
+def _openai(
+    method: str, path: str, summary: str, parameters: tuple[Parameter, ...] = (), **rest: Any
+) -> Operation:
+    parameters = (CALLERS_ID, *parameters)
+    return Operation(method, path, summary, "openai", parameters=parameters, **rest)
 
 
 def _tinker(method: str, path: str, summary: str, **rest: Any) -> Operation:
@@ -60,7 +86,7 @@ def _plain(method: str, path: str, summary: str, **rest: Any) -> Operation:
 
 _HEALTH: dict[str, Any] = {
     "answer": answers.Health,
-    "others": ((503, answers.Health),),
+    "others": (Other(503, answers.Health),),
     "is_open": True,
 }
 OPERATIONS: tuple[Operation, ...] = (
@@ -71,7 +97,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/ready",
         "Whether this gateway can take work.",
         answer=answers.Ready,
-        others=((503, answers.Ready),),
+        others=(Other(503, answers.Ready),),
         is_open=True,
     ),
     _plain("get", PATH, "This document.", media=(JSON,), is_open=True),
@@ -86,7 +112,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "The next turn of a chat; streamed as events if asked to.",
         body=ChatRequest,
         answer=answers.ChatCompletion,
-        media=(_EVENTS,),
+        **_GENERATES,
     ),
     _openai(
         "post",
@@ -94,7 +120,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "The continuation of texts or token ids; streamed as events if asked to.",
         body=CompletionRequest,
         answer=answers.TextCompletion,
-        media=(_EVENTS,),
+        **_GENERATES,
     ),
     _openai(
         "post",
@@ -102,14 +128,15 @@ OPERATIONS: tuple[Operation, ...] = (
         "A chat by the Responses API; nothing is stored.",
         body=ResponsesRequest,
         answer=answers.ResponseObject,
-        media=(_EVENTS,),
+        **_GENERATES,
     ),
     _openai(
         "get",
         "/v1/requests/{request_id}/events",
         "The rest of a stream, behind the event whose id ends in `after`.",
         media=(_EVENTS,),
-        query=(("after", r"^[0-9]{1,9}(,[0-9]{1,9})*$"),),
+        parameters=PLACES,
+        told=WAY_BACK,
     ),
     _openai("get", "/v1/models", "The models that can be asked for now.", answer=answers.ModelList),
     _openai("get", "/v1/models/{name}", "One of them.", answer=answers.Model),
@@ -152,14 +179,22 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=answers.Joined,
     ),
     _tinker("get", "samplers/{sampling_session_id}", "What it samples.", answer=answers.Sampler),
-    _tinker("post", "asample", "Samples, as a future.", body=Sample, answer=answers.Promise),
+    _tinker(
+        "post",
+        "asample",
+        "Samples, as a future.",
+        body=Sample,
+        answer=answers.Promise,
+        parameters=(SAMPLE_KEY,),
+    ),
     _tinker(
         "post",
         "retrieve_future",
         "A future's result, or where it stands.",
         body=Future,
         media=(JSON, PROTOBUF),
-        others=((_PENDING, answers.Pending),),
+        others=(Other(_PENDING, answers.Pending, QUEUE_TOLD),),
+        parameters=POLLS,
     ),
     _tinker(
         "post",
@@ -167,6 +202,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Which futures have ended; waits for one.",
         body=Futures,
         answer=answers.Completions,
+        parameters=(READ_TIMEOUT,),
     ),
     _tinker("post", "cancel_future", "End a future.", body=Future, answer=answers.Typed),
     _tinker("post", "telemetry", "Read and dropped.", answer=answers.TinkerStatus),

@@ -26,6 +26,7 @@ from gateway_http.tinker_futures import (
     pending,
 )
 from gateway_http.tinker_polls import Polls
+from gateway_http.tinker_refusals import in_clients_words
 from gateway_http.tinker_schema import (
     CreateSamplingSession,
     Future,
@@ -59,7 +60,7 @@ def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants)
         Route(f"{_PREFIX}/healthz", door.healthz, methods=["GET"]),
         door.post("client/config", door.client_config),
         door.post("client/dynamic_config", door.dynamic_config),
-        door.post("auth/token", door.auth_token),
+        Route(f"{_PREFIX}/auth/token", door.auth_token, methods=["POST"]),
         door.get("get_server_capabilities", door.capabilities),
         door.post("create_session", door.create_session),
         door.post("session_heartbeat", door.heartbeat),
@@ -131,7 +132,9 @@ class _Door:
     async def dynamic_config(self, request: Request, caller: Caller) -> Response:
         return json_response(_DYNAMIC_CONFIG)
 
-    async def auth_token(self, request: Request, caller: Caller) -> Response:
+    async def auth_token(self, request: Request) -> Response:
+        """For a key only: a token that could be had for a token would never end."""
+        caller = self._tenants.caller(request)
         return json_response({"jwt": self._signer.jwt(caller.key_id, time.time())})
 
     async def capabilities(self, request: Request, caller: Caller) -> Response:
@@ -176,11 +179,16 @@ class _Door:
     async def _check_model(self, model: str) -> None:
         """Here an error surfaces at once; later the SDK would turn it into a long wait."""
         names = [card.name for card in await self._client.list_models()]
-        if not names:
-            raise HeadwayError(Reason.NO_CAPACITY, "No executor is attached yet.")
-        if model not in names:
+        if model in names:
+            return
+        try:
+            await self._client.model(model)
+        except HeadwayError as error:
+            if error.reason is not Reason.MODEL_NOT_FOUND:
+                raise
             message = "No such model; get_server_capabilities lists those that are served."
-            raise HeadwayError(Reason.MODEL_NOT_FOUND, message, field="base_model")
+            raise HeadwayError(error.reason, message, field="base_model") from None
+        raise HeadwayError(Reason.NO_CAPACITY, "No executor has the model at the moment.")
 
     async def sampler(self, request: Request, caller: Caller) -> Response:
         sampler_id = request.path_params["sampling_session_id"]
@@ -204,7 +212,10 @@ class _Door:
             body, model=model, idempotency_key=key, group=group, settings=self._settings
         )
         caller.sign(wish)
-        accepted = await self._client.submit(wish)
+        try:
+            accepted = await self._client.submit(wish)
+        except HeadwayError as error:
+            raise in_clients_words(error) from None
         request_id = accepted.request_id
         # distinct, and the same again for a resent request
         sequence_ids = [f"{request_id}:{number}" for number in range(body.num_samples)]
@@ -233,7 +244,14 @@ class _Door:
         body = parse(await request.body(), Future)
         headers = request.headers
         hold = hold_s(headers, self._settings.tinker_hold_s) if is_sdk_poller(headers) else 0.0
-        outcome = await self._polls.result(request, body.request_id, caller.tenant, hold)
+        try:
+            outcome = await self._polls.result(request, body.request_id, caller.tenant, hold)
+        except HeadwayError as error:
+            if error.reason is not Reason.REQUEST_NOT_FOUND or not is_sdk_poller(headers):
+                raise
+            # It polls for what it was promised, and samples anew after a 410 only.
+            message = "This request is gone, with the scheduler that had it."
+            raise HeadwayError(Reason.RESULT_EXPIRED, message) from None
         if isinstance(outcome, generation_pb2.GenerationResult):
             max_bytes = self._settings.tinker_announce_bytes if body.allow_metadata_only else None
             return finished(body.request_id, outcome, headers, max_bytes)

@@ -4,9 +4,12 @@ One name is one model: an executor that offers a known name with other weights i
 as another executor serves it. Cards outlive their executors, since requests may still wait for
 the model; assets are kept by digest. Both are bounded: what nobody serves makes room, what is
 served stays, and the files of one model too many are left out.
+
+No model is called unknown before the fleet had time to attach: to be told so ends a client's work
+for good, while a model that is merely away is asked for again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -26,8 +29,10 @@ _log = structlog.get_logger()
 class Catalog:
     """Model cards by name, with the executors that offer them now."""
 
-    def __init__(self, settings: SchedulerSettings) -> None:
+    def __init__(self, settings: SchedulerSettings, clock_ms: Callable[[], int]) -> None:
         self._settings = settings
+        self._clock_ms = clock_ms
+        self._started_ms = clock_ms()
         self._cards: dict[str, generation.ModelCard] = {}
         self._offers: dict[str, set[tuple[str, int]]] = {}
         self._assets: dict[str, generation.ModelAssets] = {}
@@ -56,11 +61,16 @@ class Catalog:
                 del self._offers[name]
 
     def card(self, model: str) -> generation.ModelCard:
-        """Of any model that was offered before. Raises HeadwayError MODEL_NOT_FOUND."""
+        """Of any model that was offered before. Raises HeadwayError MODEL_NOT_FOUND, or NO_CAPACITY
+        while that cannot be known."""
         card = self._cards.get(model)
-        if card is None:
-            raise HeadwayError(Reason.MODEL_NOT_FOUND, "No such model.", field="model")
-        return card
+        if card is not None:
+            return card
+        grace_ms = self._settings.executor_grace_ms
+        if not self._cards or self._clock_ms() - self._started_ms < grace_ms:
+            message = "No executor that offers the model has attached yet."
+            raise HeadwayError(Reason.NO_CAPACITY, message, retry_after_ms=grace_ms)
+        raise HeadwayError(Reason.MODEL_NOT_FOUND, "No such model.", field="model")
 
     def cards(self) -> list[generation.ModelCard]:
         """What can be asked for now, by name."""

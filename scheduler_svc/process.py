@@ -73,7 +73,7 @@ async def started(settings: SchedulerSettings, store: Store) -> AsyncIterator[Pr
     async with _opened(store) as epoch:
         core = Scheduler(settings.core(), epoch)
         runtime = Runtime(core, store, settings, epoch=epoch)
-        catalog = Catalog(settings)
+        catalog = Catalog(settings, monotonic_ms)
         pulse = Pulse(settings, monotonic_ms)
         service = SchedulerService(runtime, catalog, pulse)
         server = Server(

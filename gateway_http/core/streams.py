@@ -209,6 +209,10 @@ class Streams:
             stream.is_accepted = False
             self._outbox[stream.key] = stream
             return False
+        if lost and not stream.is_followed:
+            # the client that sent it has not asked for anything that is not there
+            message = "The scheduler was restarted, and has lost this request: send it again."
+            failure = Failure(Reason.NO_CAPACITY, message)
         self._finish(stream, Ended(failure))
         return False
 

@@ -116,6 +116,25 @@ def test_an_unknown_model_is_not_found_before_any_sample(stack: Stack, python: P
     assert answer["error"] == "NotFoundError"
 
 
+@both_sdks
+def test_a_sample_whose_scheduler_dies_is_drawn_anew(python: Path) -> None:
+    settings = {"mock_step_ms": 2, "mock_vocab_size": VOCAB_SIZE}
+    with Stack.start(scheduler={"log_level": "debug"}, executor=settings) as stack:
+        job = {"model": "mock", "cases": [case(max_tokens=1_000, seed=3)]}
+        with start_client(stack, python, SCRIPT) as process:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(job))
+            process.stdin.close()
+            process.stdin = None
+            stack.scheduler.wait_for("request.admitted")
+            port = int(stack.scheduler_address.rpartition(":")[2])
+            stack.scheduler.kill()
+            stack.start_scheduler({"port": port})
+            output, _ = process.communicate(timeout=60)
+        ((sequence,),) = json.loads(output)
+        assert sequence["tokens"] == expected_tokens(1_000, seed=3)
+
+
 @needs_mint
 def test_mints_own_keys_are_exchanged_for_a_token(stack: Stack) -> None:
     ((sequence,),) = take(stack, MINT_PYTHON, case(max_tokens=4, seed=1), api_key="sk-mint")

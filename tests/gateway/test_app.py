@@ -81,15 +81,25 @@ async def test_unknown_paths_and_methods_answer_in_the_style_of_their_place(
         assert response.headers["x-should-retry"] == "false"
 
 
-async def test_unknown_exceptions_tell_nothing(
-    client: SchedulerClient, asgi: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("headers", [{}, {"x-request-id": "mine"}])
+async def test_unknown_exceptions_tell_nothing_but_their_name_in_the_log(
+    client: SchedulerClient,
+    asgi: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    headers: dict[str, str],
 ) -> None:
     async def crash(name: str) -> None:
         raise RuntimeError("secret")
 
     monkeypatch.setattr(client, "model", crash)
-    response = await asgi.post(PATH, json=CHAT)
+    with structlog.testing.capture_logs() as logs:
+        response = await asgi.post(PATH, json=CHAT, headers=headers)
     assert response.status_code == 500
+    own_id = response.headers["x-request-id"]
+    assert own_id == "mine" or not headers
+    assert own_id in response.json()["error"]["message"]
+    (line,) = [line for line in logs if line["event"] == "request.crashed"]
+    assert (line["request_id"], str(line["exc_info"])) == (own_id, "secret")
     assert "secret" not in response.text
     assert "Traceback" not in response.text
     assert response.json()["error"]["code"] == "internal"
@@ -373,6 +383,7 @@ async def test_keys_are_asked_for_everywhere_but_at_health(
             response = await http.request(method, path, json=CHAT, headers={"Host": "localhost"})
             assert response.status_code == 401
             assert response.json()["error"]["type"] == "authentication_error"
+            assert response.json()["error"]["code"] == "invalid_api_key"
             assert response.headers["www-authenticate"].startswith("Bearer")
         for path in ("/health", "/health/", "/ready"):
             assert (await http.get(path)).status_code == 200

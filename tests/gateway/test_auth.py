@@ -214,6 +214,8 @@ async def test_what_was_signed_for_a_key_ends_with_the_key(path: Path) -> None:
     key = keys.new_key("tml")
     tenants = tenants_of(path, entry(key))
     assert tenants.by_id(keys.key_id(key)) == tenants.caller(bearer(key))
+    write(path, entry(key, scopes=["monitor"]))
+    assert tenants.by_id(keys.key_id(key)) is None
     write(path, entry(keys.new_key("tml")))
     assert tenants.by_id(keys.key_id(key)) is None
 

@@ -81,6 +81,7 @@ async def test_a_streamed_chat(http: httpx.AsyncClient, scheduler: ScriptedSched
     assert contents(events) == tiny_model.REPLY
     assert events[-2]["choices"][0]["finish_reason"] == "stop"
     assert events[-1]["usage"]["completion_tokens"] == len(run.tokens[0])
+    assert all(event["usage"] is None for event in events[:-1])
     assert text.endswith("data: [DONE]\n\n")
     logprobs = [
         entry
@@ -222,6 +223,10 @@ PARAMETERS: list[tuple[str, dict[str, Any]]] = [
         "messages[0].content[0].type",
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
     ),
+    (
+        "messages[0].content[0].text",
+        {"messages": [{"role": "user", "content": [{"type": "text", "txt": "x"}]}]},
+    ),
     ("messages", {"messages": [{"role": "assistant", "content": "first"}]}),
     ("model", {"model": 5}),
     ("stream_options", {"stream_options": {"include_usage": True}}),
@@ -241,6 +246,7 @@ PARAMETERS: list[tuple[str, dict[str, Any]]] = [
     ("top_logprobs", {"top_logprobs": 3}),
     ("top_logprobs", {"top_logprobs": 21, "logprobs": True}),
     ("store", {"store": True}),
+    ("messages", {"messages": None}),
     ("reasoning_effort", {"reasoning_effort": "high"}),
     ("chat_template", {"chat_template": "{{ 1 }}"}),
     ("chat_template_kwargs.date", {"chat_template_kwargs": {"date": "x"}}),
@@ -286,7 +292,8 @@ async def test_bad_prompts(asgi: httpx.AsyncClient, prompt: Any) -> None:
 async def test_prompts_that_are_too_long(asgi: httpx.AsyncClient, prompt: Any) -> None:
     response = await asgi.post("/v1/completions", json={**COMPLETION, "prompt": prompt})
     assert response.status_code == 400
-    assert response.json()["error"]["code"] == "prompt_too_long"
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert "maximum context length" in response.json()["error"]["message"]
 
 
 async def test_an_unknown_model(asgi: httpx.AsyncClient) -> None:

@@ -113,6 +113,18 @@ async def test_text_to_tokens_and_back(asgi: httpx.AsyncClient) -> None:
     assert (await asgi.post("/tokenize", json=long)).json()["count"] > tiny_model.CONTEXT
 
 
+async def test_where_one_model_is_served_tokens_need_no_name(
+    asgi: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    bodies = {"/tokenize": {"prompt": "the"}, "/detokenize": {"tokens": [1]}}
+    for models, status in (([], 503), ([tiny_model.NAME], 200), (scheduler.models, 400)):
+        scheduler.models = models
+        for path, body in bodies.items():
+            response = await asgi.post(path, json=body)
+            assert response.status_code == status
+            assert status != 400 or response.json()["error"]["param"] == "model"
+
+
 async def test_a_chat_to_tokens(asgi: httpx.AsyncClient, scheduler: ScriptedScheduler) -> None:
     scheduler.chat_template = TEMPLATE
     messages = [{"role": "user", "content": "Hi"}]

@@ -27,6 +27,7 @@ def refusal(message: str) -> generation_pb2.Failure:
         ("band: must be below 4", "priority: must be below 4", "priority"),
         ("sampling.stop_token_ids: at most 3", "stop_token_ids: at most 3", "stop_token_ids"),
         ("sampling.stop_strings: at most 3", "stop: at most 3", "stop"),
+        ("idempotency_key: too long", "Idempotency-Key: too long", "Idempotency-Key"),
         ("group: at most 3", "group: at most 3", None),
         ("Something else.", "Something else.", None),
     ],

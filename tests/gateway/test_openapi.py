@@ -6,15 +6,36 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 
 from gateway_http.app import build_app
 from gateway_http.client import SchedulerClient
+from gateway_http.openai_chat_schema import ChatRequest
+from gateway_http.openai_choice import ReplySpec
+from gateway_http.openai_responses_schema import ResponsesRequest
+from gateway_http.openai_schema import CompletionRequest, decode
 from gateway_http.openapi import document
 from gateway_http.settings import GatewaySettings
-from headway.errors import TABLE
+from gateway_http.tinker_tokens import SamplingSession, Signer
+from headway.errors import TABLE, HeadwayError
 from headway.reasons import Reason
+from tests.gateway import tiny_model
+from tests.gateway.scripted import ScriptedScheduler, leave_alone
 
 METHODS = {"GET", "POST"}
+# of HTTP itself, keys, and how a caller came here: no parameters
+NO_PARAMETERS = {"accept", "host", "authorization", "x-api-key", "via", "forwarded"}
+NO_PARAMETERS |= {"x-forwarded-for", "x-forwarded-host"}
+CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
+COMPLETION = {"model": tiny_model.NAME, "prompt": "Hi"}
+RESPONSE = {"model": tiny_model.NAME, "input": "Hi"}
+SAMPLE = {
+    "base_model": tiny_model.NAME,
+    "prompt": {"chunks": [{"tokens": [1]}]},
+    "sampling_params": {"max_tokens": 1},
+}
+SESSION = Signer(GatewaySettings().signing_secret()).session_id(SamplingSession("m", "s", 0))
+FUTURES = {"target": {"sampling_session_id": SESSION}}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +81,80 @@ def test_bodies_are_the_parsers_own(found: dict[str, Any]) -> None:
     assert body["required"] == ["model", "prompt"]
     assert body["additionalProperties"] is False
     assert found["components"]["schemas"]["Sample"]["properties"]["num_samples"]["minimum"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [(ChatRequest, CHAT), (CompletionRequest, COMPLETION), (ResponsesRequest, RESPONSE)],
+)
+def test_what_a_body_may_have_is_named_and_taken(
+    found: dict[str, Any], kind: Any, least: dict[str, Any]
+) -> None:
+    named = found["components"]["schemas"][kind.__name__]["properties"]
+    assert set(named) == set(kind.__struct_fields__) | set(kind.harmless)
+    for name in kind.harmless:
+        for value in named[name].get("enum", ("anything", {"a": [1]}, None)):
+            assert decode(kind, json.dumps({**least, name: value}).encode())
+        if "enum" in named[name]:
+            with pytest.raises(HeadwayError, match=name):
+                decode(kind, json.dumps({**least, name: "anything else"}).encode())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("post", "/v1/chat/completions", CHAT),
+        ("post", "/v1/completions", COMPLETION),
+        ("post", "/v1/responses", RESPONSE),
+        ("get", "/v1/requests/{request_id}/events", None),
+        ("get", "/v1/models", None),
+        ("get", "/v1/models/{name}", None),
+        ("post", "/tokenize", COMPLETION),
+        ("post", "/detokenize", {"model": tiny_model.NAME, "tokens": [1]}),
+        ("post", "/api/v1/client/config", {}),
+        ("post", "/api/v1/create_session", {}),
+        ("post", "/api/v1/asample", SAMPLE),
+        ("post", "/api/v1/retrieve_future", {"request_id": "run-0"}),
+        ("post", "/api/v1/retrieve_futures", FUTURES),
+        ("post", "/api/v1/cancel_future", {"request_id": "run-0"}),
+        ("get", "/metrics", None),
+        ("get", "/monitor/data", None),
+    ],
+)
+async def test_the_headers_that_count_are_those_that_are_named(
+    asgi: httpx.AsyncClient,
+    scheduler: ScriptedScheduler,
+    found: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    body: Any,
+) -> None:
+    operation = found["paths"][path][method]
+    named = {one["name"].lower() for one in operation["parameters"] if one["in"] == "header"}
+    looked_up = set()
+    look_up, look_in = Headers.__getitem__, Headers.__contains__
+
+    def get(self: Headers, name: str) -> str:
+        looked_up.add(name.lower())
+        return look_up(self, name)
+
+    def contains(self: Headers, name: Any) -> bool:
+        looked_up.add(name.lower())
+        return look_in(self, name)
+
+    state = ReplySpec(kind="chat", model=tiny_model.NAME, created=1).encode()
+    sent = {"x-headway-resume": state, "x-tinker-request-type": "Sample"}
+    sent |= {"x-stainless-read-timeout": "0.01"}
+    if "retrieve" in path:
+        scheduler.script = leave_alone
+    await asgi.post("/api/v1/asample", json=SAMPLE)
+    monkeypatch.setattr(Headers, "__getitem__", get)
+    monkeypatch.setattr(Headers, "__contains__", contains)
+    for headers in ({}, {name: sent[name] for name in named & set(sent)}):
+        where = re.sub(r"{\w+}", "some", path)
+        await asgi.request(method, where, json=body, headers=headers)
+    assert looked_up - NO_PARAMETERS == named
 
 
 def test_names_of_operations_differ(found: dict[str, Any]) -> None:

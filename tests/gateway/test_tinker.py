@@ -102,6 +102,15 @@ async def test_an_open_gateway_takes_any_key_and_no_jwt_makes_another_tenant(
     assert {tenant for _, tenant in scheduler.cancelled} == {""}
 
 
+async def test_a_jwt_does_not_renew_itself(scheduler: ScriptedScheduler) -> None:
+    async with client_of(scheduler, "sk-alice") as http:
+        jwt = (await http.post("auth/token", json={})).json()["jwt"]
+    async with client_of(scheduler, jwt) as http:
+        response = await http.post("auth/token", json={})
+        assert (await http.post("client/config", json={})).status_code == 200
+    assert response.status_code == 401
+
+
 @pytest.mark.parametrize("key", ["", "nothing", "eyJ.eyJ.x", "eyJhbGciOiJub25lIn0.e30."])
 async def test_bad_keys_are_refused_everywhere_but_for_health(
     scheduler: ScriptedScheduler, key: str
@@ -172,10 +181,12 @@ async def test_an_unknown_model_is_refused_at_once(http: httpx.AsyncClient) -> N
         assert (await http.post("create_sampling_session", json=body)).status_code == 404
 
 
-async def test_without_executors_no_model_is_called_unknown(
-    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+@pytest.mark.parametrize("why_not", [Reason.NO_CAPACITY, None])
+async def test_a_model_that_may_come_back_is_not_called_unknown(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler, why_not: Reason | None
 ) -> None:
     scheduler.models = []
+    scheduler.why_not = why_not
     body = {"session_id": "s", "sampling_session_seq_id": 0, "base_model": MODEL}
     response = await http.post("create_sampling_session", json=body)
     assert response.status_code == 503
@@ -417,6 +428,26 @@ async def test_the_schedulers_refusals_surface_on_asample(
     assert response.status_code == status
     assert int(response.headers["content-length"]) > 0
     assert (status in (429, 503)) == ("retry-after" in response.headers)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("sampling.stop_strings: at most 3", "sampling_params.stop: at most 3"),
+        ("prompt_token_ids: must be below 9", "prompt: must be below 9"),
+        ("prompt_scoring.num_alternatives: no", "prompt_alt_tokens_k: no"),
+        ("prompt_scoring.target_token_ids[3]: no", "target_prompt_logprobs: no"),
+        ("idempotency_key: must be printable", "X-Idempotency-Key: must be printable"),
+        ("tenant: no", "tenant: no"),
+        ("Something else.", "Something else."),
+    ],
+)
+async def test_refusals_name_what_the_client_sent(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler, message: str, told: str
+) -> None:
+    scheduler.refusal = HeadwayError(Reason.INVALID_REQUEST, message)
+    response = await http.post("asample", json=sample_body())
+    assert (response.status_code, response.json()["error"]) == (400, told)
 
 
 async def test_cancelling_is_harmless_and_by_tenant(

@@ -174,11 +174,12 @@ async def test_what_is_not_there_is_an_error_at_once(
     http: httpx.AsyncClient, scheduler: ScriptedScheduler, reason: Reason, status: int
 ) -> None:
     scheduler.outcomes = [HeadwayError(reason, "Gone.")]
-    for headers in (SDK_38, MINT_SCRIPT):
+    # the SDK takes a 404 for fatal, and samples anew after a 410
+    for headers, told in ((SDK_38, 410), (SDK_22, 410), (MINT_SCRIPT, status), (PLAIN, status)):
         response = await poll(http, headers)
-        assert response.status_code == status
+        assert (response.status_code, response.headers["x-should-retry"]) == (told, "false")
         assert int(response.headers["content-length"]) > 0
-    assert len(scheduler.waits_s) == 2
+    assert len(scheduler.waits_s) == 4
 
 
 @pytest.mark.parametrize(

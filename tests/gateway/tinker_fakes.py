@@ -28,6 +28,8 @@ class ScriptedScheduler:
 
     def __init__(self) -> None:
         self.models = [generation_pb2.ModelCard(name=MODEL, max_context_tokens=4096)]
+        # of models that are not served; None: they were
+        self.why_not: Reason | None = Reason.MODEL_NOT_FOUND
         self.submitted: list[generation_pb2.GenerationRequest] = []
         self.refusal: HeadwayError | None = None
         self.outcomes: list[Outcome] = []
@@ -74,6 +76,10 @@ class ScriptedScheduler:
         for request_id, failed, num_bytes in ends[cursor:]:
             response.finished.add(request_id=request_id, failed=failed, num_bytes=num_bytes)
         return response
+
+    async def model(self, name: str) -> None:
+        if self.why_not is not None:
+            raise HeadwayError(self.why_not, "No.")
 
     async def list_models(self) -> Sequence[generation_pb2.ModelCard]:
         return self.models

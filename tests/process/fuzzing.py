@@ -2,15 +2,18 @@
 
     python -m tests.process.fuzzing --cases 5000
 
-Each answer must be one that the document promises: status, kind of content, shape, headers. A 5xx
-is a fault, unless the request asked for it by a time limit. The last line is JSON.
+Each answer must be one that the document promises: status, kind of content, shape, headers, and no
+field that is not named there. A 5xx is a fault, unless the request asked for it by a time limit.
+The last line is JSON.
 """
 
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,8 +47,9 @@ _WORDS_OF_OURS = ("Traceback", "site-packages", ".py", "/usr/")
 
 @dataclass
 class Tally:
-    """What was answered, and what was wrong."""
+    """What was answered by this document, and what was wrong."""
 
+    document: dict[str, Any]
     num_cases: int = 0
     statuses: collections.Counter[int] = field(default_factory=collections.Counter)
     faults: list[str] = field(default_factory=list)
@@ -55,8 +59,8 @@ def run(stack: Stack, num_cases: int) -> Tally:
     """About so many cases, shared out to all operations, half of them valid."""
     url = stack.gateway_url
     document = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    tally = Tally(document.raw_schema)
     operations = [found.ok() for found in document.get_all_operations() if isinstance(found, Ok)]
-    tally = Tally()
     num_left = num_cases
     # Those that take least come first: what they have no cases for is left to the others.
     operations.sort(key=lambda one: (bool(one.body), len(list(one.iter_parameters()))))
@@ -70,6 +74,8 @@ def run(stack: Stack, num_cases: int) -> Tally:
 
 
 def _try(operation: Any, mode: GenerationMode, most: int, url: str, tally: Tally) -> None:
+    numbers = itertools.count()
+
     @hypothesis.settings(
         max_examples=most,
         database=None,
@@ -81,13 +87,15 @@ def _try(operation: Any, mode: GenerationMode, most: int, url: str, tally: Tally
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     def one(case: Any) -> None:
         if mode is GenerationMode.POSITIVE:
-            _name_a_model(case)
+            _make_sense(case, next(numbers))
         response = case.call(base_url=url)
         tally.num_cases += 1
         tally.statuses[response.status_code] += 1
         try:
             case.validate_response(response, checks=[*CHECKS, *_server_checks(case, response)])
             assert not any(word in response.text for word in _WORDS_OF_OURS)
+            extra = list(_unnamed_fields(response, operation.path, operation.method, tally))
+            assert not extra, f"not in the document: {extra}"
         except Exception as fault:  # schemathesis groups its failures in several classes
             text = f"{operation.label} {response.status_code}: {fault!r} {fault}"
             tally.faults.append(text[:1_500])
@@ -96,12 +104,54 @@ def _try(operation: Any, mode: GenerationMode, most: int, url: str, tally: Tally
         one()
 
 
-def _name_a_model(case: Any) -> None:
-    """No generator would find the one that is served."""
+def _make_sense(case: Any, number: int) -> None:
+    """No generator would find the model that is served, a key of its own, or a real place."""
     if isinstance(case.body, dict):
         for name in ("model", "base_model"):
             if isinstance(case.body.get(name), str):
                 case.body[name] = "mock"
+        case.headers.pop("Last-Event-ID", None)
+    if "Idempotency-Key" in case.headers:
+        case.headers["Idempotency-Key"] = f"{case.operation.label} {number}"
+    if "x-headway-priority" in case.headers:
+        case.headers["x-headway-priority"] = str(int(case.headers["x-headway-priority"]) % 4)
+
+
+def _unnamed_fields(response: Any, path: str, method: str, tally: Tally) -> Iterator[str]:
+    """Fields of an answer that its schema does not know, although it knows others beside them."""
+    if response.headers.get("content-type", [""])[0] != "application/json":
+        return
+    answers = tally.document["paths"][path][method]["responses"]
+    answer = _leaves(tally.document, answers[str(response.status_code)])[0]
+    schema = answer["content"]["application/json"].get("schema", {})
+    yield from _unnamed(tally.document, response.json(), [schema], "")
+
+
+def _unnamed(document: Any, value: Any, schemas: Sequence[Any], path: str) -> Iterator[str]:
+    schemas = [leaf for schema in schemas for leaf in _leaves(document, schema)]
+    if isinstance(value, list):
+        items = [schema["items"] for schema in schemas if "items" in schema]
+        for one in value:
+            yield from _unnamed(document, one, items, f"{path}[]")
+    if not isinstance(value, dict) or not any("properties" in schema for schema in schemas):
+        return
+    for name, one in value.items():
+        known = [schema.get("properties", {}).get(name) for schema in schemas]
+        if not any(known):
+            yield f"{path}.{name}"
+        yield from _unnamed(document, one, [one for one in known if one], f"{path}.{name}")
+
+
+def _leaves(document: Any, schema: Any) -> list[Any]:
+    """What it refers to, each of its alternatives by itself."""
+    while "$ref" in schema:
+        found = document
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            found = found[part]
+        schema = found
+    if "anyOf" in schema:
+        return [leaf for one in schema["anyOf"] for leaf in _leaves(document, one)]
+    return [schema]
 
 
 def _server_checks(case: Any, response: Any) -> list[Any]:

@@ -241,6 +241,68 @@ def test_results_are_read_by_the_tenant_that_asked_only(
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+def test_nobody_learns_of_the_work_of_another_tenant(
+    alice: httpx.Client, bob: httpx.Client
+) -> None:
+    """What Bob may not see looks to him like what is not there, and is not ended by him."""
+    wish = {"session_id": "s", "sampling_session_seq_id": 0, "base_model": "mock"}
+    session = alice.post("/api/v1/create_sampling_session", json=wish).json()
+    session_id = session["sampling_session_id"]
+    sample = {
+        "sampling_session_id": session_id,
+        "prompt": {"chunks": [{"tokens": [1, 2, 3]}]},
+        "sampling_params": {"max_tokens": 30_000, "stop": []},
+    }
+    endless, short = (
+        alice.post("/api/v1/asample", json=sample | changes).json()["request_id"]
+        for changes in ({"seq_id": 1}, {"seq_id": 2, "sampling_params": {"max_tokens": 1}})
+    )
+    poll = {"target": {"sampling_session_id": session_id}, "timeout": 20}
+    (done,) = alice.post("/api/v1/retrieve_futures", json=poll).json()["completions"]
+    assert done["request_id"] == short
+    with alice.stream("POST", "/v1/completions", json=COMPLETION | {"stream": True}) as stream:
+        streamed = stream.headers["x-headway-request-id"]
+        state = {"x-headway-resume": stream.headers["x-headway-resume"]}
+        stream.read()
+
+    def tried(request_id: str) -> list[tuple[int, str]]:
+        body = {"request_id": request_id}
+        calls = [
+            bob.post(f"/api/v1/{name}", json=body) for name in ("cancel_future", "retrieve_future")
+        ]
+        calls.append(bob.get(f"/v1/requests/{request_id}/events", headers=state))
+        return [(call.status_code, call.text) for call in calls]
+
+    nothing = tried("req_" + "x" * 24)
+    assert [status for status, _ in nothing] == [200, 404, 404]
+    assert [tried(one) for one in (endless, short, streamed)] == [nothing] * 3
+    nobody = bob.post("/api/v1/retrieve_futures", json=poll | {"timeout": 0}).json()
+    assert nobody["completions"] == []
+    # Bob's own sample of that number in that session is another one
+    own = bob.post("/api/v1/asample", json=sample | {"seq_id": 2}).json()["request_id"]
+    assert own not in (endless, short)
+    left = alice.post("/api/v1/retrieve_future", json={"request_id": endless})
+    assert (left.status_code, left.json()["queue_state"]) == (408, "processing")
+    for client, request_id in ((alice, endless), (bob, own)):
+        client.post("/api/v1/cancel_future", json={"request_id": request_id})
+    ended = alice.post("/api/v1/retrieve_future", json={"request_id": endless}).json()
+    assert ended["category"] == "user"
+
+
+def test_vllm_cve_2025_46570_a_prompt_tells_nothing_of_another_tenants(
+    alice: httpx.Client, bob: httpx.Client
+) -> None:
+    """The mock engine shares as the real one does, and counts it."""
+
+    def num_cached(client: httpx.Client) -> int:
+        body = COMPLETION | {"prompt": list(range(500, 800))}
+        usage = client.post("/v1/completions", json=body).json()["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    assert [num_cached(one) for one in (alice, bob)] == [0, 0]
+    assert num_cached(alice) > 200
+
+
 def test_ray_cve_2025_1979_no_log_holds_a_key_or_a_prompt(
     stack: Stack, alice: httpx.Client
 ) -> None:

@@ -74,12 +74,13 @@ class Inside:
 
     def __init__(self, **settings: Any) -> None:
         self.settings = SchedulerSettings(**settings)
+        self.now_ms = 0
+        self.catalog = Catalog(self.settings, self.clock_ms)
         self.now_ms = 1_000
         core = Scheduler(self.settings.core(), 1)
         self.runtime = Runtime(
             core, make_store(self.settings), self.settings, epoch=1, clock_ms=self.clock_ms
         )
-        self.catalog = Catalog(self.settings)
         self.pulse = Pulse(self.settings, self.clock_ms)
         self.service = SchedulerService(self.runtime, self.catalog, self.pulse)
         self.fleet = FleetService(self.runtime, self.catalog, self.pulse)

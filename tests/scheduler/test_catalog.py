@@ -17,12 +17,17 @@ def offer(name: str, **card: object) -> fleet.ModelOffer:
     )
 
 
+def made(**settings: int) -> Catalog:
+    """One whose scheduler did not start just now."""
+    return Catalog(SchedulerSettings(**settings), iter((0, 10**9, 10**9)).__next__)
+
+
 def assets(num_bytes: int) -> generation.ModelAssets:
     return generation.ModelAssets(tokenizer_json=b"x" * num_bytes)
 
 
 def test_a_refused_attach_changes_nothing() -> None:
-    catalog = Catalog(SchedulerSettings())
+    catalog = made()
     catalog.attach("a", 1, [offer("m", weights_digest="1")])
     with pytest.raises(HeadwayError, match="another model"):
         catalog.attach("b", 2, [offer("n"), offer("m", weights_digest="2")])
@@ -32,7 +37,7 @@ def test_a_refused_attach_changes_nothing() -> None:
 
 
 def test_data_types_may_differ_and_an_executor_may_change_its_own_model() -> None:
-    catalog = Catalog(SchedulerSettings())
+    catalog = made()
     catalog.attach("a", 1, [offer("m", dtype="bfloat16")])
     catalog.attach("b", 2, [offer("m", dtype="float32")])
     catalog.detach("b", 2)
@@ -41,15 +46,37 @@ def test_data_types_may_differ_and_an_executor_may_change_its_own_model() -> Non
 
 
 def test_cards_outlive_their_executors_but_are_not_listed() -> None:
-    catalog = Catalog(SchedulerSettings())
+    catalog = made()
     catalog.attach("a", 1, [offer("m")])
     catalog.detach("a", 1)
     assert catalog.cards() == []
     assert catalog.card("m").name == "m"
 
 
+def test_no_model_is_unknown_before_the_fleet_is_there() -> None:
+    now_ms = 5_000
+    catalog = Catalog(SchedulerSettings(executor_grace_ms=1_000), lambda: now_ms)
+
+    def refusal() -> HeadwayError:
+        with pytest.raises(HeadwayError) as caught:
+            catalog.card("m")
+        return caught.value
+
+    catalog.attach("a", 1, [offer("other")])
+    assert (refusal().reason, refusal().retry_after_ms) == (Reason.NO_CAPACITY, 1_000)
+    now_ms += 999
+    assert refusal().reason is Reason.NO_CAPACITY
+    now_ms += 1
+    assert refusal().reason is Reason.MODEL_NOT_FOUND
+    empty = Catalog(SchedulerSettings(), lambda: now_ms)
+    now_ms += 10**6
+    with pytest.raises(HeadwayError) as caught:
+        empty.card("m")
+    assert caught.value.reason is Reason.NO_CAPACITY
+
+
 def test_cards_are_bounded_and_unserved_ones_go_first() -> None:
-    catalog = Catalog(SchedulerSettings(max_known_models=2))
+    catalog = made(max_known_models=2)
     catalog.attach("a", 1, [offer("old"), offer("kept")])
     catalog.detach("a", 1)
     catalog.attach("a", 2, [offer("kept")])
@@ -62,7 +89,7 @@ def test_cards_are_bounded_and_unserved_ones_go_first() -> None:
 
 
 def test_assets_are_asked_for_once_and_bounded() -> None:
-    catalog = Catalog(SchedulerSettings(max_asset_bytes=100))
+    catalog = made(max_asset_bytes=100)
     catalog.attach("a", 1, [offer("m", assets_digest="1"), offer("n", assets_digest="2")])
     assert catalog.wanted_assets("a", 1) == ["m", "n"]
     catalog.put_assets("a", 1, "m", assets(60))
@@ -83,13 +110,13 @@ def test_assets_are_asked_for_once_and_bounded() -> None:
 
 
 def test_cards_are_small() -> None:
-    catalog = Catalog(SchedulerSettings())
+    catalog = made()
     with pytest.raises(HeadwayError, match="larger"):
         catalog.attach("a", 1, [offer("m", eos_token_ids=[9] * 5_000)])
 
 
 def test_a_model_without_files_has_empty_assets() -> None:
-    catalog = Catalog(SchedulerSettings())
+    catalog = made()
     catalog.attach("a", 1, [offer("m")])
     assert catalog.wanted_assets("a", 1) == []
     assert catalog.assets("m") == generation.ModelAssets()

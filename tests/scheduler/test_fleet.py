@@ -324,7 +324,7 @@ async def test_bad_clients_lose_their_stream(name: str) -> None:
             await bad.call.write(message)
         assert (await until_error(bad.call)).reason is Reason.INVALID_REQUEST
         await good.submit(request=body())
-        assert (await good.rejected()).failure.reason == "MODEL_NOT_FOUND"
+        assert (await good.rejected()).failure.reason == "NO_CAPACITY"
 
 
 async def garbage() -> AsyncIterator[bytes]:

@@ -63,7 +63,7 @@ async def test_samples_have_consecutive_handles() -> None:
 
 
 async def test_a_bad_request_is_rejected_and_the_stream_lives() -> None:
-    async with world() as own:
+    async with world(executor_grace_ms=0) as own:
         executor, client = own.executor(), own.client()
         await executor.attach()
         await client.open()
@@ -287,7 +287,7 @@ async def test_generate_cancels_on_hang_up() -> None:
 async def test_generate_refuses_with_a_status() -> None:
     async with world() as own:
         call = own.client().stub.Generate(scheduler.GenerateRequest(request=body()))
-        assert await reason_of(call.read()) is Reason.MODEL_NOT_FOUND
+        assert await reason_of(call.read()) is Reason.NO_CAPACITY
 
 
 async def test_submit_and_retrieve() -> None:
@@ -345,7 +345,7 @@ async def test_cancel_ends_a_future_and_ignores_others() -> None:
 
 
 async def test_models_and_their_assets() -> None:
-    async with world() as own:
+    async with world(executor_grace_ms=0) as own:
         executor, stub = own.executor(), own.client().stub
         assert not (await stub.ListModels(scheduler.ListModelsRequest())).models
         welcome = await executor.attach()
