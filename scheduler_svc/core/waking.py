@@ -33,6 +33,8 @@ class Waking:
         self.shares = Shares(settings)
         # when the event in hand happened
         self.now_ms = 0
+        # the executor whose slots are given out: what it owes a band counts
+        self.contested: ExecutorRecord | None = None
         # waiting models: what their warmth is worth, and the first band that was tried already
         self.awake: dict[str, tuple[int, int]] = {}
         # waiting models that are nowhere, and which versions of fleet and queue that was of
@@ -112,6 +114,7 @@ class Waking:
         """Have placement try the models that wait and are resident on an executor that serves and
         has room for them."""
         flows, value = self._queue.flows, (self._full_bonus, self._settings.num_bands)
+        self.contested = executor
         for model in executor.residences:
             if model in flows:
                 self.awake[model] = value
@@ -165,12 +168,14 @@ class Waking:
                 del self.awake[model]
 
     def next_awake(self) -> RequestRecord | None:
-        """The head to try next: of a band that is owed a grant, then of the first band, in which
-        the overdue ones of later bands count. Few models are awake at a time, so they are looked
-        through."""
+        """The head to try next: of a band that is owed a grant where slots are given out, then of
+        the first band, in which the overdue ones of later bands count. Few models are awake at a
+        time, so they are looked through."""
         if not self.awake:
             return None
-        owed, flows_of, first = self.shares.owed, self._queue.flows, self._first_band()
+        flows_of, first = self._queue.flows, self._first_band()
+        contested = self.contested
+        owed = None if contested is None else contested.owed_band
         if self._limits_of_ms != self.now_ms:
             self._limits_of_ms = self.now_ms
             self._limits = [self.now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
@@ -182,7 +187,9 @@ class Waking:
                 if band >= below:
                     continue
                 head = flow.head
-                turn = _OWED if band == owed else first if head < limits[band] else band
+                turn = first if head < limits[band] else band
+                if band == owed and contested is not None and model in contested.residences:
+                    turn = _OWED
                 key = head - bonus
                 if turn < best_turn or (
                     turn == best_turn and (key < best_key or (key == best_key and head < best))
