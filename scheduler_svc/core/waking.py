@@ -47,12 +47,12 @@ class Waking:
         self._limits_of_ms = -1
 
     def rank(self, head: RequestRecord) -> Rank:
-        """Its place in the grant order, as things are now."""
-        band = head.request.band
-        if self._is_overdue(head.arrival, band):
+        """Its place in the grant order, as things are now; it goes first in its flow, or may."""
+        band, model = head.request.band, head.request.model
+        standing = self._queue.flows[model][band].standing
+        if self._is_overdue(standing, band):
             band = self._first_band()
-        warmth = self._fleet.warmth(head.request.model)
-        return band, head.arrival - priority.shift(self._settings, warmth)
+        return band, standing - priority.shift(self._settings, self._fleet.warmth(model))
 
     def wake(self, model: str) -> None:
         """Have placement try the model's heads."""
@@ -75,9 +75,10 @@ class Waking:
         head = self._queue.head(model)
         assert head is not None
         num_places = len(fleet.homes.get(model, ())) + len(fleet.loading.get(model, ()))
+        standing = self._queue.flows[model][head.request.band].standing
         return priority.claim(
             self._settings,
-            self.now_ms - head.accepted_ms,
+            self.now_ms - head.accepted_ms + (head.arrival - standing >> _BITS),
             self._queue.waited_ms(model, self.now_ms),
             num_places,
             self._due_ms(head),
@@ -186,15 +187,15 @@ class Waking:
             for band, flow in flows_of[model].items():
                 if band >= below:
                     continue
-                head = flow.head
-                turn = first if head < limits[band] else band
+                standing = flow.standing
+                turn = first if standing < limits[band] else band
                 if band == owed and contested is not None and model in contested.residences:
                     turn = _OWED
-                key = head - bonus
+                key = standing - bonus
                 if turn < best_turn or (
-                    turn == best_turn and (key < best_key or (key == best_key and head < best))
+                    turn == best_turn and (key < best_key or (key == best_key and standing < best))
                 ):
-                    best_turn, best_key, best, found = turn, key, head, flow.first
+                    best_turn, best_key, best, found = turn, key, standing, flow.first
         assert found is not None
         return found
 

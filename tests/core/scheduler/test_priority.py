@@ -199,3 +199,25 @@ def test_an_overdue_head_counts_as_of_the_first_band_and_there_its_age_decides()
     assert granted(world.done(running)) == [(older, "b1")]
     assert granted(world.done(older)) == [(overdue, "b1")]
     assert granted(world.done(overdue)) == [(younger, "b1")]
+
+
+def test_whoever_waits_behind_young_heads_lends_their_flow_its_age() -> None:
+    """Each head of A hangs up before it is as old as that of C, which shares their home."""
+    world = World(equalization_ms=5_000)
+    world.backend("b1", 1, "AC", max_models=2, resident="AC")
+    [running] = world.run("A", "b1")
+    [old] = world.ask("A")
+    order, [young] = [], world.ask("A", tenant="young")
+    world.advance(100)
+    for _ in range(7):
+        world.ask("C")
+        world.advance(600)
+        world.cancel(young, tenant="young")
+        [young] = world.ask("A", tenant="young")
+        world.advance(400)
+        [(running, _)] = granted(world.done(running))
+        order.append(running)
+        if running == young:
+            [young] = world.ask("A", tenant="young")
+    assert order[:5] == ["C1", "C2", "C3", "C4", "C5"], "for E"
+    assert order[6] == old, "after who is first in the flow"
