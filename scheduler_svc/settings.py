@@ -313,8 +313,8 @@ class SchedulerSettings(Settings):
     band_min_shares: tuple[Share, ...] = Field(
         (0.0, 0.1, 0.05, 0.05),
         max_length=64,
-        description="Least part of the grants for each band while earlier ones wait, together "
-        "below 1; 0 for bands that are not listed.",
+        description="Least part of an executor's grants for each band while earlier ones wait for "
+        "it too, together below 1; 0 for bands that are not listed.",
     )
     band_max_wait_ms: tuple[Wait, ...] = Field(
         (30_000, 60_000, 120_000, 240_000),

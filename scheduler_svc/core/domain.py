@@ -235,6 +235,10 @@ class ExecutorRecord:
     # with more
     num_used: int = 0
     reservation: Reservation | None = None
+    # what each band earned here, in grants, each in [-1, 2]; empty until several bands waited
+    band_credits: list[float] = field(default_factory=list)
+    # the band that is owed most, if any is owed a whole grant (bands.py)
+    owed_band: int | None = None
     activity: Activity = field(default_factory=Activity)
 
     @property

@@ -17,7 +17,8 @@ it did its work, has no purpose left, or its deadline comes. Why (domain.Why):
 - WIDE: order inside a model is strict, nothing jumps over a head that needs more slots than are
   free. So that other models do not take every slot as it frees and starve it, it claims the home
   where the fewest slots are missing: requests that rank after it get nothing there, requests that
-  rank before it may. A claim yields to a reservation or a claim of who ranks before it.
+  rank before it may. A claim yields to a reservation or a claim of who ranks before it, in its own
+  model too, and gains when its head's rank does, past the limit of its band.
 
 Switch budget: DRAIN and TIME_SLICE lead to forced switches (residency.py), so none is made on an
 executor that still dwells after its last one. Together: a cold head starts at the latest E after
@@ -40,8 +41,7 @@ def claim(state: State, head: RequestRecord, rank: Rank) -> None:
 
     A head that needs one slot needs no claim: the next free slot goes by rank anyway.
     """
-    model = head.request.model
-    if head.request.num_samples == 1 or model in state.fleet.reservations:
+    if head.request.num_samples == 1 or not _may_claim(state, head, rank):
         return
     found = [
         executor
@@ -53,6 +53,20 @@ def claim(state: State, head: RequestRecord, rank: Rank) -> None:
     nearest = min(found, key=lambda executor: (num_missing(head, executor), executor.number))
     displace(state, nearest)
     state.reserve(nearest, head, Why.WIDE, head.deadline_ms, 0, 0)
+
+
+def _may_claim(state: State, head: RequestRecord, rank: Rank) -> bool:
+    """Whether the model has nothing reserved, or a claim that this head has a better right to."""
+    reservation = state.fleet.reservations.get(head.request.model)
+    if reservation is None:
+        return True
+    if reservation.why is not Why.WIDE or reservation.rank <= rank:
+        return False
+    if reservation.request_id == head.request.request_id:
+        reservation.rank = rank
+        return False
+    state.end_reservation(head.request.model, "taken over")
+    return True
 
 
 def displace(state: State, executor: ExecutorRecord) -> None:
@@ -106,7 +120,7 @@ class Drain:
             or (reservation is not None and reservation.why is not Why.WIDE)
         ):
             return False
-        if is_claimed(executor, model, self._rank):
+        if is_claimed(executor, self._head, self._rank):
             self._again(now_ms + _CLAIM_RETRY_MS)
             return False
         if now_ms < self._aged_ms and any(map(self._is_wanted, executor.active)):

@@ -3,6 +3,10 @@
 Rule: what was granted before and came back goes first, by arrival. Then the tenant with the
 smallest virtual time goes next (fairness.py), ties by arrival, and of a tenant its oldest request.
 
+Standing: against other flows it competes by the arrival of who goes next, as in any queue. But that
+may always be somebody who just came and soon gives up, first because its tenant had nothing yet,
+while others wait behind it: so it counts as if it came no later than E after the oldest of all.
+
 Places: granting a tenant's head adds its cost to the tenant's virtual time, so the k-th request of
 a tenant will start at the virtual time of the tenant + the cost of those before it. These start
 times do not change when heads are granted, which makes the place of a request in its flow an order
@@ -18,6 +22,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from scheduler_svc.core import priority
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.fairness import Fairness
 from scheduler_svc.core.line import Crowd, Line
@@ -100,9 +105,11 @@ class Flow:
         # tenant -> its others; no empty lanes
         self._lanes: dict[str, Line] = {}
         self._order = Order()
-        # who goes next, and when it came; None while nobody waits
+        # who goes next; None while nobody waits
         self.first: RequestRecord | None = None
-        self.head = 0
+        # the arrival that this one counts as against other flows
+        self.standing = 0
+        self._patience = priority.aging(settings)
         # the arrival that was last found to be the smallest, and when it was accepted
         self._oldest = -1
         self._oldest_ms = 0
@@ -239,7 +246,7 @@ class Flow:
         else:
             self.first = None
             return
-        self.head = self.first.arrival
+        self.standing = min(self.first.arrival, self.everybody.first + self._patience)
 
     def _weight(self, tenant: str) -> float:
         return self._settings.tenant_weights.get(tenant, 1.0)

@@ -48,7 +48,7 @@ def fronts(
         skipped = []
         while (first := row.peek()) is not None:
             executor = executors[first[1]]
-            if not is_claimed(executor, model, rank):
+            if not is_claimed(executor, record, rank):
                 yield first[0], executor
                 break
             skipped.append(first)
@@ -63,14 +63,14 @@ def num_missing(record: RequestRecord, executor: ExecutorRecord) -> int:
     return min(record.request.num_samples, executor.num_slots) - num_open
 
 
-def is_claimed(executor: ExecutorRecord, model: str, rank: Rank) -> bool:
-    """Whether another model's wide head has this executor before this request."""
+def is_claimed(executor: ExecutorRecord, record: RequestRecord, rank: Rank) -> bool:
+    """Whether another wide head, be it of its own model, has this executor before this request."""
     reservation = executor.reservation
     return (
         reservation is not None
         and reservation.why is Why.WIDE
-        and reservation.model != model
         and reservation.rank < rank
+        and reservation.request_id != record.request.request_id
     )
 
 
@@ -80,7 +80,7 @@ def can_take(executor: ExecutorRecord, record: RequestRecord, rank: Rank) -> boo
         executor.is_serving
         and record.request.model in executor.residences
         and num_missing(record, executor) <= 0
-        and not is_claimed(executor, record.request.model, rank)
+        and not is_claimed(executor, record, rank)
     )
 
 

@@ -34,6 +34,11 @@ def arrival_number(last: int, now_ms: int) -> int:
     return max(last + 1, now_ms * ARRIVALS_PER_MS)
 
 
+def aging(settings: CoreSettings) -> int:
+    """E in arrivals."""
+    return settings.aging_equalization_ms * ARRIVALS_PER_MS
+
+
 def shift(settings: CoreSettings, warmth: float) -> int:
     """What warmth is worth, in arrivals."""
     if settings.is_fifo:

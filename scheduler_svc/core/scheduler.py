@@ -64,6 +64,7 @@ class Scheduler:
         state = self._state
         assert now_ms >= state.now_ms
         state.now_ms = state.waking.now_ms = now_ms
+        state.waking.contested = None
         match event:
             case Submit():
                 admission.submit(state, event.request)

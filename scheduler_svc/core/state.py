@@ -299,6 +299,7 @@ class State:
 
     def wake_users(self, executor: ExecutorRecord) -> None:
         """Whoever may be granted on an executor, or loaded there, is tried."""
+        self.waking.contested = executor
         for model in executor.residences:
             self.waking.wake(model)
         if executor.loading is not None and not executor.is_serving:

@@ -33,6 +33,8 @@ class Waking:
         self.shares = Shares(settings)
         # when the event in hand happened
         self.now_ms = 0
+        # the executor whose slots are given out: what it owes a band counts
+        self.contested: ExecutorRecord | None = None
         # waiting models: what their warmth is worth, and the first band that was tried already
         self.awake: dict[str, tuple[int, int]] = {}
         # waiting models that are nowhere, and which versions of fleet and queue that was of
@@ -45,12 +47,12 @@ class Waking:
         self._limits_of_ms = -1
 
     def rank(self, head: RequestRecord) -> Rank:
-        """Its place in the grant order, as things are now."""
-        band = head.request.band
-        if self._is_overdue(head.arrival, band):
+        """Its place in the grant order, as things are now; it goes first in its flow, or may."""
+        band, model = head.request.band, head.request.model
+        standing = self._queue.flows[model][band].standing
+        if self._is_overdue(standing, band):
             band = self._first_band()
-        warmth = self._fleet.warmth(head.request.model)
-        return band, head.arrival - priority.shift(self._settings, warmth)
+        return band, standing - priority.shift(self._settings, self._fleet.warmth(model))
 
     def wake(self, model: str) -> None:
         """Have placement try the model's heads."""
@@ -73,9 +75,10 @@ class Waking:
         head = self._queue.head(model)
         assert head is not None
         num_places = len(fleet.homes.get(model, ())) + len(fleet.loading.get(model, ()))
+        standing = self._queue.flows[model][head.request.band].standing
         return priority.claim(
             self._settings,
-            self.now_ms - head.accepted_ms,
+            self.now_ms - head.accepted_ms + (head.arrival - standing >> _BITS),
             self._queue.waited_ms(model, self.now_ms),
             num_places,
             self._due_ms(head),
@@ -112,6 +115,7 @@ class Waking:
         """Have placement try the models that wait and are resident on an executor that serves and
         has room for them."""
         flows, value = self._queue.flows, (self._full_bonus, self._settings.num_bands)
+        self.contested = executor
         for model in executor.residences:
             if model in flows:
                 self.awake[model] = value
@@ -165,12 +169,14 @@ class Waking:
                 del self.awake[model]
 
     def next_awake(self) -> RequestRecord | None:
-        """The head to try next: of a band that is owed a grant, then of the first band, in which
-        the overdue ones of later bands count. Few models are awake at a time, so they are looked
-        through."""
+        """The head to try next: of a band that is owed a grant where slots are given out, then of
+        the first band, in which the overdue ones of later bands count. Few models are awake at a
+        time, so they are looked through."""
         if not self.awake:
             return None
-        owed, flows_of, first = self.shares.owed, self._queue.flows, self._first_band()
+        flows_of, first = self._queue.flows, self._first_band()
+        contested = self.contested
+        owed = None if contested is None else contested.owed_band
         if self._limits_of_ms != self.now_ms:
             self._limits_of_ms = self.now_ms
             self._limits = [self.now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
@@ -181,13 +187,15 @@ class Waking:
             for band, flow in flows_of[model].items():
                 if band >= below:
                     continue
-                head = flow.head
-                turn = _OWED if band == owed else first if head < limits[band] else band
-                key = head - bonus
+                standing = flow.standing
+                turn = first if standing < limits[band] else band
+                if band == owed and contested is not None and model in contested.residences:
+                    turn = _OWED
+                key = standing - bonus
                 if turn < best_turn or (
-                    turn == best_turn and (key < best_key or (key == best_key and head < best))
+                    turn == best_turn and (key < best_key or (key == best_key and standing < best))
                 ):
-                    best_turn, best_key, best, found = turn, key, head, flow.first
+                    best_turn, best_key, best, found = turn, key, standing, flow.first
         assert found is not None
         return found
 

@@ -1,5 +1,7 @@
 """Where requests run: slots, shares, turns, wide requests and their claims."""
 
+import pytest
+
 from scheduler_svc.core.messages import ExecutorAttached, LeaseOutcome, ModelOffer
 from tests.core.scheduler.helpers import Driver, granted
 
@@ -175,6 +177,39 @@ def test_a_better_wide_head_takes_a_claim_over() -> None:
     assert granted(driver.end("c0")) == []
     assert granted(driver.end("c1")) == [("early", "e1")]
     assert granted(driver.end("early")) == [("late", "e1")]
+
+
+@pytest.mark.parametrize("other", "AB")
+def test_a_wide_head_that_is_overdue_is_passed_by_nobody_who_came_later(other: str) -> None:
+    """Its claim is as strong as its rank is now, also against an earlier band of its own model."""
+    driver = Driver(num_bands=2, band_max_wait_ms=(10_000, 2_000))  # type: ignore[arg-type]
+    driver.attach(num_slots=2, models="AB")
+    driver.submit("first", other)
+    driver.submit("wide", "A", band=1, num_samples=2)
+    assert granted(driver.submit("second", other)) == [("second", "e1")], "of an earlier band"
+    running, order = ["first", "second"], []
+    for number in range(6):
+        driver.submit(f"single{number}", other)
+        driver.advance(500)
+        for name, _ in granted(driver.end(running.pop(0))):
+            running.append(name)
+            order.append(name)
+        if "wide" in running:
+            break
+    assert order == ["single0", "single1", "single2", "wide"]
+
+
+def test_a_wide_head_of_an_earlier_band_has_the_claim_of_its_model() -> None:
+    driver = Driver(num_bands=3, band_max_wait_ms=(60_000,))  # type: ignore[arg-type]
+    driver.attach(num_slots=2, models="AB")
+    driver.submit("b0", "B")
+    driver.submit("late", "A", band=2, num_samples=2)
+    driver.submit("b1", "B")
+    driver.submit("early", "A", band=0, num_samples=2)
+    driver.submit("b2", "B", band=1)
+    assert granted(driver.end("b0")) == []
+    assert granted(driver.end("b1")) == [("early", "e1")]
+    assert granted(driver.end("early")) == [("b2", "e1")]
 
 
 def test_a_wide_request_finds_the_larger_executor_behind_a_less_loaded_one() -> None:

@@ -4,7 +4,7 @@ import random
 
 from scheduler_svc.core import priority
 from scheduler_svc.core.bands import Shares
-from scheduler_svc.core.domain import CoreSettings
+from scheduler_svc.core.domain import CoreSettings, ExecutorRecord
 from tests.core.scheduler.helpers import granted
 from tests.core.scheduler.test_scenarios import World
 
@@ -74,18 +74,51 @@ def test_a_band_gets_its_share_of_the_grants_while_others_wait() -> None:
     assert order[:3] == [False] * 3
 
 
+def test_a_band_is_owed_nothing_for_grants_that_it_does_not_compete_for() -> None:
+    """With one account for the whole fleet the many grants of B would earn band 1 every slot of A,
+    and band 0 of A would wait for ever, older and first as it is."""
+    world = World(band_min_shares=(0.0, 0.25), band_max_wait_ms=(), num_bands=2)
+    world.backend("b1", 1, "A", resident="A")
+    world.backend("b2", 1, "B", resident="B")
+    [running] = world.run("A", "b1")
+    [other] = world.run("B", "b2")
+    urgent = world.ask("A" * 10, band=0)
+    world.ask("A" * 30, band=1)
+    world.ask("B" * 100, band=0)
+    order = []
+    for _ in range(12):
+        for _ in range(4):
+            [(other, _)] = granted(world.done(other))
+        [(running, _)] = granted(world.done(running))
+        order.append(running in urgent)
+    assert order == [True] * 4 + [False, True, True, True] * 2
+
+
+def test_models_that_share_an_executor_share_what_it_owes() -> None:
+    world = World(band_min_shares=(0.0, 0.25), band_max_wait_ms=(), num_bands=2)
+    world.backend("b1", 1, "AB", max_models=2, resident="AB")
+    [running] = world.run("A", "b1")
+    late = world.ask("B" * 10, band=1)
+    world.ask("A" * 30, band=0)
+    order = []
+    for _ in range(12):
+        [(running, _)] = granted(world.done(running))
+        order.append(running in late)
+    assert order == [False] * 4 + [True, False, False, False] * 2
+
+
 def test_shares_are_credit_only_while_somebody_waits() -> None:
     shares = Shares(CoreSettings(num_bands=2, band_min_shares=(0.0, 0.5)))
-    both = [{"A"}, {"B"}]
-    shares.granted(0, both)
-    assert shares.owed is None
-    shares.granted(0, [{"A"}, {}])
-    shares.granted(0, both)
-    assert shares.owed is None
-    shares.granted(0, both)
-    assert shares.owed == 1
-    shares.granted(1, both)
-    assert shares.owed is None
+    executor = ExecutorRecord("e1", "i1", 1)
+    shares.granted(executor, 0, [True, True])
+    assert executor.owed_band is None
+    shares.granted(executor, 0, [True, False])
+    shares.granted(executor, 0, [True, True])
+    assert executor.owed_band is None
+    shares.granted(executor, 0, [True, True])
+    assert executor.owed_band == 1
+    shares.granted(executor, 1, [True, True])
+    assert executor.owed_band is None
 
 
 def test_a_request_older_than_its_bands_limit_goes_next() -> None:
@@ -166,3 +199,25 @@ def test_an_overdue_head_counts_as_of_the_first_band_and_there_its_age_decides()
     assert granted(world.done(running)) == [(older, "b1")]
     assert granted(world.done(older)) == [(overdue, "b1")]
     assert granted(world.done(overdue)) == [(younger, "b1")]
+
+
+def test_whoever_waits_behind_young_heads_lends_their_flow_its_age() -> None:
+    """Each head of A hangs up before it is as old as that of C, which shares their home."""
+    world = World(equalization_ms=5_000)
+    world.backend("b1", 1, "AC", max_models=2, resident="AC")
+    [running] = world.run("A", "b1")
+    [old] = world.ask("A")
+    order, [young] = [], world.ask("A", tenant="young")
+    world.advance(100)
+    for _ in range(7):
+        world.ask("C")
+        world.advance(600)
+        world.cancel(young, tenant="young")
+        [young] = world.ask("A", tenant="young")
+        world.advance(400)
+        [(running, _)] = granted(world.done(running))
+        order.append(running)
+        if running == young:
+            [young] = world.ask("A", tenant="young")
+    assert order[:5] == ["C1", "C2", "C3", "C4", "C5"], "for E"
+    assert order[6] == old, "after who is first in the flow"
