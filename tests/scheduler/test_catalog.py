@@ -1,5 +1,7 @@
 """Models and their files: one name is one model, and everything is bounded."""
 
+from typing import Any
+
 import pytest
 
 from headway.errors import HeadwayError
@@ -17,7 +19,7 @@ def offer(name: str, **card: object) -> fleet.ModelOffer:
     )
 
 
-def made(**settings: int) -> Catalog:
+def made(**settings: Any) -> Catalog:
     """One whose scheduler did not start just now."""
     return Catalog(SchedulerSettings(**settings), iter((0, 10**9, 10**9)).__next__)
 
