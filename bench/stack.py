@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
@@ -19,7 +20,11 @@ _STARTUP_TIMEOUT_S = 90.0
 class Process:
     """One of our processes; its JSON log lines can be waited for."""
 
+    started: ClassVar[weakref.WeakSet["Process"]] = weakref.WeakSet()
+    """All that somebody still has a use for."""
+
     def __init__(self, name: str, arguments: Sequence[str], env: Mapping[str, str]) -> None:
+        self.started.add(self)
         self.name = name
         self.lines: list[dict[str, Any]] = []
         self._news = threading.Condition()
@@ -59,11 +64,15 @@ class Process:
         event: str,
         where: Callable[[dict[str, Any]], bool] = lambda line: True,
         timeout_s: float = _STARTUP_TIMEOUT_S,
+        start: int = 0,
     ) -> dict[str, Any]:
-        """The first log line of this event; fails if the process ends before it comes."""
+        """The first log line of this event, from line ``start`` on; fails if the process ends
+        before it comes."""
 
         def find() -> dict[str, Any] | None:
-            return next((x for x in self.lines if x.get("event") == event and where(x)), None)
+            return next(
+                (x for x in self.lines[start:] if x.get("event") == event and where(x)), None
+            )
 
         with self._news:
             self._news.wait_for(lambda: find() or self._is_closed, timeout_s)
@@ -71,6 +80,12 @@ class Process:
         tail = "\n".join(str(x) for x in self.lines[-20:])
         assert line is not None, f"{self.name}: no {event} in\n{tail}"
         return line
+
+    @property
+    def complaints(self) -> list[dict[str, Any]]:
+        """Warnings, errors, and what is no log line: the interpreter's and the libraries' own."""
+        levels = ("warning", "error", "critical")
+        return [x for x in self.lines if x.get("level") in levels or x.get("event") == "text"]
 
     def signal(self, number: signal.Signals) -> None:
         self._popen.send_signal(number)

@@ -18,7 +18,8 @@ from typing import Self, TypeVar
 import grpc.aio
 from google.protobuf import duration_pb2
 
-from gateway_http.connection import Connection, to_error, unreachable
+from gateway_http.cancellation import is_cancelled
+from gateway_http.connection import Connection, Stubs, to_error, unreachable
 from gateway_http.core.messages import (
     Accepted,
     Ended,
@@ -34,7 +35,7 @@ from gateway_http.models import LoadedModel, Models
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError, from_rpc_error
 from headway.reasons import Reason
-from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
+from headway.v1 import generation_pb2, scheduler_pb2
 
 __all__ = ["Accepted", "Event", "Finish", "Generation", "LoadedModel", "Positioned"]
 __all__ += ["SampleEnded", "SchedulerClient", "Scored", "Tokens"]
@@ -326,7 +327,7 @@ class SchedulerClient:
         request = scheduler_pb2.RetrieveRequest(request_id=request_id, tenant=tenant)
         if wait_s > 0:
             request.wait.CopyFrom(_duration(wait_s))
-        response = await self._call(lambda stub, t: stub.Retrieve(request, timeout=t), wait_s)
+        response = await self._call(lambda on, t: on.scheduler.Retrieve(request, timeout=t), wait_s)
         if response.HasField("result"):
             return response.result
         return response.pending
@@ -338,27 +339,23 @@ class SchedulerClient:
         request = scheduler_pb2.WaitFinishedRequest(tenant=tenant, group=group, cursor=cursor)
         if wait_s > 0:
             request.wait.CopyFrom(_duration(wait_s))
-        return await self._call(lambda stub, t: stub.WaitFinished(request, timeout=t), wait_s)
+        return await self._call(lambda on, t: on.scheduler.WaitFinished(request, timeout=t), wait_s)
 
     async def cancel(self, request_id: str, tenant: str) -> None:
         """End a future wherever it is; finished and unknown ones are left as they are."""
         request = scheduler_pb2.CancelRequest(request_id=request_id, tenant=tenant)
-        await self._call(lambda stub, t: stub.Cancel(request, timeout=t))
+        await self._call(lambda on, t: on.scheduler.Cancel(request, timeout=t))
 
     async def list_models(self) -> list[generation_pb2.ModelCard]:
         """The models that can be asked for now."""
         request = scheduler_pb2.ListModelsRequest()
-        response = await self._call(lambda stub, t: stub.ListModels(request, timeout=t))
+        response = await self._call(lambda on, t: on.scheduler.ListModels(request, timeout=t))
         return list(response.models)
 
     async def snapshot(self) -> scheduler_pb2.Snapshot:
         """Queue and fleet at one instant, for the monitor."""
-        timeout_s = self._settings.unary_timeout_s
-        stub = await self._connection.admin(timeout_s)
-        try:
-            response = await stub.GetSnapshot(scheduler_pb2.GetSnapshotRequest(), timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+        request = scheduler_pb2.GetSnapshotRequest()
+        response = await self._call(lambda on, t: on.admin.GetSnapshot(request, timeout=t))
         return response.snapshot
 
     async def model(self, name: str) -> LoadedModel:
@@ -367,23 +364,25 @@ class SchedulerClient:
 
     async def _get_model(self, name: str, digest: str) -> scheduler_pb2.GetModelResponse:
         request = scheduler_pb2.GetModelRequest(model=name, known_assets_digest=digest)
-        return await self._call(lambda stub, t: stub.GetModel(request, timeout=t))
+        return await self._call(lambda on, t: on.scheduler.GetModel(request, timeout=t))
 
-    async def _call(
-        self,
-        call: Callable[[scheduler_pb2_grpc.SchedulerServiceStub, float], Awaitable[T]],
-        wait_s: float = 0.0,
-    ) -> T:
+    async def _call(self, call: Callable[[Stubs, float], Awaitable[T]], wait_s: float = 0.0) -> T:
         """A unary call, repeated while the scheduler is away: all of them are safe to retry."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.unary_timeout_s
         while True:
-            stub = await self._connection.stub(max(0.0, deadline - loop.time()))
+            stubs = await self._connection.stubs(max(0.0, deadline - loop.time()))
             try:
-                return await call(stub, wait_s + self._settings.unary_timeout_s)
+                return await call(stubs, wait_s + self._settings.unary_timeout_s)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or loop.time() >= deadline:
                     raise from_rpc_error(error) from None
+            except asyncio.CancelledError:
+                # grpc.aio raises it also where the channel was closed under the call
+                if is_cancelled():
+                    raise
+                if loop.time() >= deadline:
+                    raise unreachable() from None
             await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311
 
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import grpc.aio
 import structlog
@@ -28,6 +29,13 @@ _REASONS = {reason.value: reason for reason in Reason}
 Call = grpc.aio.StreamStreamCall[scheduler_pb2.OpenRequest, scheduler_pb2.OpenResponse]
 
 
+class Stubs(NamedTuple):
+    """One scheduler's services, for unary calls."""
+
+    scheduler: scheduler_pb2_grpc.SchedulerServiceStub
+    admin: scheduler_pb2_grpc.AdminServiceStub
+
+
 class _ConnectionLostError(Exception):
     """Why this connection is over, for the log."""
 
@@ -41,8 +49,7 @@ class Connection:
         self._wake = asyncio.Event()
         self._ready = asyncio.Event()
         self._is_closing = False
-        self._stub: scheduler_pb2_grpc.SchedulerServiceStub | None = None
-        self._admin: scheduler_pb2_grpc.AdminServiceStub | None = None
+        self._stubs: Stubs | None = None
         self._lost_at: float | None = None
         self._last_heard = 0.0
         self._last_said = 0.0
@@ -57,21 +64,18 @@ class Connection:
         """There is something to write."""
         self._wake.set()
 
-    async def stub(self, timeout_s: float) -> scheduler_pb2_grpc.SchedulerServiceStub:
-        """The scheduler that we are connected to. Raises NO_CAPACITY if there is none in time."""
+    async def stubs(self, timeout_s: float) -> Stubs:
+        """Of the scheduler that we are connected to. Raises NO_CAPACITY if there is none in time.
+
+        Calls that are under way when the connection is replaced are cancelled.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 await self._ready.wait()
         except TimeoutError:
             raise unreachable() from None
-        assert self._stub is not None
-        return self._stub
-
-    async def admin(self, timeout_s: float) -> scheduler_pb2_grpc.AdminServiceStub:
-        """The same scheduler's door for operators. Raises NO_CAPACITY."""
-        await self.stub(timeout_s)
-        assert self._admin is not None
-        return self._admin
+        assert self._stubs is not None
+        return self._stubs
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
@@ -94,14 +98,16 @@ class Connection:
     async def _converse(self, address: str) -> bool:
         """One connection from hello to its end; gives whether the scheduler welcomed us."""
         channel = connect(address, max_message_bytes=self._settings.max_message_bytes)
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-        self._admin = scheduler_pb2_grpc.AdminServiceStub(channel)
+        stubs = Stubs(
+            scheduler_pb2_grpc.SchedulerServiceStub(channel),
+            scheduler_pb2_grpc.AdminServiceStub(channel),
+        )
         was_ready = False
         cause = ""
         try:
-            async with _opened(stub) as call:
+            async with _opened(stubs.scheduler) as call:
                 welcome = await self._greet(call)
-                self._become_ready(stub, address, welcome.epoch)
+                self._become_ready(stubs, address, welcome.epoch)
                 was_ready = True
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._read(call))
@@ -125,10 +131,8 @@ class Connection:
             _log.debug("scheduler.missed", address=address, cause=cause)
         return was_ready
 
-    def _become_ready(
-        self, stub: scheduler_pb2_grpc.SchedulerServiceStub, address: str, epoch: int
-    ) -> None:
-        self._stub = stub
+    def _become_ready(self, stubs: Stubs, address: str, epoch: int) -> None:
+        self._stubs = stubs
         self._lost_at = None
         self._streams.connected()
         self._ready.set()
@@ -138,7 +142,7 @@ class Connection:
     def _become_lost(self) -> None:
         if self._ready.is_set():
             self._ready.clear()
-            self._stub = None
+            self._stubs = None
             self._lost_at = _now()
             self._streams.disconnected()
 
@@ -203,10 +207,12 @@ class Connection:
     async def _watch(self, timeout_s: float) -> None:
         """A scheduler that says nothing for ``timeout_s`` is taken for dead."""
         while True:
-            left_s = self._last_heard + timeout_s - _now()
-            if left_s <= 0:
+            due = self._last_heard + timeout_s
+            if due <= _now():
                 raise _ConnectionLostError("silent")
-            await asyncio.sleep(left_s)
+            await asyncio.sleep(due - _now())
+            if _now() - due > timeout_s / 2:  # it was us who stood still: much is yet to be read
+                self._last_heard = _now()
 
     async def _give_up_on_the_lost(self) -> None:
         """End what has waited for a scheduler for too long, so that no client hangs."""

@@ -6,15 +6,19 @@ x-should-retry.
 """
 
 import math
+from http import HTTPStatus
 from typing import Any
 
 import orjson
+import structlog
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
 from headway.reasons import Reason
+
+_log = structlog.get_logger()
 
 _OPENAI_PATHS = ("/v1/", "/tokenize", "/detokenize")
 # Where clients look for OpenAI's own word; the other codes are our reasons.
@@ -87,6 +91,12 @@ def error_response(
     if error.reason is Reason.UNAUTHENTICATED:
         headers["www-authenticate"] = 'Bearer error="invalid_token"'
     return json_response(_body(error, status, path), status, headers)
+
+
+def log_fault(error: HeadwayError, path: str) -> None:
+    """An error that is nobody's fault but ours leaves a line."""
+    if error.row.http_status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("request.failed", path=path, reason=error.reason, message=error.message)
 
 
 def json_response(

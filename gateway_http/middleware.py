@@ -10,7 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway_http.http_errors import error_response, invalid
+from gateway_http.cancellation import is_cancelled
+from gateway_http.http_errors import error_response, invalid, log_fault
 from gateway_http.http_protocol import IS_WHOLE
 from gateway_http.openai_caller_id import callers_id
 from gateway_http.settings import GatewaySettings
@@ -67,19 +68,32 @@ class ErrorTranslator:
                 is_resumable=cut.is_resumable,
             )
         except (HeadwayError, HTTPException) as error:
+            if isinstance(error, HeadwayError):
+                log_fault(error, scope["path"])
             if start is None:
                 response = error_response(error, scope["path"], self._settings)
                 await response(scope, receive, watched_send)
-        except Exception as error:
-            told_id = Headers(raw=start["headers"]).get(_OWN_ID) if start is not None else None
-            own_id = told_id or callers_id(scope) or uuid.uuid4().hex
-            _log.error("request.crashed", path=scope["path"], request_id=own_id, exc_info=error)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                if start is not None:
+                    raise  # the server's patience with what runs is over
+                told = HeadwayError(Reason.DRAINING, "This gateway is shutting down.")
+                own_id = callers_id(scope)
+            else:
+                told, own_id = _crashed(error, scope, start)
             if start is None:
-                # all that its client gets to know of it is where we can look it up
-                told = HeadwayError(Reason.INTERNAL, f"{INTERNAL_MESSAGE} We call it {own_id}.")
                 response = error_response(told, scope["path"], self._settings)
-                response.headers[_OWN_ID] = own_id
+                if own_id:
+                    response.headers[_OWN_ID] = own_id
                 await response(scope, receive, watched_send)
+
+
+def _crashed(error: BaseException, scope: Scope, start: Message | None) -> tuple[HeadwayError, str]:
+    """A line in the log; its client gets to know no more of it than where we can look it up."""
+    told_id = Headers(raw=start["headers"]).get(_OWN_ID) if start is not None else None
+    own_id = told_id or callers_id(scope) or uuid.uuid4().hex
+    _log.error("request.crashed", path=scope["path"], request_id=own_id, exc_info=error)
+    return HeadwayError(Reason.INTERNAL, f"{INTERNAL_MESSAGE} We call it {own_id}."), own_id
 
 
 class BodyLimit:

@@ -5,7 +5,7 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway_http.http_errors import error_response, invalid
+from gateway_http.http_errors import error_response, invalid, log_fault
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
 
@@ -46,5 +46,6 @@ class CallerId:
         try:
             await self._app(scope, receive, named_send)
         except HeadwayError as error:
+            log_fault(error, scope["path"])
             response = error_response(error, scope["path"], self._settings)
             await response(scope, receive, named_send)

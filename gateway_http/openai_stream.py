@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from starlette.types import Message, Scope, Send
 
 from gateway_http.client import Event, Finish, Generation, SampleEnded, Scored, Tokens
+from gateway_http.http_errors import log_fault
 from gateway_http.http_protocol import CONNECTION
 from gateway_http.openai_echo import add_scores
 from gateway_http.openai_job import Job, Samples, batches
@@ -38,6 +39,7 @@ class Stream:
         self._name = name
         self.guard = StallGuard(write_timeout_s, scope.get("state", {}).get(CONNECTION))
         self._send = send
+        self._path = scope["path"]
         self._id_prefix = b"id: %b:" % name.encode() if job.is_resumable else b""
         self._num_before = 1 if job.spec.num_echo_chars else 0  # events before a choice's tokens
         num_choices = job.spec.num_choices
@@ -79,6 +81,7 @@ class Stream:
                 await self._write_batch(batch)
             await self._write(self._output.closing(self._samples.close()), is_last=True)
         except HeadwayError as error:
+            log_fault(error, self._path)
             await self._write(self._output.failure(error), is_last=True)
         except Exception:
             failure = HeadwayError(Reason.INTERNAL, INTERNAL_MESSAGE)

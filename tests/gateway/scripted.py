@@ -149,6 +149,9 @@ class ScriptedScheduler(
         self.num_opens = 0
         self.unanswered: list[tuple[_Session, scheduler_pb2.SubmitCommand]] = []
         self.num_asset_reads = 0
+        self.num_look_ups = 0
+        self.looks_up = asyncio.Event()  # answers to unary calls wait for it
+        self.looks_up.set()
         self.num_submits = 0
         self.num_heartbeats = 0
         self.heartbeat_timeout_ms = 60_000  # as clients are told
@@ -322,20 +325,29 @@ class ScriptedScheduler(
         self.cancelled.append(request.request_id)
         return scheduler_pb2.CancelResponse()
 
+    async def _look_up(self) -> None:
+        self.num_look_ups += 1
+        async with self._news:
+            self._news.notify_all()
+        await self.looks_up.wait()
+
     async def GetSnapshot(  # noqa: N802
         self, request: scheduler_pb2.GetSnapshotRequest, context: Any
     ) -> scheduler_pb2.GetSnapshotResponse:
+        await self._look_up()
         return scheduler_pb2.GetSnapshotResponse(snapshot=self.snapshot)
 
     async def ListModels(  # noqa: N802
         self, request: scheduler_pb2.ListModelsRequest, context: Any
     ) -> scheduler_pb2.ListModelsResponse:
+        await self._look_up()
         cards = [tiny_model.card(name) for name in self.models]
         return scheduler_pb2.ListModelsResponse(models=cards)
 
     async def GetModel(  # noqa: N802
         self, request: scheduler_pb2.GetModelRequest, context: Any
     ) -> scheduler_pb2.GetModelResponse:
+        await self._look_up()
         if request.model not in self.models:
             raise HeadwayError(Reason.MODEL_NOT_FOUND, "No such model.", field="model")
         response = tiny_model.response(request.model, request.known_assets_digest)

@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 import httpx
@@ -23,7 +23,7 @@ from gateway_http.settings import GatewaySettings
 from headway.reasons import Reason
 from tests.gateway import tiny_model
 from tests.gateway.conftest import serving, settings_for
-from tests.gateway.scripted import ScriptedScheduler, failure, leave_alone
+from tests.gateway.scripted import Run, ScriptedScheduler, failure, leave_alone
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"
@@ -103,6 +103,58 @@ async def test_unknown_exceptions_tell_nothing_but_their_name_in_the_log(
     assert "secret" not in response.text
     assert "Traceback" not in response.text
     assert response.json()["error"]["code"] == "internal"
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_a_crash(
+    client: SchedulerClient, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crash(name: str) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(client, "model", crash)
+    with structlog.testing.capture_logs() as logs:
+        response = await http.post(PATH, json=CHAT)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal"
+    assert "request.crashed" in [line["event"] for line in logs]
+
+
+async def test_whoever_the_server_waits_for_no_longer_is_told_so(
+    client: SchedulerClient, asgi: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def be_cancelled(name: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(client, "model", be_cancelled)
+    response = await asgi.post(PATH, json=CHAT)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "draining"
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-request-id": "mine"}])
+@pytest.mark.parametrize("is_streaming", [False, True])
+async def test_a_failure_of_ours_is_logged_and_others_are_not(
+    asgi: httpx.AsyncClient,
+    scheduler: ScriptedScheduler,
+    is_streaming: bool,
+    headers: dict[str, str],
+) -> None:
+    async def ask(reason: Reason) -> list[MutableMapping[str, Any]]:
+        def fail(run: Run) -> None:
+            run.emit([1])
+            run.finish(failure(reason))
+
+        scheduler.script = fail
+        with structlog.testing.capture_logs() as logs:
+            await asgi.post(PATH, json={**CHAT, "stream": is_streaming}, headers=headers)
+        return [line for line in logs if line["event"] == "request.failed"]
+
+    (line,) = await ask(Reason.ATTEMPTS_EXHAUSTED)
+    assert (line["path"], line["reason"]) == (PATH, Reason.ATTEMPTS_EXHAUSTED)
+    assert await ask(Reason.EXECUTION_TIMEOUT) == []
 
 
 def head_of_post(num_bytes: int) -> bytes:

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from gateway_http import connection
 from gateway_http.client import Finish, Positioned, SampleEnded, SchedulerClient, Tokens
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
@@ -21,6 +22,10 @@ def work(**fields: Any) -> generation_pb2.GenerationRequest:
     return generation_pb2.GenerationRequest(
         model=tiny_model.NAME, prompt_token_ids=[1, 2, 3], **fields
     )
+
+
+async def _model(client: SchedulerClient) -> object:
+    return await client.model(tiny_model.NAME)
 
 
 async def test_a_generation_from_acceptance_to_usage(
@@ -108,6 +113,20 @@ async def test_a_silent_scheduler_is_replaced(scheduler: ScriptedScheduler) -> N
         run.emit([7])
         scheduler.publish()
         assert await anext(generation) == Tokens(0, 0, [7], [])
+
+
+async def test_a_scheduler_is_not_lost_because_we_stood_still(
+    scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.heartbeat_timeout_ms = 1_000
+    client = SchedulerClient(settings_for(scheduler))
+    clock = asyncio.get_running_loop().time
+    async with client.running():
+        await client.list_models()
+        monkeypatch.setattr(connection, "_now", lambda: clock() + 3_600)
+        before = scheduler.num_heartbeats
+        await scheduler.until(lambda: scheduler.num_heartbeats > before + 10)
+    assert scheduler.num_opens == 1
 
 
 async def test_we_are_heard_of_while_we_only_listen(
@@ -309,3 +328,30 @@ async def test_models_are_read_once_and_looked_up_together(scheduler: ScriptedSc
         with pytest.raises(HeadwayError) as caught:
             await client.model(tiny_model.NAME)
         assert caught.value.reason is Reason.MODEL_NOT_FOUND
+
+
+@pytest.mark.parametrize("ask", [_model, SchedulerClient.list_models, SchedulerClient.snapshot])
+async def test_a_look_up_outlives_its_connection(
+    client: SchedulerClient,
+    scheduler: ScriptedScheduler,
+    ask: Callable[[SchedulerClient], Awaitable[object]],
+) -> None:
+    scheduler.looks_up.clear()
+    answer = asyncio.create_task(ask(client))
+    await scheduler.until(lambda: scheduler.num_look_ups == 1)
+    scheduler.drop_connections()
+    await scheduler.until(lambda: scheduler.num_look_ups == 2)
+    scheduler.looks_up.set()
+    assert await answer is not None
+
+
+async def test_whoever_stops_asking_is_not_held(
+    client: SchedulerClient, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.looks_up.clear()
+    answer = asyncio.create_task(client.list_models())
+    await scheduler.until(lambda: scheduler.num_look_ups == 1)
+    answer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answer
+    scheduler.looks_up.set()
