@@ -3,8 +3,9 @@
 One client, one run, one after the other: chats of one token (requests/s, CPU a request), streams
 paced as by a GPU (CPU a token), and streams one at a time (time to first token, less than that of
 the fake server asked directly). CPU is that of the gateway's processes with all that they start;
-for Headway of gateway and scheduler, for LitServe of all of it, as its engine is inside. Engines'
-CPU stands beside it. Ends with one line of JSON.
+for Headway of gateway and scheduler, once with the core interpreted and once compiled by mypyc, for
+LitServe of all of it, as its engine is inside. Engines' CPU stands beside it. Ends with one line of
+JSON.
 """
 
 import argparse
@@ -21,6 +22,9 @@ from bench.gateway_peers import TARGETS, Target, tree_cpu_s
 
 WARM_S = 2.0
 TTFT_TOKENS = 2
+
+Figures = dict[str, dict[str, float | str]]
+"""By gateway; one that did not start has a reason and nothing else."""
 
 
 class Clock:
@@ -67,22 +71,28 @@ async def measure(target: Target, arguments: argparse.Namespace) -> dict[str, fl
     return figures
 
 
-def add_comparisons(figures: dict[str, dict[str, float | str]]) -> dict[str, dict[str, float]]:
-    """What each gateway adds to the first token, and its costs as multiples of Headway's."""
-    ratios: dict[str, dict[str, float]] = {}
-    direct, ours = figures["direct"], figures["headway"]
+def add_latency(figures: Figures) -> None:
+    """What each gateway adds to the first token."""
+    direct = figures["direct"]
     for name, row in figures.items():
-        if "reason" in row or name == "direct":
-            continue
-        for part in ("p50", "p99"):
-            row[f"ttft_added_ms_{part}"] = round(
-                float(row[f"ttft_ms_{part}"]) - float(direct[f"ttft_ms_{part}"]), 2
-            )
-        ratios[name] = {
+        if "reason" not in row and name != "direct":
+            for part in ("p50", "p99"):
+                row[f"ttft_added_ms_{part}"] = round(
+                    float(row[f"ttft_ms_{part}"]) - float(direct[f"ttft_ms_{part}"]), 2
+                )
+
+
+def multiples(figures: Figures, of: str) -> dict[str, dict[str, float]]:
+    """The costs of each gateway as multiples of those of one; empty if that one did not start."""
+    ours = figures.get(of, {"reason": ""})
+    return {
+        name: {
             key: round(float(row[key]) / float(ours[key]), 2)
             for key in ("us_per_request", "us_per_token")
         }
-    return ratios
+        for name, row in figures.items()
+        if name != "direct" and "reason" not in row and "reason" not in ours
+    }
 
 
 def main() -> None:
@@ -94,20 +104,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="length of each part")
     arguments = parser.parse_args()
     wanted = TARGETS if arguments.only is None else {"direct", "headway", *arguments.only}
-    figures: dict[str, dict[str, float | str]] = {}
+    figures: Figures = {}
     for name, start in TARGETS.items():
         if name not in wanted:
             continue
         try:
             with start() as target:
                 figures[name] = dict(uvloop.run(measure(target, arguments)))
-        except (RuntimeError, OSError, ExceptionGroup) as error:
+        except (RuntimeError, OSError, ExceptionGroup, SystemExit) as error:
             if name in ("direct", "headway"):
                 raise
             figures[name] = {"reason": repr(error)[-300:]}
         print(name, figures[name], flush=True)
-    ratios = add_comparisons(figures)
-    print(json.dumps({"bench": "gateway", "peers": figures, "times_headway": ratios}))
+    add_latency(figures)
+    ratios = {f"times_{ours}": multiples(figures, ours) for ours in ("headway", "headway_compiled")}
+    print(json.dumps({"bench": "gateway", "peers": figures, **ratios}))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import psutil
 
 from bench.gateway_fake import FAST, PACED, STEP_MS
 from bench.stack import BIN, ROOT, Process, Stack
+from hatch_build import compiled_core
 
 PEERS_BIN = ROOT / ".venv-peers" / "bin"
 _START_TIMEOUT_S = 60.0
@@ -62,12 +63,15 @@ def direct() -> Iterator[Target]:
 
 
 @contextlib.contextmanager
-def headway() -> Iterator[Target]:
-    """Gateway, scheduler, and an executor for each of the two models."""
+def headway(packages: Path | None = None) -> Iterator[Target]:
+    """Gateway, scheduler, and an executor for each of the two models.
+
+    ``packages``: a folder whose packages the scheduler takes instead of ours.
+    """
     stack = Stack()
     engines: list[Process] = []
     try:
-        stack.start_scheduler({})
+        stack.start_scheduler({}, packages)
         for model, step_ms in ((FAST, 0), (PACED, STEP_MS)):
             settings = {
                 "EXECUTOR_SCHEDULER_ADDRESSES": stack.scheduler_address,
@@ -86,6 +90,17 @@ def headway() -> Iterator[Target]:
         stack.close()
         for engine in engines:
             engine.stop()
+
+
+@contextlib.contextmanager
+def headway_compiled() -> Iterator[Target]:
+    """The same with a compiled core (docs/adr/0011-compiled-core.md), as a deployment has it."""
+    folder = compiled_core()
+    with headway(folder) as target:
+        scheduler = psutil.Process(target.gateway_pids[1])
+        mapped = (Path(one.path) for one in scheduler.memory_maps())
+        assert any(path.is_relative_to(folder) for path in mapped), "the core is interpreted"
+        yield target
 
 
 @contextlib.contextmanager
@@ -138,6 +153,7 @@ def litserve() -> Iterator[Target]:
 TARGETS: Mapping[str, Callable[[], contextlib.AbstractContextManager[Target]]] = {
     "direct": direct,
     "headway": headway,
+    "headway_compiled": headway_compiled,
     "sglang_router": sglang_router,
     "litserve": litserve,
     "litellm": litellm,

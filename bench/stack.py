@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
+_PATH = (ROOT, ROOT / "protos")
 _STARTUP_TIMEOUT_S = 90.0
 
 
@@ -153,8 +154,12 @@ class Stack:
             raise
         return stack
 
-    def start_scheduler(self, settings: Mapping[str, object]) -> Process:
-        self.scheduler = self._spawn("headway-scheduler", {"port": 0, **settings})
+    def start_scheduler(
+        self, settings: Mapping[str, object], packages: Path | None = None
+    ) -> Process:
+        """``packages``: a folder whose packages are imported instead of ours of the same name."""
+        env = {"PYTHONPATH": os.pathsep.join(map(str, (packages, *_PATH)))} if packages else {}
+        self.scheduler = self._spawn("headway-scheduler", {"port": 0, **settings}, env)
         port = self.scheduler.wait_for("server.started")["port"]
         self.scheduler_address = f"127.0.0.1:{port}"
         return self.scheduler
@@ -176,10 +181,12 @@ class Stack:
         self.gateway_url = f"http://127.0.0.1:{port}"
         return self.gateway
 
-    def _spawn(self, name: str, settings: Mapping[str, object]) -> Process:
+    def _spawn(
+        self, name: str, settings: Mapping[str, object], env: Mapping[str, str] | None = None
+    ) -> Process:
         prefix = name.removeprefix("headway-").upper()
-        env = {f"{prefix}_{key.upper()}": str(value) for key, value in settings.items()}
-        process = Process(name, (), env)
+        own = {f"{prefix}_{key.upper()}": str(value) for key, value in settings.items()}
+        process = Process(name, (), {**own, **(env or {})})
         self._processes.append(process)
         return process
 

@@ -130,7 +130,7 @@ class Generation:
                 self._on_too_many()
 
     def poll(self) -> list[Event]:
-        """What is new, without waiting. Clear ``changed`` first if you will wait on it."""
+        """What is new, without waiting; clears ``changed``."""
         self._read()
         events = list(self._events)
         self._events.clear()

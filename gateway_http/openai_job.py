@@ -134,15 +134,17 @@ class Samples:
 async def batches(
     generations: Sequence[Generation], changed: asyncio.Event
 ) -> AsyncIterator[list[tuple[int, Event]]]:
-    """What all generations have to tell, with their numbers, as it comes, to their ends."""
+    """What all generations have to tell, with their numbers, as it comes, to their ends.
+
+    The first batch is given at once, and may be empty: news may have come with the acceptance.
+    """
     live = dict(enumerate(generations))
-    changed.set()  # there may be news that came with the acceptance
-    while live:
-        await changed.wait()
-        changed.clear()
+    while True:
         batch = [(number, event) for number, one in live.items() for event in one.poll()]
         for number, event in batch:
             if isinstance(event, Finish):
                 del live[number]
-        if batch:
-            yield batch
+        yield batch
+        if not live:
+            break
+        await changed.wait()

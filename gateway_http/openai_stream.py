@@ -47,6 +47,7 @@ class Stream:
         if job.resume_from is not None and not output.counts_events:
             self._told = list(job.resume_from.counts)
         self._counts = [b"%d" % count for count in self._told]
+        self._unwritten: list[bytes] = []
         self._samples = Samples(job, [max(0, told - self._num_before) for told in self._told])
 
     async def run(
@@ -74,36 +75,44 @@ class Stream:
             self.guard.close()
 
     async def _tell(self, generations: Sequence[Generation], changed: asyncio.Event) -> None:
-        """All events; whatever goes wrong is the last one."""
+        """All events; whatever goes wrong is the last one.
+
+        What is there already when the stream begins goes out with its opening, and the end with
+        what came last: a write is a packet, and wakes the client up.
+        """
+        num_live = len(generations)
         try:
-            await self._write(self._output.opening(self._job.resume_from) + self._plain_echoes())
+            self._unwritten += (self._output.opening(self._job.resume_from), *self._plain_echoes())
             async for batch in batches(generations, changed):
-                await self._write_batch(batch)
-            await self._write(self._output.closing(self._samples.close()), is_last=True)
+                self._take(batch)
+                num_live -= sum(isinstance(event, Finish) for _, event in batch)
+                if num_live:
+                    await self._write()
+            self._unwritten.append(self._output.closing(self._samples.close()))
         except HeadwayError as error:
             log_fault(error, self._path)
-            await self._write(self._output.failure(error), is_last=True)
+            self._unwritten.append(self._output.failure(error))
         except Exception:
             failure = HeadwayError(Reason.INTERNAL, INTERNAL_MESSAGE)
-            await self._write(self._output.failure(failure), is_last=True)
+            self._unwritten.append(self._output.failure(failure))
+            await self._write(is_last=True)
             raise
+        await self._write(is_last=True)
 
-    async def _write_batch(self, batch: Sequence[tuple[int, Event]]) -> None:
-        """One write; raises the failure of a request after the tokens that came before it."""
-        pieces: list[bytes] = []
+    def _take(self, batch: Sequence[tuple[int, Event]]) -> None:
+        """Make events of it; raises the failure of a request after the tokens that came before."""
         error: HeadwayError | None = None
         for number, event in batch:
             if isinstance(event, Tokens | SampleEnded):
-                pieces.append(self._encode(number, event))
+                self._unwritten.append(self._encode(number, event))
             elif isinstance(event, Scored) and self._job.echoes:
                 add_scores(self._job.echoes[number], event.scores)
-                pieces.append(self._echo(number))
+                self._unwritten += self._echo(number)
             elif isinstance(event, Finish):
                 try:
                     self._samples.finish(number, event)
                 except HeadwayError as failure:
                     error = failure
-        await self._write(b"".join(pieces))
         if error is not None:
             raise error
 
@@ -129,24 +138,23 @@ class Stream:
         self._counts[index] = b"%d" % count
         return b"%b%b\n%b" % (self._id_prefix, b",".join(self._counts), data)
 
-    def _plain_echoes(self) -> bytes:
+    def _plain_echoes(self) -> Iterator[bytes]:
         """Prompts that nothing is to be said about; the others wait for what is."""
-        if self._job.spec.wants_logprobs:
-            return b""
-        return b"".join(map(self._echo, range(len(self._job.echoes))))
+        if not self._job.spec.wants_logprobs:
+            for number in range(len(self._job.echoes)):
+                yield from self._echo(number)
 
-    def _echo(self, number: int) -> bytes:
+    def _echo(self, number: int) -> Iterator[bytes]:
         """To all samples of a prompt that were not told it yet."""
         echo = self._job.echoes[number]
-        samples = range(self._job.spec.num_samples)
-        indexes = (self._samples.index(number, sample) for sample in samples)
-        return b"".join(
-            self._with_id(index, 1, self._output.chunk(index, echo.as_delta()))
-            for index in indexes
-            if not self._told[index]
-        )
+        for sample in range(self._job.spec.num_samples):
+            index = self._samples.index(number, sample)
+            if not self._told[index]:
+                yield self._with_id(index, 1, self._output.chunk(index, echo.as_delta()))
 
-    async def _write(self, data: bytes, is_last: bool = False) -> None:
+    async def _write(self, *, is_last: bool = False) -> None:
+        data = b"".join(self._unwritten)
+        self._unwritten.clear()
         if data or is_last:
             message = {"type": "http.response.body", "body": data, "more_body": not is_last}
             await self._send_in_time(message)

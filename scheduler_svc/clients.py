@@ -171,7 +171,7 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
             self.on_rejected(command.handle, error)
             return
         self._last_handle = _last_handle(command.handle, live.output.num_samples)
-        self._answer(command.handle, live)
+        self._answer(command.handle, live, self._runtime.status(live))
         self._follow(command.handle, live, command.next_index)
 
     def _on_cancel(self, handle: int, *, is_leaving: bool) -> None:
@@ -208,7 +208,11 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
     def on_accepted(self, submit: _StreamSubmit, live: LiveRequest) -> None:
         """A submit of this stream is in our care."""
         del self._submits[submit.handle]
-        status = self._answer(submit.handle, live)
+        needs_status = submit.is_detached or submit.wants_positions
+        status = self._runtime.status(live) if needs_status else None
+        # one that an executor has been given already has news soon, and nobody waits for this
+        can_wait = not needs_status and bool(live.output.attempts.executor_id)
+        self._answer(submit.handle, live, status, can_wait=can_wait)
         if submit.is_cancelled:
             self._runtime.cancel(live)
         if submit.is_detached:
@@ -226,12 +230,18 @@ class ClientSession(PeerStream[scheduler.OpenRequest, scheduler.OpenResponse]):
         self._submits.pop(handle, None)
         self.feed.reject(scheduler.Rejected(handle=handle, failure=translate.failure(error)))
 
-    def _answer(self, handle: int, live: LiveRequest) -> generation.QueueStatus | None:
-        status = self._runtime.status(live)
-        self.feed.accept(
-            scheduler.Accepted(handle=handle, request_id=live.request_id, status=status)
-        )
-        return status
+    def _answer(
+        self,
+        handle: int,
+        live: LiveRequest,
+        status: generation.QueueStatus | None,
+        *,
+        can_wait: bool = False,
+    ) -> None:
+        accepted = scheduler.Accepted(handle=handle, request_id=live.request_id, status=status)
+        self.feed.accept(accepted, can_wait=can_wait)
+        if can_wait:
+            self.wake_within(self._settings.accept_linger_ms)
 
     def _follow(self, handle: int, live: LiveRequest, next_index: Sequence[int]) -> _Followed:
         live.stop_grace()

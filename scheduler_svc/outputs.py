@@ -112,6 +112,12 @@ class Output:
         return sum(map(len, self.token_ids))
 
     @property
+    def is_empty(self) -> bool:
+        """There is nothing to read yet."""
+        has_some = self.result is not None or self.prompt_scores is not None
+        return not (has_some or any(self.token_ids) or any(self.ends))
+
+    @property
     def lacks_scores(self) -> bool:
         """The prompt's scores are still to come."""
         return self.scoring is not None and self.prompt_scores is None

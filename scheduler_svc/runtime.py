@@ -37,6 +37,23 @@ _OF_REQUESTS = (
 )
 _OF_NEW_LEASES = (messages.LeaseGranted, messages.LeaseAdopted)
 
+_RequestAction = (
+    messages.RequestAdmitted
+    | messages.RequestDeduplicated
+    | messages.RequestRejected
+    | messages.RequestFinished
+)
+_LeaseAction = (
+    messages.LeaseGranted
+    | messages.LeaseAdopted
+    | messages.LeaseRevoked
+    | messages.LeaseAcknowledged
+    | messages.ModelLoadOrdered
+    | messages.ExecutorWelcomed
+    | messages.SessionClosed
+    | messages.ExecutorDrained
+)
+
 _log = structlog.get_logger()
 
 
@@ -226,9 +243,16 @@ class Runtime:
         if records:
             await self._store.commit(records)
         originals = await self._load_originals(actions, results)
-        # No await below: the answer to an attach leaves as a whole.
+        # No await below: the answer to an attach leaves as a whole. Executors first, for a slot
+        # that waits for its grant is idle, and whoever waits for an answer is not.
+        answers: list[_RequestAction] = []
         for action in actions:
-            self._perform(action, results, originals)
+            if isinstance(action, _OF_REQUESTS):
+                answers.append(action)
+            else:
+                self._order(action)
+        for answer in answers:
+            self._answer(answer, results, originals)
         self._check_idle()
 
     def _check_idle(self) -> None:
@@ -281,9 +305,9 @@ class Runtime:
 
     # --- effects
 
-    def _perform(
+    def _answer(
         self,
-        action: messages.Action,
+        action: _RequestAction,
         results: dict[str, generation.GenerationResult],
         originals: dict[str, LiveRequest | HeadwayError],
     ) -> None:
@@ -311,11 +335,8 @@ class Runtime:
                 self._pending.pop(action.request_id).sink.rejected(error)
             case messages.RequestFinished():
                 self._finish(action, results[action.request_id])
-            case _:
-                self._perform_lease(action)
 
-    def _perform_lease(self, action: messages.Action) -> None:
-        assert not isinstance(action, _OF_REQUESTS)
+    def _order(self, action: _LeaseAction) -> None:
         if isinstance(action, _OF_NEW_LEASES):
             self._quotas.granted(action.request_id)
         link = self._links.get((action.executor_id, action.session))

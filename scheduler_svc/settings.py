@@ -83,6 +83,13 @@ class SchedulerSettings(Settings):
         le=1_000,
         description="Longest wait of a lease's acknowledgement for a grant to travel with.",
     )
+    accept_linger_ms: int = Field(
+        5,
+        ge=0,
+        le=1_000,
+        description="Longest wait of a client stream's acceptance for the first tokens to travel "
+        "with, where the request was granted at once.",
+    )
     heartbeat_timeout_ms: int = Field(
         5_000, ge=50, le=600_000, description="A peer silent for this long is taken for dead."
     )

@@ -173,10 +173,11 @@ class Feed:
         self._positions: dict[int, scheduler.Position] = {}
         self.subscriptions: dict[int, Subscription] = {}
 
-    def accept(self, accepted: scheduler.Accepted) -> None:
-        """Answer a submit or resume."""
+    def accept(self, accepted: scheduler.Accepted, *, can_wait: bool = False) -> None:
+        """Answer a submit or resume; whoever says that it can wait sees to the waking."""
         self._accepted.append(accepted)
-        self._wake()
+        if not can_wait:
+            self._wake()
 
     def reject(self, rejected: scheduler.Rejected) -> None:
         """Refuse a submit or resume."""
@@ -193,7 +194,8 @@ class Feed:
         subscription = Subscription(self, output, handle, next_index)
         self.subscriptions[handle] = subscription
         output.followers.append(subscription)
-        self.mark(subscription)
+        if not output.is_empty:
+            self.mark(subscription)
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 import pytest
 
 from headway.v1 import scheduler_pb2 as scheduler
+from scheduler_svc.clients import ClientSession
+from scheduler_svc.fleet import ExecutorSession
 from scheduler_svc.process import make_store, started
 from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.store.base import AcceptedRecord, FinishedRecord, StoreRecord
 from scheduler_svc.store.memory import MemoryStore
+from tests.scheduler.inside import inside, submits
 from tests.scheduler.world import body, world
 
 
@@ -60,6 +63,27 @@ async def test_nothing_is_sent_before_its_commit() -> None:
         store.gate.release()
         assert not (await finished).HasField("failure")
         assert (await acknowledged).orders.acknowledged
+
+
+async def test_work_leaves_before_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def note(owner: type, method: str) -> None:
+        original = getattr(owner, method)
+
+        def noting(self: object, *args: object) -> None:
+            told.append(method)
+            original(self, *args)
+
+        monkeypatch.setattr(owner, method, noting)
+
+    note(ExecutorSession, "grant")
+    note(ClientSession, "on_accepted")
+    async with inside() as own:
+        executor, client = await own.executor(), await own.client()
+        client.send(submits(0))
+        await executor.read()
+    assert told == ["grant", "on_accepted"]
 
 
 async def test_what_gathers_during_a_commit_goes_into_the_next_one() -> None:

@@ -87,9 +87,9 @@ def test_alternatives_reach_every_reader_and_the_result() -> None:
     lease, other = routes.open(own, 1), routes.open(plain, 1)
     feed.subscribe(plain, 20, ())
     feed.subscribe(own, 10, ())
-    both = rich(lease, 0, 7)
-    both.MergeFrom(frame((other.handle, 0, 5), logprob=[NAN]))
+    both = frame((other.handle, 0, 5), logprob=[NAN])
     both.num_top.append(0)
+    both.MergeFrom(rich(lease, 0, 7))
     both.MergeFrom(rich(lease, 1, 8))
     routes.accept_frame(both)
     got = take(feed).frame

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from tests.scheduler.inside import inside, submits, turn
@@ -28,6 +30,55 @@ async def test_the_end_of_a_request_travels_with_its_last_tokens() -> None:
         updates = (await client.read()).updates
         assert list(updates.frame.token_id) == [1]
         assert [finished.handle for finished in updates.finished] == [0]
+
+
+async def test_the_acceptance_of_what_starts_at_once_travels_with_its_first_tokens() -> None:
+    async with inside(accept_linger_ms=1_000) as own:
+        executor, client = await own.executor(), await own.client()
+        read = asyncio.create_task(client.read())
+        client.send(submits(0))
+        grant = (await executor.read()).orders.grants[0]
+        await turn()
+        assert not read.done()
+        executor.send(completed(grant))
+        updates = (await read).updates
+        (accepted,) = updates.accepted
+        assert accepted.request_id == grant.lease.request_id
+        assert not accepted.HasField("status"), "nobody asked"
+        assert list(updates.frame.token_id) == [1]
+        assert [finished.handle for finished in updates.finished] == [0]
+
+
+async def test_an_acceptance_does_not_wait_for_ever() -> None:
+    async with inside(accept_linger_ms=0) as own:
+        _, client = await own.executor(), await own.client()
+        read = asyncio.create_task(client.read())
+        await turn()
+        client.send(submits(0))
+        assert (await read).updates.accepted
+
+
+async def test_an_acceptance_of_what_has_to_wait_does_not_linger() -> None:
+    async with inside(accept_linger_ms=1_000) as own:
+        _, client = await own.executor(num_slots=1), await own.client()
+        read = asyncio.create_task(client.read())
+        client.send(submits(0))
+        await turn()
+        assert not read.done()
+        client.send(submits(1))
+        accepted = (await read).updates.accepted
+        assert [one.handle for one in accepted] == [0, 1]
+
+
+@pytest.mark.parametrize("wish", ["detached", "wants_positions"])
+async def test_an_acceptance_that_is_asked_for_its_status_does_not_linger(wish: str) -> None:
+    async with inside(accept_linger_ms=1_000) as own:
+        _, client = await own.executor(), await own.client()
+        read = asyncio.create_task(client.read())
+        await turn()
+        client.send(submits(0, **{wish: True}))
+        (accepted,) = (await read).updates.accepted
+        assert accepted.status.state == generation.QueueStatus.STATE_RUNNING
 
 
 async def test_an_acknowledgement_waits_for_a_grant_to_travel_with() -> None:
