@@ -15,8 +15,9 @@ import grpc.aio
 import structlog
 from google.protobuf import duration_pb2
 
+from gateway_http.core.frames import Alternatives, Frame
 from gateway_http.core.messages import Commands, Failure
-from gateway_http.core.streams import Alternatives, Streams
+from gateway_http.core.streams import Streams
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError, from_rpc_error
 from headway.reasons import Reason
@@ -310,7 +311,7 @@ def apply_updates(streams: Streams, updates: scheduler_pb2.Updates) -> bool:
         if frame.num_top:
             alternatives = Alternatives(frame.num_top, frame.top_token_id[:], frame.top_logprob[:])
         streams.on_frame(
-            frame.handle, frame.index, frame.token_id, frame.logprob, ends, alternatives
+            Frame(frame.handle, frame.index, frame.token_id, frame.logprob, ends, alternatives)
         )
     for finished in updates.finished:
         failure = decode_failure(finished.failure) if finished.HasField("failure") else None

@@ -10,11 +10,11 @@ the old one has no meaning. After a broken connection, what was accepted is resu
 is submitted again, which its idempotency key makes safe.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from itertools import repeat
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
+from gateway_http.core.frames import Frame, take_frame
+from gateway_http.core.handles import Handles
 from gateway_http.core.messages import (
     Accepted,
     Cancel,
@@ -31,16 +31,7 @@ from gateway_http.core.messages import (
 )
 from headway.reasons import Reason
 
-MAX_HANDLE = 2**32 - 1
 MAX_RESUMES_WITHOUT_PROGRESS = 3
-
-
-class Alternatives(NamedTuple):
-    """The likeliest tokens beside each entry of a frame: ``num_top`` for each, else flat."""
-
-    num_top: Sequence[int]
-    token_ids: Sequence[int]
-    logprobs: Sequence[float]
 
 
 class Streams:
@@ -48,11 +39,10 @@ class Streams:
 
     def __init__(self) -> None:
         self._live: dict[int, Stream] = {}
-        self._by_handle: dict[int, tuple[Stream, int]] = {}
+        self._handles = Handles()
         self._outbox: dict[int, Stream] = {}  # by key: to be submitted or resumed
         self._cancels: list[Cancel] = []
         self._next_key = 1
-        self._next_handle = 1
         self._is_connected = False
 
     def __len__(self) -> int:
@@ -61,7 +51,7 @@ class Streams:
     @property
     def is_exhausted(self) -> bool:
         """This connection has no handles left: open a new one."""
-        return self._next_handle > MAX_HANDLE // 2
+        return self._handles.are_exhausted
 
     @property
     def has_commands(self) -> bool:
@@ -127,13 +117,12 @@ class Streams:
         """A new connection has been welcomed: put everything that lives onto it."""
         assert not self._is_connected
         self._is_connected = True
-        self._next_handle = 1
         self._outbox.update(self._live)
 
     def disconnected(self) -> None:
         """The connection is gone, and with it all handles and unsent commands."""
         self._is_connected = False
-        self._by_handle.clear()
+        self._handles.clear()
         self._outbox.clear()
         self._cancels.clear()
         for stream in list(self._live.values()):
@@ -156,13 +145,13 @@ class Streams:
         self._cancels = []
         for stream in taken:
             if not stream.request_id:
-                handle = self._assign(stream)
+                handle = self._handles.assign(stream)
                 commands.submits.append(
                     Submit(handle, stream.payload, stream.is_detached, stream.wants_positions)
                 )
         for stream in taken:
             if stream.request_id:
-                handle = self._assign(stream)
+                handle = self._handles.assign(stream)
                 next_index = tuple(len(sample.token_ids) for sample in stream.samples)
                 commands.resumes.append(
                     Resume(handle, stream.request_id, stream.payload, next_index)
@@ -173,7 +162,7 @@ class Streams:
 
     def on_accepted(self, handle: int, request_id: str, status: Any) -> None:
         """The scheduler has it. A detached request needs nothing more from this stream."""
-        stream = self._of(handle)
+        stream = self._handles.stream(handle)
         if stream is None:
             return
         is_first = not stream.is_accepted
@@ -191,20 +180,20 @@ class Streams:
 
     def on_rejected(self, handle: int, failure: Failure) -> bool:
         """Refused. True: this scheduler is not the one to ask, so try another connection."""
-        stream = self._of(handle)
+        stream = self._handles.stream(handle)
         if stream is None:
             return False
         is_resume = bool(stream.request_id)
         if failure.reason is Reason.NOT_LEADER or (
             is_resume and failure.reason is Reason.DRAINING and not stream.is_cancelled
         ):
-            self._release(stream)
+            self._handles.release(stream)
             return True
         lost = is_resume and failure.reason is Reason.REQUEST_NOT_FOUND
         can_begin_anew = not (stream.is_followed or stream.num_tokens or stream.is_cancelled)
         if lost and can_begin_anew and self._may_retry(stream):
             # Accepted in memory only, and forgotten: nothing was delivered, so begin anew.
-            self._release(stream)
+            self._handles.release(stream)
             stream.request_id = ""
             stream.is_accepted = False
             self._outbox[stream.key] = stream
@@ -218,7 +207,7 @@ class Streams:
 
     def on_position(self, handle: int, status: Any) -> None:
         """It still waits. Never hides an acceptance that was not read yet."""
-        stream = self._of(handle)
+        stream = self._handles.stream(handle)
         if stream is None or stream.ended is not None:
             return
         if isinstance(stream.unread, Accepted):
@@ -229,54 +218,20 @@ class Streams:
 
     def on_scores(self, handle: int, scores: Any) -> None:
         """What the model thinks of a prompt; said again after every resume."""
-        stream = self._of(handle)
+        stream = self._handles.stream(handle)
         if stream is not None and stream.scored is None and stream.ended is None:
             stream.scored = Scored(scores)
             stream.on_change()
 
-    def on_frame(
-        self,
-        handles: Sequence[int],
-        indexes: Sequence[int],
-        token_ids: Sequence[int],
-        logprobs: Sequence[float],
-        ends: Iterable[tuple[int, int, Any]],
-        alternatives: Alternatives | None = None,
-    ) -> None:
-        """Tokens of many requests; ``ends`` holds (handle, num_tokens, detail).
-
-        ``alternatives`` is there if any token has some.
-        """
-        by_handle = self._by_handle
-        touched: dict[int, Stream] = {}
-        if alternatives is not None:
-            self._take_alternatives(handles, indexes, alternatives)
-        values: Iterable[float] = logprobs or repeat(math.nan)
-        for handle, index, token_id, logprob in zip(
-            handles, indexes, token_ids, values, strict=False
-        ):
-            entry = by_handle.get(handle)
-            if entry is None:
-                continue
-            stream, number = entry
-            sample = stream.samples[number]
-            if index == len(sample.token_ids) and sample.end is None:
-                sample.token_ids.append(token_id)
-                if stream.wants_logprobs:
-                    sample.logprobs.append(logprob)
-                touched[stream.key] = stream
-            elif index > len(sample.token_ids):
-                self._resume(stream)
-            elif index == len(sample.token_ids) or sample.token_ids[index] != token_id:
-                self._diverge(stream)
-        for handle, num_tokens, detail in ends:
-            self._on_end(handle, num_tokens, detail, touched)
-        for stream in touched.values():
+    def on_frame(self, frame: Frame) -> None:
+        """Tokens of many requests."""
+        samples = self._handles.samples
+        for stream in take_frame(frame, samples, self._resume, self._diverge):
             stream.on_change()
 
     def on_finished(self, handle: int, failure: Failure | None, detail: Any) -> None:
         """The request's end; one that lacks tokens is a gap like any other."""
-        stream = self._of(handle)
+        stream = self._handles.stream(handle)
         if stream is None:
             return
         is_complete = all(sample.end is not None for sample in stream.samples)
@@ -287,47 +242,8 @@ class Streams:
 
     # --- inside ---
 
-    def _take_alternatives(
-        self, handles: Sequence[int], indexes: Sequence[int], alternatives: Alternatives
-    ) -> None:
-        """File the alternatives of those entries that are about to be taken as tokens."""
-        at = 0
-        num_new: dict[int, int] = {}
-        for handle, index, num_top in zip(handles, indexes, alternatives.num_top, strict=True):
-            start, at = at, at + num_top
-            entry = self._by_handle.get(handle)
-            if entry is None or not num_top:
-                continue
-            sample = entry[0].samples[entry[1]]
-            new = num_new.get(handle, 0)
-            if index == len(sample.token_ids) + new and sample.end is None:
-                num_new[handle] = new + 1
-                sample.num_top = num_top
-                sample.top_token_ids += alternatives.token_ids[start:at]
-                sample.top_logprobs += alternatives.logprobs[start:at]
-
-    def _of(self, handle: int) -> Stream | None:
-        entry = self._by_handle.get(handle)
-        return entry[0] if entry is not None else None
-
-    def _assign(self, stream: Stream) -> int:
-        """Give it the connection's next handles."""
-        assert stream.handle == 0
-        handle = stream.handle = self._next_handle
-        self._next_handle += stream.num_samples
-        for number in range(stream.num_samples):
-            self._by_handle[handle + number] = (stream, number)
-        return handle
-
-    def _release(self, stream: Stream) -> None:
-        """Take its handles back: what still arrives under them has no meaning."""
-        if stream.handle:
-            for handle in range(stream.handle, stream.handle + stream.num_samples):
-                del self._by_handle[handle]
-            stream.handle = 0
-
     def _forget(self, stream: Stream) -> None:
-        self._release(stream)
+        self._handles.release(stream)
         self._outbox.pop(stream.key, None)
         del self._live[stream.key]
 
@@ -369,25 +285,9 @@ class Streams:
         if not stream.request_id or not self._may_retry(stream):
             self._end(stream, Failure(Reason.INTERNAL, "Tokens of this stream were lost."))
             return
-        self._release(stream)
+        self._handles.release(stream)
         self._outbox[stream.key] = stream
 
     def _diverge(self, stream: Stream) -> None:
         if not stream.is_cancelled:
             self._end(stream, Failure(Reason.INTERNAL, "The stream diverged after a failover."))
-
-    def _on_end(
-        self, handle: int, num_tokens: int, detail: Any, touched: dict[int, Stream]
-    ) -> None:
-        entry = self._by_handle.get(handle)
-        if entry is None:
-            return
-        stream, number = entry
-        sample = stream.samples[number]
-        if num_tokens > len(sample.token_ids):
-            self._resume(stream)
-        elif num_tokens < len(sample.token_ids):
-            self._diverge(stream)
-        elif sample.end is None:
-            sample.end = SampleEnded(number, detail)
-            touched[stream.key] = stream

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from gateway_http.core.frames import Alternatives, Frame
+from gateway_http.core.handles import MAX_HANDLE
 from gateway_http.core.messages import (
     Accepted,
     Cancel,
@@ -14,12 +16,7 @@ from gateway_http.core.messages import (
     Stream,
     Tokens,
 )
-from gateway_http.core.streams import (
-    MAX_HANDLE,
-    MAX_RESUMES_WITHOUT_PROGRESS,
-    Alternatives,
-    Streams,
-)
+from gateway_http.core.streams import MAX_RESUMES_WITHOUT_PROGRESS, Streams
 from headway.reasons import Reason
 
 PLENTY = 1 << 30
@@ -46,11 +43,11 @@ def accepted(streams: Streams, **options: Any) -> Stream:
 
 def frame(streams: Streams, handle: int, start: int, tokens: list[int]) -> None:
     indexes = range(start, start + len(tokens))
-    streams.on_frame([handle] * len(tokens), list(indexes), tokens, [], [])
+    streams.on_frame(Frame([handle] * len(tokens), list(indexes), tokens, [], []))
 
 
 def end(streams: Streams, handle: int, num_tokens: int) -> None:
-    streams.on_frame([], [], [], [], [(handle, num_tokens, "end")])
+    streams.on_frame(Frame([], [], [], [], [(handle, num_tokens, "end")]))
 
 
 def test_handles_increase_by_the_number_of_samples() -> None:
@@ -67,7 +64,13 @@ def test_tokens_of_samples_are_read_once_and_together() -> None:
     stream = accepted(streams, num_samples=2, wants_logprobs=True)
     handle = stream.handle
     streams.on_frame(
-        [handle, handle + 1, handle], [0, 0, 1], [5, 6, 7], [-1.0, -2.0, -3.0], [(handle, 2, "e")]
+        Frame(
+            [handle, handle + 1, handle],
+            [0, 0, 1],
+            [5, 6, 7],
+            [-1.0, -2.0, -3.0],
+            [(handle, 2, "e")],
+        )
     )
     assert stream.read() == [
         Tokens(0, 0, [5, 7], [-1.0, -3.0]),
@@ -278,7 +281,7 @@ def test_commands_come_in_bounded_messages_and_cancels_do_not_overtake() -> None
 def test_handles_that_run_out_ask_for_a_new_connection() -> None:
     streams = connected()
     assert not streams.is_exhausted
-    streams._next_handle = MAX_HANDLE // 2 + 1
+    streams._handles._next = MAX_HANDLE // 2 + 1
     assert streams.is_exhausted
     streams.disconnected()
     streams.connected()
@@ -351,21 +354,25 @@ def test_alternatives_belong_to_the_tokens_that_are_taken() -> None:
     plain = accepted(streams)
     mine, other = stream.handle, plain.handle
     streams.on_frame(
-        [mine, other, mine + 1],
-        [0, 0, 0],
-        [5, 9, 6],
-        [-1.0, math.nan, -2.0],
-        [],
-        Alternatives([2, 0, 2], [5, 7, 6, 8], [-1.0, -1.5, -2.0, -2.5]),
+        Frame(
+            [mine, other, mine + 1],
+            [0, 0, 0],
+            [5, 9, 6],
+            [-1.0, math.nan, -2.0],
+            [],
+            Alternatives([2, 0, 2], [5, 7, 6, 8], [-1.0, -1.5, -2.0, -2.5]),
+        )
     )
     # the first entry was seen before
     streams.on_frame(
-        [mine, mine],
-        [0, 1],
-        [5, 4],
-        [-1.0, -3.0],
-        [],
-        Alternatives([2, 2], [5, 7, 4, 3], [-1.0, -1.5, -3.0, -3.5]),
+        Frame(
+            [mine, mine],
+            [0, 1],
+            [5, 4],
+            [-1.0, -3.0],
+            [],
+            Alternatives([2, 2], [5, 7, 4, 3], [-1.0, -1.5, -3.0, -3.5]),
+        )
     )
     assert stream.read() == [
         Tokens(0, 0, [5, 4], [-1.0, -3.0], [5, 7, 4, 3], [-1.0, -1.5, -3.0, -3.5]),
@@ -380,7 +387,7 @@ def test_alternatives_are_cut_where_the_consumer_stands() -> None:
     stream = accepted(streams, wants_logprobs=True)
     for index in range(2):
         tops = Alternatives([1], [index + 20], [-index - 0.5])
-        streams.on_frame([stream.handle], [index], [index + 10], [-1.0], [], tops)
+        streams.on_frame(Frame([stream.handle], [index], [index + 10], [-1.0], [], tops))
         assert stream.read() == [
             Tokens(0, index, [index + 10], [-1.0], [index + 20], [-index - 0.5])
         ]

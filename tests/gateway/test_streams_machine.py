@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from gateway_http.core.frames import Frame
 from gateway_http.core.messages import Commands, Ended, Resume, SampleEnded, Stream, Submit, Tokens
 from gateway_http.core.streams import Streams
 from headway.reasons import Reason
@@ -157,7 +158,7 @@ class Machine(RuleBasedStateMachine):
         tokens: list[int],
         ends: list[tuple[int, int, None]],
     ) -> None:
-        self.wire.append(lambda: self.streams.on_frame(handles, indexes, tokens, [], ends))
+        self.wire.append(lambda: self.streams.on_frame(Frame(handles, indexes, tokens, [], ends)))
 
     def send_finished(self, handle: int) -> None:
         self.wire.append(lambda: self.streams.on_finished(handle, None, None))
