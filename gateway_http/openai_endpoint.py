@@ -1,6 +1,5 @@
 """What the OpenAI endpoints that generate do alike: who calls, by which name, how urgently."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,24 +127,24 @@ class Endpoint:
         echoes: Sequence[Echo] = (),
     ) -> Job:
         """Submit them; one under an Idempotency-Key may be the rest of an earlier call."""
-        is_kept = bool(requests[0].idempotency_key)
+        place = last_event(call.request, spec.num_places)
         job = Job(
             spec=spec,
             text=text,
             is_streaming=bool(body.stream),
             requests=requests,
-            is_kept=is_kept,
+            is_kept=bool(requests[0].idempotency_key),
+            resume_from=place,
             echoes=echoes,
             grammar_field=grammar_field(body),
         )
-        place = last_event(call.request, spec.num_places)
-        if place is not None and not (is_kept and job.is_resumable):
+        if place is not None and not (job.is_kept and job.is_resumable):
             message = (
                 f"Last-Event-ID needs a stream of up to {MAX_CHOICES} choices, and the "
                 "Idempotency-Key that it began with."
             )
             raise invalid(message, "Last-Event-ID")
-        return dataclasses.replace(job, resume_from=place)
+        return job
 
     def set_max_tokens(self, sampling: generation_pb2.SamplingParams, room: int) -> None:
         """Check it against the room behind the prompt; unset it fills the room."""

@@ -80,6 +80,14 @@ class Submission:
         )
 
 
+@dataclass(slots=True)
+class Requests:
+    """All in the shell's care, by id."""
+
+    pending: dict[str, Submission] = field(default_factory=dict)
+    live: dict[str, LiveRequest] = field(default_factory=dict)
+
+
 class ExecutorLink(Protocol):
     """One executor session, as effects see it. Calls only note what to send."""
 

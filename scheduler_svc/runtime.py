@@ -12,47 +12,21 @@ from collections.abc import Callable
 import structlog
 
 from headway.errors import HeadwayError
-from headway.reasons import Reason
 from headway.v1 import generation_pb2 as generation
-from headway.v1 import scheduler_pb2 as scheduler
 from scheduler_svc import translate
+from scheduler_svc.actions import Actions
 from scheduler_svc.attendance import Attendance
 from scheduler_svc.core import messages
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.groups import Groups
 from scheduler_svc.mailbox import Mailbox
 from scheduler_svc.quotas import Quotas
-from scheduler_svc.requests import ExecutorLink, LiveRequest, Submission
+from scheduler_svc.requests import ExecutorLink, LiveRequest, Requests, Submission
 from scheduler_svc.results import Results
 from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.store.base import AcceptedRecord, FinishedRecord, Store, StoreRecord
 
 _EXPIRE_INTERVAL_MS = 10_000
-# tuples, because a union would be made anew for each action
-_OF_REQUESTS = (
-    messages.RequestAdmitted,
-    messages.RequestDeduplicated,
-    messages.RequestRejected,
-    messages.RequestFinished,
-)
-_OF_NEW_LEASES = (messages.LeaseGranted, messages.LeaseAdopted)
-
-_RequestAction = (
-    messages.RequestAdmitted
-    | messages.RequestDeduplicated
-    | messages.RequestRejected
-    | messages.RequestFinished
-)
-_LeaseAction = (
-    messages.LeaseGranted
-    | messages.LeaseAdopted
-    | messages.LeaseRevoked
-    | messages.LeaseAcknowledged
-    | messages.ModelLoadOrdered
-    | messages.ExecutorWelcomed
-    | messages.SessionClosed
-    | messages.ExecutorDrained
-)
 
 _log = structlog.get_logger()
 
@@ -91,9 +65,8 @@ class Runtime:
         self._settings = settings
         self._mailbox = Mailbox(settings.max_mailbox_events)
         self._is_idle = asyncio.Event()
-        self._pending: dict[str, Submission] = {}
-        self._live: dict[str, LiveRequest] = {}
-        self._links: dict[tuple[str, int], ExecutorLink] = {}
+        self._requests = Requests()
+        self._actions = Actions(self._requests, self.results, self._quotas, self.groups, clock_ms)
         self._next_expiry_ms = 0
         self._started_ms = clock_ms()
         self._attendance = Attendance()
@@ -117,22 +90,22 @@ class Runtime:
             submission.sink.rejected(error)
             return
         self._is_idle.clear()
-        self._pending[submission.request.request_id] = submission
+        self._requests.pending[submission.request.request_id] = submission
         self.post(messages.Submit(submission.request))
 
     def attach(self, event: messages.ExecutorAttached, link: ExecutorLink) -> None:
         """An executor's session begins."""
-        self._links[event.executor_id, event.session] = link
+        self._actions.links[event.executor_id, event.session] = link
         self.post(event)
 
     def detach(self, executor_id: str, session: int) -> None:
         """An executor's session is over."""
-        if self._links.pop((executor_id, session), None) is not None:
+        if self._actions.links.pop((executor_id, session), None) is not None:
             self.post(messages.ExecutorDisconnected(executor_id, session))
 
     def find(self, request_id: str, tenant: str) -> LiveRequest | None:
         """A live request of this tenant."""
-        live = self._live.get(request_id)
+        live = self._requests.live.get(request_id)
         return live if live is not None and live.tenant == tenant else None
 
     def cancel(self, live: LiveRequest) -> None:
@@ -216,7 +189,7 @@ class Runtime:
         now_ms = self.clock_ms()
 
         def asked_ms(request_id: str) -> int | None:
-            live = self._live.get(request_id)
+            live = self._requests.live.get(request_id)
             if live is None:
                 return None
             if live.waiters or live.output.followers:
@@ -226,7 +199,7 @@ class Runtime:
 
         for request_id in self._attendance.abandoned(asked_ms, now_ms):
             _log.info("request.abandoned", request_id=request_id)
-            self.cancel(self._live[request_id])
+            self.cancel(self._requests.live[request_id])
 
     async def _handle_batch(self) -> None:
         now_ms = self.clock_ms()
@@ -242,21 +215,11 @@ class Runtime:
                 _log_decision(decision)
         if records:
             await self._store.commit(records)
-        originals = await self._load_originals(actions, results)
-        # No await below: the answer to an attach leaves as a whole. Executors first, for a slot
-        # that waits for its grant is idle, and whoever waits for an answer is not.
-        answers: list[_RequestAction] = []
-        for action in actions:
-            if isinstance(action, _OF_REQUESTS):
-                answers.append(action)
-            else:
-                self._order(action)
-        for answer in answers:
-            self._answer(answer, results, originals)
+        await self._actions.perform(actions, results)
         self._check_idle()
 
     def _check_idle(self) -> None:
-        if not self._live and not self._pending:
+        if not self._requests.live and not self._requests.pending:
             self._is_idle.set()
 
     def _to_record(
@@ -264,8 +227,8 @@ class Runtime:
     ) -> StoreRecord:
         match record:
             case messages.RequestAdmitted(request):
-                live = self._pending[request.request_id].to_live()
-                self._live[request.request_id] = live
+                live = self._requests.pending[request.request_id].to_live()
+                self._requests.live[request.request_id] = live
                 self._attend(live)
                 return AcceptedRecord(
                     request.request_id,
@@ -275,139 +238,11 @@ class Runtime:
                     live.body.SerializeToString(),
                 )
             case messages.RequestFinished():
-                live = self._live[record.request_id]
+                live = self._requests.live[record.request_id]
                 live.output.seal()
                 result = translate.result_to_proto(record, live.output, live.body.note)
                 results[record.request_id] = result
                 return FinishedRecord(record.request_id, live.tenant, result.SerializeToString())
-
-    async def _load_originals(
-        self,
-        actions: list[messages.Action],
-        results: dict[str, generation.GenerationResult],
-    ) -> dict[str, LiveRequest | HeadwayError]:
-        """What repeated submits are answered with: finished requests are read back."""
-        originals: dict[str, LiveRequest | HeadwayError] = {}
-        for action in actions:
-            if not isinstance(action, messages.RequestDeduplicated):
-                continue
-            original_id = action.original_id
-            tenant = self._pending[action.request_id].request.tenant
-            live = self._live.get(original_id)
-            if live is not None:
-                originals[original_id] = live
-            elif original_id not in originals:
-                try:
-                    originals[original_id] = await self.results.replay(original_id, tenant)
-                except HeadwayError as error:
-                    originals[original_id] = error
-        return originals
-
-    # --- effects
-
-    def _answer(
-        self,
-        action: _RequestAction,
-        results: dict[str, generation.GenerationResult],
-        originals: dict[str, LiveRequest | HeadwayError],
-    ) -> None:
-        match action:
-            case messages.RequestAdmitted(request):
-                _log.debug(
-                    "request.admitted",
-                    request_id=request.request_id,
-                    model=request.model,
-                    tenant=request.tenant,
-                )
-                submission = self._pending.pop(request.request_id)
-                submission.sink.accepted(self._live[request.request_id])
-            case messages.RequestDeduplicated(request_id, original_id):
-                _log.debug("request.deduplicated", request_id=original_id)
-                self._quotas.refused(request_id)
-                self._deduplicate(self._pending.pop(request_id), originals[original_id])
-            case messages.RequestRejected():
-                # debug, because under overload there are more of these than of anything else
-                _log.debug("request.rejected", reason=action.reason, request_id=action.request_id)
-                error = HeadwayError(
-                    action.reason, action.message, retry_after_ms=action.retry_after_ms
-                )
-                self._quotas.refused(action.request_id)
-                self._pending.pop(action.request_id).sink.rejected(error)
-            case messages.RequestFinished():
-                self._finish(action, results[action.request_id])
-
-    def _order(self, action: _LeaseAction) -> None:
-        if isinstance(action, _OF_NEW_LEASES):
-            self._quotas.granted(action.request_id)
-        link = self._links.get((action.executor_id, action.session))
-        if link is None:  # it broke meanwhile; the core will hear of it
-            return
-        match action:
-            case messages.ExecutorWelcomed(executor_id, session):
-                _log.info("executor.attached", executor_id=executor_id, session=session)
-                link.welcome()
-            case messages.LeaseGranted(executor_id, _, request_id, attempt):
-                _log_lease("lease.granted", executor_id, request_id, attempt)
-                link.grant(self._live[request_id], attempt)
-            case messages.LeaseAdopted(executor_id, _, request_id, attempt=attempt):
-                _log_lease("lease.adopted", executor_id, request_id, attempt)
-                link.adopt(self._live[request_id], action)
-            case messages.LeaseRevoked(executor_id, _, request_id, attempt=attempt):
-                _log_lease("lease.revoked", executor_id, request_id, attempt)
-                link.revoke(action)
-            case messages.LeaseAcknowledged():
-                link.acknowledge(action)
-            case messages.ModelLoadOrdered(executor_id, _, model, evict):
-                _log.info("model.ordered", executor_id=executor_id, model=model, evict=evict)
-                link.load(action)
-            case messages.SessionClosed(executor_id, _, message):
-                _log.warning("executor.cut", executor_id=executor_id, message=message)
-                link.close(HeadwayError(Reason.STALE_LEASE, message))
-            case messages.ExecutorDrained(executor_id):
-                _log.info("executor.drained", executor_id=executor_id)
-
-    def _deduplicate(self, submission: Submission, original: LiveRequest | HeadwayError) -> None:
-        if isinstance(original, HeadwayError):
-            submission.sink.rejected(original)
-            return
-        original.is_detached = original.is_detached or submission.is_detached
-        original.stop_grace()
-        submission.sink.accepted(original)
-
-    def _finish(
-        self, action: messages.RequestFinished, result: generation.GenerationResult
-    ) -> None:
-        live = self._live.pop(action.request_id)
-        live.stop_grace()
-        self._quotas.ended(action.request_id, result.usage.num_generated_tokens)
-        live.output.finish(result)
-        if live.body.group:
-            self._tell_group(live, result)
-        for waiter in live.waiters:
-            if not waiter.done():
-                waiter.set_result(result)
-        _log.info(
-            "request.finished",
-            request_id=action.request_id,
-            outcome=action.reason or "ok",
-            queued_ms=action.queued_ms,
-            first_token_ms=action.first_token_ms,
-            total_ms=action.total_ms,
-            num_tokens=result.usage.num_generated_tokens,
-            attempts=action.num_attempts,
-            executor_id=result.timing.executor_id,
-            num_cached_prompt_tokens=result.usage.num_cached_prompt_tokens,
-            model=live.body.model,
-            tenant=live.tenant,
-        )
-
-    def _tell_group(self, live: LiveRequest, result: generation.GenerationResult) -> None:
-        finished = scheduler.FinishedRequest(
-            request_id=live.request_id,
-            failed=result.HasField("failure"),
-            num_bytes=result.ByteSize(),
-        )
-        self.groups.add((live.tenant, live.body.group), finished, self.clock_ms())
 
 
 def _log_decision(decision: messages.Decision) -> None:
@@ -418,7 +253,3 @@ def _log_decision(decision: messages.Decision) -> None:
         model=decision.model,
         text=decision.text,
     )
-
-
-def _log_lease(event: str, executor_id: str, request_id: str, attempt: int) -> None:
-    _log.debug(event, executor_id=executor_id, request_id=request_id, attempt=attempt)

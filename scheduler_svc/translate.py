@@ -133,6 +133,8 @@ def prefix_hashes(body: generation.GenerationRequest, block_tokens: int) -> tupl
 
     Salted by tenant and model, for neither may find what another left in a KV cache.
     """
+    if len(body.prompt_token_ids) < block_tokens:  # most chats: spares the salt's hash
+        return ()
     tokens = array("I", body.prompt_token_ids[: _MAX_PREFIX_HASHES * block_tokens])
     data, block_bytes = memoryview(tokens.tobytes()), block_tokens * tokens.itemsize
     salt = f"{len(body.tenant)}:{body.tenant}{body.model}"

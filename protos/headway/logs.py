@@ -7,6 +7,7 @@ import asyncio
 import atexit
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -75,6 +76,24 @@ def flush() -> None:
         lines.write()
 
 
+def _add_time() -> structlog.typing.Processor:
+    """The time of day in UTC (ISO 8601), whose date and seconds are made once for each second."""
+    known_s, text = -1, ""
+
+    def add_time(
+        logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        nonlocal known_s, text
+        now_us = time.time_ns() // 1_000
+        if now_us // 1_000_000 != known_s:
+            known_s = now_us // 1_000_000
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(known_s))
+        event["timestamp"] = f"{text}.{now_us % 1_000_000:06d}Z"
+        return event
+
+    return add_time
+
+
 def configure(process: str, level: str) -> None:
     """Set up structlog for this process; ``process`` is bound to every line."""
 
@@ -100,7 +119,7 @@ def configure(process: str, level: str) -> None:
         processors=[
             add_process,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
+            _add_time(),
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

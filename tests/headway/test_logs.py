@@ -5,7 +5,11 @@ import io
 import json
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import pytest
 
 from headway import logs
 
@@ -30,6 +34,16 @@ def test_lines_are_json_and_tracebacks_hold_no_local_variables() -> None:
     assert line["method"] == "Submit"
     assert "broken" in run.stderr.decode()
     assert "canary" not in run.stderr.decode()
+
+
+def test_lines_say_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_time, now = logs._add_time(), datetime(2026, 2, 28, 23, 59, 59, 7, UTC)
+    for _ in range(3):
+        stamp = round(now.timestamp() * 1_000_000) * 1_000
+        monkeypatch.setattr(time, "time_ns", lambda stamp=stamp: stamp)
+        event = add_time(None, "info", {"event": "server.started"})
+        assert event["timestamp"] == now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        now += timedelta(milliseconds=600)
 
 
 class Writes(io.BytesIO):

@@ -171,7 +171,7 @@ async def test_a_session_whose_handles_are_used_up_is_replaced() -> None:
         executor, client = own.executor(), own.client()
         await executor.attach()
         await client.open()
-        (link,) = own.process.runtime._links.values()
+        (link,) = own.process.runtime._actions.links.values()
         link._routes._next_handle = (1 << 32) - 1  # type: ignore[attr-defined]
         await client.submit(request=body(num_samples=2))
         await client.accepted()
@@ -203,7 +203,7 @@ async def test_what_a_replaced_session_says_is_not_heard() -> None:
         frame = generation.StepFrame(handle=[grant.handle], index=[0], token_id=[1])
         old.send(fleet.AttachRequest(report=fleet.ExecutorReport(frame=frame)))
         await turn()
-        (live,) = own.runtime._live.values()
+        (live,) = own.runtime._requests.live.values()
         assert live.output.num_tokens == 0
 
 

@@ -23,7 +23,7 @@ async def test_a_call_cancelled_just_as_it_is_answered_cancels_its_request() -> 
     request = scheduler.SubmitRequest(request=body())
     call = asyncio.create_task(own.service.Submit(request, FakeContext()))  # type: ignore[arg-type]
     await turn()
-    (submission,) = own.runtime._pending.values()
+    (submission,) = own.runtime._requests.pending.values()
     submission.sink.accepted(submission.to_live())
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
