@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -334,7 +334,7 @@ async def test_models_are_read_once_and_looked_up_together(scheduler: ScriptedSc
 async def test_a_look_up_outlives_its_connection(
     client: SchedulerClient,
     scheduler: ScriptedScheduler,
-    ask: Callable[[SchedulerClient], Awaitable[object]],
+    ask: Callable[[SchedulerClient], Coroutine[None, None, object]],
 ) -> None:
     scheduler.looks_up.clear()
     answer = asyncio.create_task(ask(client))

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import structlog
 
 from headway import logs
 
@@ -41,7 +42,8 @@ def test_lines_say_when(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         stamp = round(now.timestamp() * 1_000_000) * 1_000
         monkeypatch.setattr(time, "time_ns", lambda stamp=stamp: stamp)
-        event = add_time(None, "info", {"event": "server.started"})
+        event: structlog.typing.EventDict = {"event": "server.started"}
+        add_time(None, "info", event)
         assert event["timestamp"] == now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         now += timedelta(milliseconds=600)
 
