@@ -15,7 +15,8 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "qwen3-tied-sharded": {"family": "qwen3", "tied": True, "sharded": True},
     "llama": {"family": "llama", "sharded": True},
     "llama-tied": {"family": "llama", "tied": True},
-    "qwen2": {"family": "qwen2", "sharded": True},
+    # As many heads to a kv head as Qwen2.5 has: no number that tiles are made for.
+    "qwen2": {"family": "qwen2", "num_attention_heads": 14, "sharded": True},
     "mistral": {"family": "mistral"},
     "qwen3-moe": {"family": "qwen3_moe", "norm_topk_prob": True, "sharded": True},
     "qwen3-moe-mixed": {"family": "qwen3_moe", "mlp_only_layers": [0], "tied": True},

@@ -33,10 +33,14 @@ _ROW_MULTIPLE = 4
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """Rows [start, end) of the folded queries of each chunk, and what they see."""
+    """Rows [start, end) of the folded queries of each chunk, and what they see.
+
+    The last rows may fill the tile up and be those of the next tile; they are dropped.
+    """
 
     start: int
     end: int
+    num_rows: int
     mask: Tensor  # [chunks, 1, rows or 1, width]: 0 or -inf
 
 
@@ -86,16 +90,16 @@ class CpuAttention:
                 slots[row, :context] = kv_slots(table, 0, context, self._cache.block_size)
             contexts = np.array([layout.context_lens[chunk] for chunk in chunks])
             first_positions = contexts - query_len
-            num_rows = query_len * self._group_size
+            tiles = [
+                self._tile(first_positions, first, min(first + step, query_len))
+                for first in range(0, query_len, step)
+            ]
             self._groups.append(
                 _Group(
                     rows=self._to(starts[chunks][:, None] + np.arange(query_len)),
                     slots=self._to(slots.ravel()),
-                    num_folded=num_rows + -num_rows % _ROW_MULTIPLE,
-                    tiles=[
-                        self._tile(first_positions, first, min(first + step, query_len))
-                        for first in range(0, query_len, step)
-                    ],
+                    num_folded=tiles[-1].end,
+                    tiles=tiles,
                 )
             )
 
@@ -115,7 +119,10 @@ class CpuAttention:
         mask = np.where(np.arange(width) > positions[:, None, :, None], -np.inf, 0.0)
         start = first * self._group_size
         return _Tile(
-            start, start + num_rows + padding, self._to(mask.astype(np.float32)).to(self._dtype)
+            start=start,
+            end=start + num_rows + padding,
+            num_rows=num_rows,
+            mask=self._to(mask.astype(np.float32)).to(self._dtype),
         )
 
     def _to(self, array: np.ndarray) -> Tensor:
@@ -140,14 +147,13 @@ class CpuAttention:
         mixed = []
         for tile in group.tiles:
             width = tile.mask.shape[3]
-            mixed.append(
-                F.scaled_dot_product_attention(
-                    queries[:, :, tile.start : tile.end],
-                    keys[:, :, :width],
-                    values[:, :, :width],
-                    attn_mask=tile.mask,
-                )
+            attended = F.scaled_dot_product_attention(
+                queries[:, :, tile.start : tile.end],
+                keys[:, :, :width],
+                values[:, :, :width],
+                attn_mask=tile.mask,
             )
+            mixed.append(attended[:, :, : tile.num_rows])
         return self._unfold(mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2), q.shape[1])
 
     def _gather(self, cache: Tensor, group: _Group) -> Tensor:
