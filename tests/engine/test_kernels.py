@@ -1,6 +1,6 @@
 """Our Triton kernels: right in Triton's interpreter, and compiled for a Hopper GPU.
 
-Neither needs a GPU. The interpreter runs in a process of its own, see kernel_cases.py.
+Neither needs a GPU. The interpreter runs in a process of its own, see kernel_cases/.
 """
 
 import os
@@ -31,7 +31,7 @@ from executor_svc.torch_engine.kernels import (  # noqa: E402
 )
 
 HOPPER = GPUTarget("cuda", 90, 32)
-CASES = Path(__file__).with_name("kernel_cases.py")
+CASES = sorted(map(str, Path(__file__).with_name("kernel_cases").glob("*.py")))
 TIMEOUT_S = 600
 POINTERS = {
     "meta": "*i32",
@@ -54,9 +54,9 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def test_kernels_in_the_interpreter() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(CASES)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=CASES.parent.parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
