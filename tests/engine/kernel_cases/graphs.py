@@ -94,6 +94,20 @@ def test_replayed_decode_steps_equal_plain_ones(model: Path, *, overlaps: bool) 
         assert graphed.logprobs[key] == pytest.approx(logprobs, abs=1e-6)
 
 
+def test_layers_with_and_without_a_window_are_replayed(tmp_path: Path) -> None:
+    """Each kind has a plan of its own at an address that stays."""
+    window = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+    folder = make_checkpoint(tmp_path, family="qwen3", **window)
+    leases = [lease(key, prompt, PARAMS) for key, prompt in enumerate(PROMPTS)]
+    engine = _engine(folder, "triton", max_num_seqs=4)
+    replays = _with_graphs(engine, 4)
+    graphed, wanted = run(engine, *leases), run(_engine(folder, "cpu"), *leases)
+    assert replays.counts[0] == PARAMS.max_tokens - 1
+    assert graphed.tokens == wanted.tokens
+    for key, logprobs in wanted.logprobs.items():
+        assert graphed.logprobs[key] == pytest.approx(logprobs, abs=1e-5)
+
+
 def test_rows_that_no_graph_can_draw_are_drawn_after_it(model: Path) -> None:
     wishes = [
         replace(PARAMS, repetition_penalty=1.5),
