@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -167,8 +168,8 @@ def test_resume_at_every_index(model: Path, dtype: str) -> None:
 
 def test_blocks_of_keys_before_a_window_do_not_matter(tmp_path: Path, dtype: str) -> None:
     """Chunks whose first rows see the block of 512 keys that the last ones do not, and others."""
-    window = {"use_sliding_window": True, "sliding_window": 90, "max_window_layers": 1}
-    folder = make_checkpoint(tmp_path, **window)
+    window: dict[str, Any] = {"use_sliding_window": True, "max_window_layers": 1}
+    folder = make_checkpoint(tmp_path, sliding_window=90, **window)
     prompt, params = [(11 * i) % 300 + 3 for i in range(597)], replace(PARAMS, max_tokens=8)
     whole = run(build(folder, dtype=dtype, max_num_batched_tokens=1024), lease(0, prompt, params))
     engine = build(folder, dtype=dtype, max_num_batched_tokens=77)

@@ -15,21 +15,26 @@ from tests.engine.checkpoints import make_checkpoint
 NUM_LAYERS, CONTEXT = 4, 1024
 SLIDING, FULL = "sliding_attention", "full_attention"
 MIXED = [SLIDING, FULL, FULL, SLIDING]
-ON = {"use_sliding_window": True, "sliding_window": 100}
+ON: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 100}
 QWEN3_MOE = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32}
 
 
 def _config(family: str, **fields: Any) -> dict[str, Any]:
-    shape = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    shape: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "head_dim": 16,
+    }
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6}
     shape |= {"num_hidden_layers": NUM_LAYERS, "max_position_embeddings": CONTEXT}
     shape |= QWEN3_MOE if family == "qwen3_moe" else {}
     return {"model_type": family} | shape | fields
 
 
-def _windows(folder: Path, config: dict[str, Any], **limits: int) -> Windows:
+def _windows(folder: Path, config: dict[str, Any], max_model_len: int | None = None) -> Windows:
     (folder / "config.json").write_text(json.dumps(config))
-    return load_spec(folder, **limits).windows
+    return load_spec(folder, max_model_len=max_model_len).windows
 
 
 def _windows_of_transformers(folder: Path) -> Windows:

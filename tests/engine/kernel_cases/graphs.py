@@ -96,7 +96,11 @@ def test_replayed_decode_steps_equal_plain_ones(model: Path, *, overlaps: bool) 
 
 def test_layers_with_and_without_a_window_are_replayed(tmp_path: Path) -> None:
     """Each kind has a plan of its own at an address that stays."""
-    window = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+    window: dict[str, Any] = {
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "max_window_layers": 1,
+    }
     folder = make_checkpoint(tmp_path, family="qwen3", **window)
     leases = [lease(key, prompt, PARAMS) for key, prompt in enumerate(PROMPTS)]
     engine = _engine(folder, "triton", max_num_seqs=4)
