@@ -66,6 +66,7 @@ class Shape:
     group_size: int
     block_size: int
     dtype: torch.dtype
+    window: int | None = None
 
 
 class Case:
@@ -114,7 +115,11 @@ class Case:
     def triton(self, **options: Any) -> TritonAttention:
         num_heads = NUM_KV_HEADS * self.shape.group_size
         return TritonAttention(
-            self.cache(self.shape.dtype), num_heads=num_heads, limits=LIMITS, **options
+            self.cache(self.shape.dtype),
+            num_heads=num_heads,
+            windows=(self.shape.window,),
+            limits=LIMITS,
+            **options,
         )
 
     def run(self, backend: AttentionBackend, chunks: Sequence[Chunk], dtype: torch.dtype) -> Tensor:
@@ -150,7 +155,7 @@ def max_error(case: Case) -> float:
     got = case.run(case.triton(), case.chunks, case.shape.dtype).float()
     # The reference does without dummies: it stores with an operator that knows no negative slot.
     real = [chunk for chunk in case.chunks if chunk.context]
-    reference = ReferenceAttention(case.cache(torch.float32))
+    reference = ReferenceAttention(case.cache(torch.float32), windows=(case.shape.window,))
     wanted = case.run(reference, real, torch.float32)
     is_dummy = [chunk.context == 0 for chunk in case.chunks for _ in range(chunk.num_new)]
     is_dummy_row = torch.tensor([*is_dummy, *[False] * NUM_PADDING_ROWS], device=case.device)

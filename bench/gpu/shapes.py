@@ -29,6 +29,7 @@ def _qwen3(hidden: int, inner: int, layers: int, heads: int, *, is_tied: bool) -
         rope_theta=1e6,
         rope_scaling=None,
         max_context_tokens=40_960,
+        windows=(None,) * layers,
         has_qk_norm=True,
         has_qkv_bias=False,
         experts=None,

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 
 from executor_svc.torch_engine.grammar import GrammarLimits
+from executor_svc.torch_engine.windows import Windows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("none", "int8")
@@ -133,6 +134,7 @@ class ModelSpec:
     rope_theta: float
     rope_scaling: Llama3Scaling | None
     max_context_tokens: int
+    windows: Windows
     has_qk_norm: bool
     has_qkv_bias: bool
     experts: ExpertsSpec | None

@@ -6,20 +6,15 @@ own code (``auto_map``), or that asks for something the decoder does not do, is 
 leaves a field out; a field that decides a model's numbers and has no such default must be there.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from executor_svc.torch_engine.config import DTYPES, ExpertsSpec, Llama3Scaling, ModelSpec
-from executor_svc.torch_engine.files import (
-    ModelError,
-    find_model_file,
-    model_file,
-    read_json_object,
-)
+from executor_svc.torch_engine.fields import Fields
+from executor_svc.torch_engine.files import find_model_file, model_file
+from executor_svc.torch_engine.windows import WindowRule, layer_windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +26,16 @@ class _Family:
     has_experts: bool = False
     may_omit_head_dim: bool = False
     may_omit_kv_heads: bool = False
-    default_window: int | None = None  # where sliding_window alone decides, and is missing
+    windows: WindowRule
 
 
 _FAMILIES = {
-    "llama": _Family(may_omit_head_dim=True, may_omit_kv_heads=True),
-    "mistral": _Family(may_omit_head_dim=True, default_window=4096),
-    "qwen2": _Family(may_omit_head_dim=True, has_qkv_bias=True),  # and 2.5
-    "qwen3": _Family(has_qk_norm=True),
-    "qwen3_moe": _Family(has_qk_norm=True, has_experts=True),
+    "llama": _Family(may_omit_head_dim=True, may_omit_kv_heads=True, windows=WindowRule.NONE),
+    "mistral": _Family(may_omit_head_dim=True, windows=WindowRule.ALL),
+    # and 2.5
+    "qwen2": _Family(may_omit_head_dim=True, has_qkv_bias=True, windows=WindowRule.BY_LAYER),
+    "qwen3": _Family(has_qk_norm=True, windows=WindowRule.BY_LAYER),
+    "qwen3_moe": _Family(has_qk_norm=True, has_experts=True, windows=WindowRule.ALL_IF_USED),
 }
 
 
@@ -48,15 +44,13 @@ def load_spec(folder: Path, *, dtype: str = "auto", max_model_len: int | None = 
 
     ``max_model_len`` is the context that will be served, if not the model's own.
     """
-    config = _Fields(model_file(folder, "config.json"))
+    config = Fields(model_file(folder, "config.json"))
     name = config.text("model_type")
     family = _FAMILIES.get(name)
     if family is None:
         raise config.error("model_type", f"{name!r} is not supported ({', '.join(_FAMILIES)} are)")
     _refuse_what_the_decoder_lacks(config)
     max_context_tokens = config.positive("max_position_embeddings")
-    _refuse_a_window(config, family, min(max_context_tokens, max_model_len or max_context_tokens))
-
     hidden_size = config.positive("hidden_size")
     num_heads = config.positive("num_attention_heads")
     num_kv_heads = config.positive(
@@ -85,6 +79,12 @@ def load_spec(folder: Path, *, dtype: str = "auto", max_model_len: int | None = 
         rope_theta=theta,
         rope_scaling=scaling,
         max_context_tokens=max_context_tokens,
+        windows=layer_windows(
+            config,
+            family.windows,
+            num_layers=num_layers,
+            num_tokens=min(max_context_tokens, max_model_len or max_context_tokens),
+        ),
         has_qk_norm=family.has_qk_norm,
         has_qkv_bias=family.has_qkv_bias,
         experts=_experts(config, num_layers) if family.has_experts else None,
@@ -94,37 +94,19 @@ def load_spec(folder: Path, *, dtype: str = "auto", max_model_len: int | None = 
     )
 
 
-def _refuse_what_the_decoder_lacks(config: "_Fields") -> None:
+def _refuse_what_the_decoder_lacks(config: Fields) -> None:
     if config.get("auto_map") is not None:
         raise config.error("auto_map", "models with their own code are not served")
     if config.get("quantization_config") is not None:
         raise config.error("quantization_config", "quantised checkpoints are not supported")
     if config.get("hidden_act", "silu") != "silu":
         raise config.error("hidden_act", "only silu is supported")
-    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
+    for name in ("attention_bias", "mlp_bias"):
         if config.flag(name):
             raise config.error(name, "is not supported")
-    # Of transformers 5; the windows that are no windows have a field of their own.
-    kinds = config.get("layer_types", [])
-    for kind in kinds if isinstance(kinds, list) else [kinds]:
-        if kind != "full_attention":
-            raise config.error("layer_types", f"{kind!r} is not supported (full_attention is)")
 
 
-def _refuse_a_window(config: "_Fields", family: _Family, num_tokens: int) -> None:
-    """Windows are not computed; one that no context outgrows is none."""
-    if family.default_window is None:
-        return
-    window = config.values.get("sliding_window", family.default_window)  # null is no window
-    if window is not None and config.positive("sliding_window", family.default_window) < num_tokens:
-        raise config.error(
-            "sliding_window",
-            f"{window} is shorter than the context of {num_tokens} tokens, which is not supported: "
-            f"set max_model_len to {window} or less",
-        )
-
-
-def _experts(config: "_Fields", num_layers: int) -> ExpertsSpec:
+def _experts(config: Fields, num_layers: int) -> ExpertsSpec:
     # num_local_experts is what transformers 5 writes
     num_experts = config.positive("num_experts", default=config.get("num_local_experts"))
     num_chosen = config.positive("num_experts_per_tok")
@@ -145,7 +127,7 @@ def _experts(config: "_Fields", num_layers: int) -> ExpertsSpec:
     )
 
 
-def _rope(config: "_Fields") -> tuple[float, Llama3Scaling | None]:
+def _rope(config: Fields) -> tuple[float, Llama3Scaling | None]:
     """Rotary base and scaling, from transformers' new field or from its two old ones."""
     name = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
     rope = config.section(name)
@@ -171,7 +153,7 @@ def _rope(config: "_Fields") -> tuple[float, Llama3Scaling | None]:
     return theta, scaling
 
 
-def _dtype(config: "_Fields", wanted: str) -> torch.dtype:
+def _dtype(config: Fields, wanted: str) -> torch.dtype:
     name = wanted
     if wanted == "auto":
         name = config.get("dtype", config.get("torch_dtype", "float32"))
@@ -180,10 +162,10 @@ def _dtype(config: "_Fields", wanted: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _eos_token_ids(folder: Path, config: "_Fields", vocab_size: int) -> tuple[int, ...]:
+def _eos_token_ids(folder: Path, config: Fields, vocab_size: int) -> tuple[int, ...]:
     """EOS ids: generation_config.json has the last word, config.json may stand in for it."""
     path = find_model_file(folder, "generation_config.json")
-    source = config if path is None else _Fields(path)
+    source = config if path is None else Fields(path)
     if source.get("eos_token_id") is None:
         source = config
     value = source.get("eos_token_id")
@@ -191,52 +173,3 @@ def _eos_token_ids(folder: Path, config: "_Fields", vocab_size: int) -> tuple[in
     if not all(type(i) is int and 0 <= i < vocab_size for i in ids):
         raise source.error("eos_token_id", f"{value!r} is not made of token ids")
     return tuple(sorted(set(ids)))
-
-
-class _Fields:
-    """A JSON object read with checks; ``null`` counts as missing."""
-
-    def __init__(self, path: Path, prefix: str = "", values: dict[str, Any] | None = None) -> None:
-        self._path, self._prefix = path, prefix
-        self.values = read_json_object(path) if values is None else values
-
-    def error(self, name: str, problem: str) -> ModelError:
-        return ModelError(f"{self._path}: {self._prefix}{name}: {problem}")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self.values.get(name)
-        return default if value is None else value
-
-    def section(self, name: str) -> "_Fields":
-        value = self.get(name, {})
-        if not isinstance(value, dict):
-            raise self.error(name, "must be an object")
-        return _Fields(self._path, f"{self._prefix}{name}.", value)
-
-    def text(self, name: str) -> str:
-        value = self.get(name)
-        if not isinstance(value, str):
-            raise self.error(name, "is missing or not a text")
-        return value
-
-    def flag(self, name: str) -> bool:
-        value = self.get(name, False)
-        if not isinstance(value, bool):
-            raise self.error(name, f"{value!r} is not true or false")
-        return value
-
-    def positive(self, name: str, default: int | None = None) -> int:
-        value = self.get(name, default)
-        if value is None:
-            raise self.error(name, "is missing")
-        if type(value) is not int or not 0 < value < 2**31:
-            raise self.error(name, f"{value!r} is not a positive whole number")
-        return value
-
-    def positive_float(self, name: str, default: float | None = None) -> float:
-        value = self.get(name, default)
-        if value is None:
-            raise self.error(name, "is missing")
-        if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
-            raise self.error(name, f"{value!r} is not a positive number")
-        return float(value)

@@ -73,7 +73,7 @@ class ResidentModel:
         attention = model.attach(
             make_attention(known.spec, config, num_blocks=num_blocks, device=device)
         )
-        self.attention_numerics = attention.numerics
+        self.attention_numerics = f"{attention.numerics} windows={known.spec.windows}"
         has_graphs = (
             attention.supports_graphs
             and device.type == "cuda"

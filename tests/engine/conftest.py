@@ -10,14 +10,26 @@ from executor_svc.torch_engine.engine import TorchEngine
 from tests.engine.checkpoints import make_checkpoint
 from tests.engine.driving import build
 
+# Far shorter than the sequences, and no multiple of a block. In Qwen2 the first layer has none.
+_WINDOW = {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "qwen3": {"family": "qwen3"},
     "qwen3-tied-sharded": {"family": "qwen3", "tied": True, "sharded": True},
     "llama": {"family": "llama", "sharded": True},
     "llama-tied": {"family": "llama", "tied": True},
-    "qwen2": {"family": "qwen2", "sharded": True},
+    # As many heads to a kv head as Qwen2.5 has: no number that tiles are made for.
+    "qwen2": {"family": "qwen2", "num_attention_heads": 14, "sharded": True},
     "mistral": {"family": "mistral"},
+    "mistral-window": {"family": "mistral", "sliding_window": 20},
+    "qwen2-window": {"family": "qwen2", "num_attention_heads": 14, **_WINDOW},
+    "qwen3-window": {
+        "family": "qwen3",
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "num_hidden_layers": 3,
+        **_WINDOW,
+    },
     "qwen3-moe": {"family": "qwen3_moe", "norm_topk_prob": True, "sharded": True},
+    "qwen3-moe-window": {"family": "qwen3_moe", "norm_topk_prob": True, **_WINDOW},
     "qwen3-moe-mixed": {"family": "qwen3_moe", "mlp_only_layers": [0], "tied": True},
 }
 

@@ -1,6 +1,6 @@
 """On a CUDA device: graphs, kernels and overlap give what the plain way gives, bit for bit.
 
-Without a device the same is tested in Triton's interpreter (kernel_cases.py) and on the CPU
+Without a device the same is tested in Triton's interpreter (kernel_cases/) and on the CPU
 (test_overlap.py); what these add is the device itself.
 """
 

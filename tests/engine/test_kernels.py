@@ -1,6 +1,6 @@
 """Our Triton kernels: right in Triton's interpreter, and compiled for a Hopper GPU.
 
-Neither needs a GPU. The interpreter runs in a process of its own, see kernel_cases.py.
+Neither needs a GPU. The interpreter runs in a process of its own, see kernel_cases/.
 """
 
 import os
@@ -31,7 +31,7 @@ from executor_svc.torch_engine.kernels import (  # noqa: E402
 )
 
 HOPPER = GPUTarget("cuda", 90, 32)
-CASES = Path(__file__).with_name("kernel_cases.py")
+CASES = sorted(map(str, Path(__file__).with_name("kernel_cases").glob("*.py")))
 TIMEOUT_S = 600
 POINTERS = {
     "meta": "*i32",
@@ -54,9 +54,9 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def test_kernels_in_the_interpreter() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(CASES)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=CASES.parent.parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -86,10 +86,10 @@ def compile_for_hopper(kernel: Any, dtype: torch.dtype, **constants: Any) -> Any
 
 
 def compile_attention(
-    head_dim: int, group_size: int, dtype: torch.dtype, block_size: int = 16
+    head_dim: int, group_size: int, dtype: torch.dtype, block_size: int = 16, window: int = 0
 ) -> tuple[Any, Any]:
     """Decode and prefill."""
-    shape = kernel_shape(group_size, head_dim, block_size, dtype)
+    shape = kernel_shape(group_size, head_dim, block_size, dtype) | {"WINDOW": window}
     rows = decode_rows(group_size)
     return (
         compile_for_hopper(paged_attention.decode_kernel, dtype, **shape, ROWS=rows),
@@ -107,20 +107,22 @@ def tensor_core_layouts(compiled: Any) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "group_size", "dtype"),
+    ("head_dim", "group_size", "dtype", "window"),
     [
-        (128, 4, torch.bfloat16),
-        (64, 8, torch.float16),
-        (96, 1, torch.bfloat16),
-        (80, 7, torch.bfloat16),
-        (256, 2, torch.bfloat16),
+        (128, 4, torch.bfloat16, 0),
+        (128, 4, torch.bfloat16, 4096),
+        (64, 8, torch.float16, 0),
+        (64, 7, torch.bfloat16, 1000),
+        (96, 1, torch.bfloat16, 0),
+        (80, 7, torch.bfloat16, 0),
+        (256, 2, torch.bfloat16, 0),
     ],
 )
 def test_prefill_and_decode_use_the_same_instructions(
-    head_dim: int, group_size: int, dtype: torch.dtype
+    head_dim: int, group_size: int, dtype: torch.dtype, window: int
 ) -> None:
     """The order of every sum depends on the instruction and on which warp has which keys."""
-    decode, prefill = compile_attention(head_dim, group_size, dtype)
+    decode, prefill = compile_attention(head_dim, group_size, dtype, window=window)
     assert len(tensor_core_layouts(decode)) == 1
     assert tensor_core_layouts(decode) == tensor_core_layouts(prefill)
     for compiled in (decode, prefill):

@@ -160,6 +160,12 @@ MISTRAL_7B_V0_3: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 32768,
 }
+MISTRAL_7B_V0_1 = MISTRAL_7B_V0_3 | {
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "transformers_version": "4.34.0.dev0",
+    "vocab_size": 32000,
+}
 QWEN3_30B_A3B = _QWEN3 | {
     "architectures": ["Qwen3MoeForCausalLM"],
     "decoder_sparse_step": 1,
@@ -192,10 +198,12 @@ def _as_transformers_5_writes_it(config: dict[str, Any]) -> dict[str, Any]:
     """One object for the rope, ``dtype`` without its prefix, a list of layer types."""
     moved = ("rope_theta", "rope_scaling", "torch_dtype")
     rope = config.get("rope_scaling") or {"rope_type": "default"}
+    has_windows = config["model_type"] == "mistral" and config["sliding_window"] is not None
+    kind = "sliding_attention" if has_windows else "full_attention"
     return {key: value for key, value in config.items() if key not in moved} | {
         "rope_parameters": rope | {"rope_theta": config["rope_theta"]},
         "dtype": config["torch_dtype"],
-        "layer_types": ["full_attention"] * config["num_hidden_layers"],
+        "layer_types": [kind] * config["num_hidden_layers"],
     }
 
 
@@ -257,6 +265,7 @@ def _as_transformers_5_writes_it(config: dict[str, Any]) -> dict[str, Any]:
                 "has_qk_norm": False,
                 "has_qkv_bias": True,
                 "max_context_tokens": 32_768,
+                "windows": (None,) * 28,  # use_sliding_window is false
                 "experts": None,
                 "kv_bytes_per_token": 57_344,
             },
@@ -273,6 +282,12 @@ def _as_transformers_5_writes_it(config: dict[str, Any]) -> dict[str, Any]:
                 "kv_bytes_per_token": 131_072,
             },
             7_248_023_552,
+        ),
+        (
+            MISTRAL_7B_V0_1,
+            None,
+            {"max_context_tokens": 32_768, "rope_theta": 1e4, "windows": (4096,) * 32},
+            7_241_732_096,
         ),
         (
             QWEN3_30B_A3B,
@@ -292,6 +307,7 @@ def _as_transformers_5_writes_it(config: dict[str, Any]) -> dict[str, Any]:
         "Llama-3.1-8B-Instruct",
         "Qwen2.5-7B-Instruct",
         "Mistral-7B-v0.3",
+        "Mistral-7B-v0.1",
         "Qwen3-30B-A3B",
     ],
 )
@@ -319,20 +335,6 @@ def test_a_rope_for_each_type_of_layer_is_refused(tmp_path: Path) -> None:
         _spec(tmp_path, config, None)
 
 
-@pytest.mark.parametrize("window", [{"sliding_window": 4096}, {}], ids=["told", "by default"])
-def test_a_window_within_the_context_is_refused_and_a_context_within_it_served(
-    tmp_path: Path, window: dict[str, Any]
-) -> None:
-    config = MISTRAL_7B_V0_3.copy()
-    del config["sliding_window"]
-    config |= window  # transformers takes 4096 where it is missing
-    with pytest.raises(ModelError, match=r"sliding_window: 4096 is shorter than .* 32768 tokens"):
-        _spec(tmp_path, config, None)
-    assert load_spec(tmp_path, max_model_len=4096).max_context_tokens == 32_768
-    with pytest.raises(ModelError, match="set max_model_len to 4096"):
-        load_spec(tmp_path, max_model_len=4097)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -343,15 +345,12 @@ def test_a_window_within_the_context_is_refused_and_a_context_within_it_served(
         ({"decoder_sparse_step": 0}, "decoder_sparse_step: 0 is not a positive"),
         ({"mlp_only_layers": 3}, "mlp_only_layers: 3 is not a list"),
         ({"mlp_only_layers": ["3"]}, r"mlp_only_layers: \['3'\] is not a list"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: 'sliding_"),
-        ({"layer_types": {"0": "full_attention"}}, "layer_types: .* is not supported"),
-        ({"use_sliding_window": True}, "use_sliding_window: is not supported"),
         ({"head_dim": None}, "head_dim: is missing"),
         ({"num_key_value_heads": None}, "num_key_value_heads: is missing"),
     ],
     ids=str,
 )
-def test_bad_fields_of_experts_and_layers_are_named(
+def test_bad_fields_of_experts_and_heads_are_named(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ModelError, match=message):

@@ -25,7 +25,7 @@ from executor_svc.torch_engine.models.tensors import tensor_shapes
 from executor_svc.torch_engine.tensor_parallel import Group, Plan, RankDiedError
 from tests.engine.driving import Record, lease, run
 
-NAMES = ("qwen3", "llama-tied", "qwen2", "qwen3-moe")
+NAMES = ("qwen3", "llama-tied", "qwen2-window", "qwen3-moe")
 MAX_DIFFERENCE = 1e-4
 PROMPT = [(7 * i) % 300 + 3 for i in range(90)]
 PARAMS = SamplingParams(max_tokens=10, seed=5, ignore_eos=True)

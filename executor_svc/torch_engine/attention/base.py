@@ -51,7 +51,10 @@ class Paged(Protocol):
 
 
 class AttentionBackend(Protocol):
-    """Causal attention over a paged KV cache that the backend was built with."""
+    """Causal attention over a paged KV cache that the backend was built with.
+
+    Each layer may have a sliding window (``windows.py``); it is built with them as well.
+    """
 
     @property
     def name(self) -> str:

@@ -58,7 +58,7 @@ def make_attention(
         from executor_svc.torch_engine.attention.cpu import CpuAttention
 
         cpu_cache = KVCache(spec, num_blocks=num_blocks, block_size=block_size, device=device)
-        return CpuAttention(cpu_cache, num_heads=num_heads)
+        return CpuAttention(cpu_cache, num_heads=num_heads, windows=spec.windows)
     cache = PagedKVCache(
         num_layers=spec.num_layers,
         num_blocks=num_blocks,
@@ -71,7 +71,7 @@ def make_attention(
     if name == "reference":
         from executor_svc.torch_engine.attention.reference import ReferenceAttention
 
-        return ReferenceAttention(cache)
+        return ReferenceAttention(cache, windows=spec.windows)
     limits = StepLimits(
         max_num_seqs=config.max_num_seqs,
         max_num_tokens=config.max_num_batched_tokens,
@@ -88,16 +88,17 @@ def make_attention(
         return TritonAttention(
             cache,
             num_heads=num_heads,
+            windows=spec.windows,
             limits=limits,
             prefills_with_flash=has_flash and not config.exact_mode,
         )
     if name == "torch":
         from executor_svc.torch_engine.attention.torch_flash import TorchFlashAttention
 
-        return TorchFlashAttention(cache, limits=limits)
+        return TorchFlashAttention(cache, windows=spec.windows, limits=limits)
     from executor_svc.torch_engine.attention.flash_attn_pkg import FlashAttention
 
-    return FlashAttention(cache, limits=limits)
+    return FlashAttention(cache, windows=spec.windows, limits=limits)
 
 
 def _problem(

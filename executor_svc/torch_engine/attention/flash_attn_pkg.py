@@ -11,9 +11,10 @@ from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 from torch import Tensor
 
 from executor_svc.torch_engine.attention.base import StepLayout, StepLimits
-from executor_svc.torch_engine.attention.flash_plan import FlashPlan
+from executor_svc.torch_engine.attention.flash_plan import FlashPlan, window_size
 from executor_svc.torch_engine.attention.paged import PagedBackend
 from executor_svc.torch_engine.kv_cache import PagedKVCache
+from executor_svc.torch_engine.windows import Windows
 
 
 class FlashAttention(PagedBackend):
@@ -24,8 +25,8 @@ class FlashAttention(PagedBackend):
 
     numerics = f"flash_attn {flash_attn.__version__}"
 
-    def __init__(self, cache: PagedKVCache, *, limits: StepLimits) -> None:
-        super().__init__(cache)
+    def __init__(self, cache: PagedKVCache, *, windows: Windows, limits: StepLimits) -> None:
+        super().__init__(cache, windows)
         self._plan = FlashPlan(limits, block_size=cache.block_size, device=cache.keys.device)
 
     @property
@@ -44,10 +45,11 @@ class FlashAttention(PagedBackend):
         keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
         run = self._decode if plan.is_pure_decode else self._prefill
         out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-        out[: plan.num_tokens] = run(q[: plan.num_tokens], keys, values)
+        seen = window_size(self._windows[layer_index])
+        out[: plan.num_tokens] = run(q[: plan.num_tokens], keys, values, seen)
         return out.flatten(1)
 
-    def _prefill(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _prefill(self, q: Tensor, keys: Tensor, values: Tensor, seen: tuple[int, int]) -> Tensor:
         plan = self._plan
         return flash_attn_varlen_func(
             q,
@@ -58,10 +60,11 @@ class FlashAttention(PagedBackend):
             max_seqlen_q=plan.max_query_len,
             max_seqlen_k=plan.max_context,
             causal=True,
+            window_size=seen,
             block_table=plan.tables,
         )
 
-    def _decode(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _decode(self, q: Tensor, keys: Tensor, values: Tensor, seen: tuple[int, int]) -> Tensor:
         plan = self._plan
         return flash_attn_with_kvcache(
             q[:, None],  # [sequences, 1, heads, head_dim]
@@ -70,4 +73,5 @@ class FlashAttention(PagedBackend):
             cache_seqlens=plan.contexts,
             block_table=plan.tables,
             causal=True,
+            window_size=seen,
         )[:, 0]

@@ -12,6 +12,14 @@ from executor_svc.torch_engine.attention.base import StepLayout, StepLimits
 from executor_svc.torch_engine.staging import Staging
 
 
+def window_size(window: int | None) -> tuple[int, int]:
+    """A causal window as FlashAttention counts it: keys seen to the left and right of the own.
+
+    -1 is all of them. The last query sees the last key.
+    """
+    return (-1 if window is None else window - 1, 0)
+
+
 class FlashPlan:
     """Plans steps; the attributes describe the last one."""
 

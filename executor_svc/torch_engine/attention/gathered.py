@@ -11,18 +11,20 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from executor_svc.torch_engine.attention.base import StepLayout
+from executor_svc.torch_engine.attention.flash_plan import window_size
 from executor_svc.torch_engine.kv_cache import PagedKVCache, kv_slots
 from executor_svc.torch_engine.staging import Staging
+from executor_svc.torch_engine.windows import first_seen
 
 
 class GatheredPrefill:
-    """Attention of the chunks of a step that have more than one query."""
+    """Attention of the chunks of a step that have more than one query, in layers of one window."""
 
-    def __init__(self, cache: PagedKVCache) -> None:
-        self._cache = cache
+    def __init__(self, cache: PagedKVCache, window: int | None) -> None:
+        self._cache, self._window = cache, window
         self._staging = Staging(cache.keys.device)
         self._max_query_len = 0  # 0: nothing to do in this step
-        self._max_context = 0
+        self._max_keys = 0
         self._rows = self._slots = torch.empty(0, dtype=torch.int64)
         self._query_starts = self._key_starts = torch.empty(0, dtype=torch.int32)
 
@@ -33,18 +35,23 @@ class GatheredPrefill:
         self._max_query_len = max((layout.query_lens[i] for i in chunks), default=0)
         if not chunks:
             return
-        contexts = [layout.context_lens[i] for i in chunks]
-        self._max_context = max(contexts)
         slots = [
-            kv_slots(layout.block_tables[i], 0, context, self._cache.block_size)
-            for i, context in zip(chunks, contexts, strict=True)
+            kv_slots(
+                layout.block_tables[i],
+                first_seen(layout.context_lens[i] - layout.query_lens[i], self._window),
+                layout.context_lens[i],
+                self._cache.block_size,
+            )
+            for i in chunks
         ]
+        num_keys = [len(part) for part in slots]
+        self._max_keys = max(num_keys)
         rows = [np.arange(starts[i], starts[i + 1]) for i in chunks]
         with self._staging.step():
             self._slots = self._staging.copy(np.concatenate(slots))
             self._rows = self._staging.copy(np.concatenate(rows))
             self._query_starts = self._staging.copy(_starts([len(part) for part in rows]))
-            self._key_starts = self._staging.copy(_starts(contexts))
+            self._key_starts = self._staging.copy(_starts(num_keys))
 
     def run(self, out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> None:
         """Fill the chunks' rows of ``out``.
@@ -60,8 +67,8 @@ class GatheredPrefill:
             self._query_starts,
             self._key_starts,
             self._max_query_len,
-            self._max_context,
-            window_size=(-1, 0),  # causal; the last query sees the last key
+            self._max_keys,
+            window_size=window_size(self._window),
             enable_gqa=True,
         )
         assert isinstance(attended, Tensor)  # a tuple only if more is asked for

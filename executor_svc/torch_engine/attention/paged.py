@@ -7,13 +7,14 @@ from torch import Tensor
 from executor_svc.torch_engine.attention.base import StoreTarget
 from executor_svc.torch_engine.kernels.kv_store import store_kv
 from executor_svc.torch_engine.kv_cache import PagedKVCache
+from executor_svc.torch_engine.windows import Windows
 
 
 class PagedBackend(ABC):
     """``run`` stores and attends; a decoder may store on its own, and then just ``attend``."""
 
-    def __init__(self, cache: PagedKVCache) -> None:
-        self._cache = cache
+    def __init__(self, cache: PagedKVCache, windows: Windows) -> None:
+        self._cache, self._windows = cache, windows
 
     @property
     def paged(self) -> "PagedBackend":

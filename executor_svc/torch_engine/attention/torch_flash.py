@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from executor_svc.torch_engine.attention.base import StepLayout, StepLimits
-from executor_svc.torch_engine.attention.flash_plan import FlashPlan
+from executor_svc.torch_engine.attention.flash_plan import FlashPlan, window_size
 from executor_svc.torch_engine.attention.paged import PagedBackend
 from executor_svc.torch_engine.kv_cache import PagedKVCache
+from executor_svc.torch_engine.windows import Windows
 
 
 class TorchFlashAttention(PagedBackend):
@@ -23,8 +24,8 @@ class TorchFlashAttention(PagedBackend):
 
     numerics = f"torch {torch.__version__} varlen_attn"
 
-    def __init__(self, cache: PagedKVCache, *, limits: StepLimits) -> None:
-        super().__init__(cache)
+    def __init__(self, cache: PagedKVCache, *, windows: Windows, limits: StepLimits) -> None:
+        super().__init__(cache, windows)
         self._plan = FlashPlan(limits, block_size=cache.block_size, device=cache.keys.device)
 
     @property
@@ -49,7 +50,7 @@ class TorchFlashAttention(PagedBackend):
             plan.key_starts,
             plan.max_query_len,
             plan.max_context,
-            window_size=(-1, 0),  # causal; the last query sees the last key
+            window_size=window_size(self._windows[layer_index]),
             enable_gqa=True,
             seqused_k=plan.contexts,
             block_table=plan.tables,

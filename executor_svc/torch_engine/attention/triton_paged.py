@@ -6,6 +6,7 @@ has, so exact engines do without.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,10 +33,22 @@ from executor_svc.torch_engine.kernels.paged_attention import (
 )
 from executor_svc.torch_engine.kv_cache import PagedKVCache
 from executor_svc.torch_engine.staging import Staging
+from executor_svc.torch_engine.windows import Windows
 
 _WORKSPACE_BYTES = 64 << 20  # for partials: 16k chunks of keys of 8 heads of 128
 _PROGRAMS_PER_PROCESSOR = 4  # of decode, on each multiprocessor
 _INTERPRETED_PROGRAMS = 3  # one after the other, so a few show all that matters
+_NO_PLAN = TritonPlan(np.empty(0, np.int32), (), 0, False, False)
+
+
+@dataclass(slots=True)
+class _Kind:
+    """The layers that have the same window, and the step as they see it."""
+
+    window: int | None
+    meta: Tensor  # int32, what captured graphs read
+    gathered: GatheredPrefill | None
+    plan: TritonPlan = _NO_PLAN
 
 
 class TritonAttention(PagedBackend):
@@ -49,11 +62,12 @@ class TritonAttention(PagedBackend):
         cache: PagedKVCache,
         *,
         num_heads: int,
+        windows: Windows,
         limits: StepLimits,
         prefills_with_flash: bool = False,
         max_items: int | None = None,
     ) -> None:
-        super().__init__(cache)
+        super().__init__(cache, windows)
         _, _, _, self._num_kv_heads, self._head_dim = cache.keys.shape
         self._num_heads = num_heads
         self._device = cache.keys.device
@@ -63,27 +77,30 @@ class TritonAttention(PagedBackend):
         self._decode_rows = decode_rows(self._shape["GROUP"])
         self._prefill_rows = max(PREFILL_ROWS, self._decode_rows)
         self._queries_per_tile = self._prefill_rows // self._shape["GROUP"]
-        self._gathered = GatheredPrefill(cache) if prefills_with_flash else None
         max_items = max_items or _workspace_items(limits, num_heads, self._head_dim)
         self._staging = Staging(self._device)
-        self._meta = torch.zeros(
-            max_meta_len(
-                limits, block_size=cache.block_size, queries_per_tile=self._queries_per_tile
-            ),
-            dtype=torch.int32,
-            device=self._device,
+        meta_len = max_meta_len(
+            limits, block_size=cache.block_size, queries_per_tile=self._queries_per_tile
         )
+        self._kinds = {
+            window: _Kind(
+                window,
+                torch.zeros(meta_len, dtype=torch.int32, device=self._device),
+                GatheredPrefill(cache, window) if prefills_with_flash else None,
+            )
+            for window in windows
+        }
+        self._prefills_with_flash = prefills_with_flash
         self._slots = torch.full((limits.max_num_tokens,), -1, device=self._device)
         self._greatest = torch.empty(max_items, num_heads, device=self._device)
         self._total = torch.empty_like(self._greatest)
         self._mixed = torch.empty(max_items, num_heads, self._head_dim, device=self._device)
-        self._plan = TritonPlan(np.empty(0, np.int32), (), 0, False, False)
         self._num_tokens = 0
         self._num_programs = _num_programs(self._device)
 
     @property
     def numerics(self) -> str:
-        prefill = "flash" if self._gathered is not None else f"rows={self._prefill_rows}"
+        prefill = "flash" if self._prefills_with_flash else f"rows={self._prefill_rows}"
         return (
             f"triton {triton.__version__} chunk={CHUNK} tile={self._shape['TILE']} "
             f"warps={NUM_WARPS} prefill={prefill}"
@@ -91,46 +108,50 @@ class TritonAttention(PagedBackend):
 
     @property
     def can_replay(self) -> bool:
-        return self._plan.is_pure_decode and len(self._plan.slices) == 1
+        plans = [kind.plan for kind in self._kinds.values()]
+        return all(plan.is_pure_decode and len(plan.slices) == 1 for plan in plans)
 
     @property
     def slots(self) -> Tensor:
         return self._slots[: self._num_tokens]
 
     def plan(self, layout: StepLayout) -> None:
-        self._plan = make_plan(
-            layout,
-            queries_per_tile=self._queries_per_tile,
-            max_items=len(self._greatest),
-        )
         with self._staging.step():
-            self._staging.copy(self._plan.meta, out=self._meta)
+            for kind in self._kinds.values():
+                kind.plan = make_plan(
+                    layout,
+                    queries_per_tile=self._queries_per_tile,
+                    max_items=len(self._greatest),
+                    window=kind.window,
+                )
+                self._staging.copy(kind.plan.meta, out=kind.meta)
+                if kind.gathered is not None:
+                    kind.gathered.plan(layout)
         self._num_tokens = len(layout.kv_slot_mapping)
         self._slots[: self._num_tokens] = layout.kv_slot_mapping
-        if self._gathered is not None:
-            self._gathered.plan(layout)
 
     def attend(self, layer_index: int, q: Tensor) -> Tensor:
         keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
         q = _with_heads_side_by_side(q)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         out[self._num_tokens :] = 0
-        if self._plan.has_decode:
-            self._decode(out, q, keys, values)
-        if self._gathered is not None:
-            self._gathered.run(out, q, keys, values)
-        elif self._plan.num_tiles:
-            self._prefill(out, q, keys, values)
+        kind = self._kinds[self._windows[layer_index]]
+        if kind.plan.has_decode:
+            self._decode(kind, out, q, keys, values)
+        if kind.gathered is not None:
+            kind.gathered.run(out, q, keys, values)
+        elif kind.plan.num_tiles:
+            self._prefill(kind, out, q, keys, values)
         return out.flatten(1)
 
-    def _decode(self, out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> None:
+    def _decode(self, kind: _Kind, out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> None:
         partials = (self._greatest, self._total, self._mixed)
-        for index, sequences in enumerate(self._plan.slices):
+        for index, sequences in enumerate(kind.plan.slices):
             decode_kernel[(self._num_programs,)](
                 q,
                 keys,
                 values,
-                self._meta,
+                kind.meta,
                 *partials,
                 index,
                 self._scale,
@@ -138,13 +159,14 @@ class TritonAttention(PagedBackend):
                 keys.stride(1),
                 self._num_kv_heads,
                 **self._shape,
+                WINDOW=kind.window or 0,
                 ROWS=self._decode_rows,
                 num_warps=NUM_WARPS,
                 num_stages=2,
             )
             merge_kernel[(len(sequences), self._num_kv_heads)](
                 out,
-                self._meta,
+                kind.meta,
                 *partials,
                 index,
                 sequences.start,
@@ -156,18 +178,19 @@ class TritonAttention(PagedBackend):
                 num_warps=NUM_WARPS,
             )
 
-    def _prefill(self, out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> None:
-        prefill_kernel[(self._plan.num_tiles, self._num_kv_heads)](
+    def _prefill(self, kind: _Kind, out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> None:
+        prefill_kernel[(kind.plan.num_tiles, self._num_kv_heads)](
             out,
             q,
             keys,
             values,
-            self._meta,
+            kind.meta,
             self._scale,
             q.stride(0),
             keys.stride(1),
             self._num_kv_heads,
             **self._shape,
+            WINDOW=kind.window or 0,
             ROWS=self._prefill_rows,
             num_warps=NUM_WARPS,
             num_stages=2,

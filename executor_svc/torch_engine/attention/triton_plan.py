@@ -6,7 +6,8 @@ names them), so a captured graph reads steps of any shape from one address:
 - for each sequence: where its queries start, how many there are, its context, and where its part
   of ``TABLES`` starts, which is the block tables one after the other;
 - the items of a decode step, each a chunk of keys of a sequence that has one query: ``ITEMS`` has
-  the sequence of each, ``ITEM_STARTS`` the first item of each sequence;
+  the sequence of each, ``ITEM_STARTS`` the first item of each sequence. Chunks that lie before a
+  layer's window are no items, so layers of different windows have plans of their own;
 - ``SLICES``: partials have a workspace of a limited size, so items go in slices that fit;
 - ``TILES``: for prefill, the sequence of each tile of queries and its first query.
 """
@@ -42,15 +43,18 @@ class TritonPlan:
     is_pure_decode: bool
 
 
-def make_plan(layout: StepLayout, *, queries_per_tile: int, max_items: int) -> TritonPlan:
-    """Plan a step; ``max_items`` is how many partials the workspace holds.
+def make_plan(
+    layout: StepLayout, *, queries_per_tile: int, max_items: int, window: int | None = None
+) -> TritonPlan:
+    """Plan a step for layers of a window; ``max_items`` is how many partials the workspace holds.
 
     One sequence's items always have to fit: ``max_items`` is at least what the longest context has.
     """
     query_lens = np.asarray(layout.query_lens, dtype=np.int64)
     contexts = np.asarray(layout.context_lens, dtype=np.int64)
     is_decode = query_lens == 1
-    num_items = np.where(is_decode, -(-contexts // CHUNK), 0)
+    num_hidden = 0 if window is None else np.maximum(contexts - window, 0) // CHUNK
+    num_items = np.where(is_decode, -(-contexts // CHUNK) - num_hidden, 0)
     item_starts = _starts(num_items)
     slices = _slices(item_starts, max_items)
     num_tiles = np.where(is_decode, 0, -(-query_lens // queries_per_tile))

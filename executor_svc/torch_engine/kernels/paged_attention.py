@@ -13,6 +13,10 @@ depend on them either needs equal instructions as well: for half types both kern
 keys over the same number of warps and use the same tensor core instruction.
 ``tests/engine/test_kernels.py`` looks that up in what the compiler makes for a Hopper GPU.
 
+With a sliding window, chunks and tiles that lie before it are left out. Where some queries of a
+tile see one and others do not, these get an empty partial of it, and folding that in changes no
+bit: so a query's result does not depend on what its neighbours' windows begin with.
+
 The query heads of a group share their keys, so they are folded into rows of one matrix, padded to
 the 16 that a tensor core wants.
 
@@ -69,7 +73,8 @@ def _dot(a, b, acc):
 def _attend_chunk(
     q,  # [rows, DIM]
     positions,  # [rows]: of the queries; they see what is not after them
-    first_key,
+    first_key,  # of the chunk
+    first_seen,  # keys before it are in no row's window
     end_key,  # keys from there on are not read
     keys,  # pointer to this kv head's part of slot 0; values likewise
     values,
@@ -80,6 +85,7 @@ def _attend_chunk(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
     """The partial of one chunk: greatest score [rows], sum of weights [rows], mix [rows, DIM]."""
     ROWS: tl.constexpr = q.shape[0]
@@ -88,7 +94,10 @@ def _attend_chunk(
     greatest = tl.full([ROWS], _LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, DIM], tl.float32)
-    for tile_start in range(first_key, tl.minimum(first_key + CHUNK, end_key), TILE):
+    end_of_chunk = tl.minimum(first_key + CHUNK, end_key)
+    if WINDOW:
+        first_key = tl.maximum(first_key, first_seen // TILE * TILE)
+    for tile_start in range(first_key, end_of_chunk, TILE):
         key_positions = tile_start + tl.arange(0, TILE)
         is_there = key_positions < end_key
         blocks = tl.load(table + key_positions // BLOCK, mask=is_there, other=0)
@@ -98,6 +107,8 @@ def _attend_chunk(
         key = tl.load(keys + offsets, mask=is_loaded, other=0.0)
         scores = _dot(q, tl.trans(key), tl.zeros([ROWS, TILE], tl.float32)) * scale
         is_seen = key_positions[None, :] <= positions[:, None]
+        if WINDOW:
+            is_seen &= key_positions[None, :] > positions[:, None] - WINDOW
         scores = tl.where(is_seen & is_there[None, :], scores, float("-inf"))
         new = tl.maximum(greatest, tl.max(scores, 1))
         weights = tl.exp2(scores - new[:, None])
@@ -107,6 +118,14 @@ def _attend_chunk(
         mixed = _dot(weights.to(value.dtype), value, mixed * shrink[:, None])
         greatest = new
     return greatest, total, mixed
+
+
+@triton.jit
+def _first_seen(position, WINDOW: tl.constexpr):
+    """The first key that a query sees."""
+    if WINDOW:
+        return tl.maximum(position - WINDOW + 1, 0)
+    return 0
 
 
 @triton.jit
@@ -141,6 +160,7 @@ def decode_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
+    WINDOW: tl.constexpr,  # 0: everything is seen
 ):
     """The partials of one slice of the items; an item is a chunk of a sequence with one query.
 
@@ -158,14 +178,16 @@ def decode_kernel(
         kv_head = work % num_kv_heads
         sequence = _entry(meta, _ITEMS, item)
         context = _entry(meta, _CONTEXTS, sequence)
-        first_key = (item - _entry(meta, _ITEM_STARTS, sequence)) * CHUNK
+        first_seen = _first_seen(context - 1, WINDOW)
+        chunk = first_seen // CHUNK + item - _entry(meta, _ITEM_STARTS, sequence)
         heads = kv_head * GROUP + rows
         query = _entry(meta, _QUERY_STARTS, sequence).to(tl.int64)
         q_offsets = query * q_stride + heads[:, None] * HEAD_DIM + dims[None, :]
         greatest, total, mixed = _attend_chunk(
             tl.load(q + q_offsets, mask=is_row, other=0.0),
             tl.full([ROWS], 0, tl.int32) + context - 1,
-            first_key,
+            chunk * CHUNK,
+            first_seen,
             context,
             keys + kv_head * HEAD_DIM,
             values + kv_head * HEAD_DIM,
@@ -176,6 +198,7 @@ def decode_kernel(
             CHUNK,
             TILE,
             HEAD_DIM,
+            WINDOW,
         )
         out = (item - first_item) * num_kv_heads * GROUP + heads
         tl.store(greatest_out + out, greatest, mask=rows < GROUP)
@@ -246,6 +269,7 @@ def prefill_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
     """Some successive queries of a sequence, as many as fit into ROWS with all heads of a group."""
     QUERIES: tl.constexpr = ROWS // GROUP
@@ -268,11 +292,13 @@ def prefill_kernel(
     greatest = tl.full([ROWS], _LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, DIM], tl.float32)
-    for first_key in range(0, end_key, CHUNK):
+    first_seen = _first_seen(num_before + first_query, WINDOW)
+    for first_key in range(first_seen // CHUNK * CHUNK, end_key, CHUNK):
         next_greatest, next_total, next_mixed = _attend_chunk(
             q_tile,
             positions,
             first_key,
+            first_seen,
             end_key,
             keys + kv_head * HEAD_DIM,
             values + kv_head * HEAD_DIM,
@@ -283,6 +309,7 @@ def prefill_kernel(
             CHUNK,
             TILE,
             HEAD_DIM,
+            WINDOW,
         )
         greatest, total, mixed = _fold(
             greatest, total, mixed, next_greatest, next_total, next_mixed
