@@ -1,14 +1,13 @@
 """What an operator can turn on the gateway; every limit has its unit in its name."""
 
 import hashlib
-import ipaddress
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from headway.settings import Settings
+from headway.settings import Settings, is_loopback
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -275,13 +274,3 @@ def _check_formats(entries: tuple[str, ...], formats: tuple[str, ...]) -> tuple[
         if not model or form not in formats:
             raise ValueError(f"every entry must read model=format, with {', '.join(formats)}")
     return entries
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody outside this machine can reach ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
