@@ -150,7 +150,7 @@ class GatewaySettings(Settings):
     max_rendered_chars: PositiveInt = 64 * MIB
     """Longest text that a chat template may produce."""
     num_text_workers: Annotated[int, Field(ge=0)] = 2
-    """Processes for templates and for tokenising long texts, some 40 MB and a copy of the
+    """Processes for templates and for tokenising long texts, some 30 MB and a copy of the
     tokenizers each. 0: a thread of the gateway, where neither time nor memory can be limited."""
     max_text_jobs: PositiveInt = 1_024
     """Texts waiting for a worker; then 503."""
