@@ -48,6 +48,9 @@ $(PEERS_VENV)/.ready: bench/peers-constraints.txt
 
 # honcho kills whatever is left five seconds after the first process has ended.
 STOP_GRACE_S   := 3
+# A terminal that closes ends honcho without a word to them: on Linux each is told when whoever
+# started it is gone. The loop that restarts executors (Procfile) would finish its turn on a TERM.
+TIED           := $(if $(shell command -v setpriv),setpriv --pdeathsig)
 
 run: $(VENV)/.ready ## scheduler + EXECUTORS=2 executors + gateway on 127.0.0.1:GATEWAY_PORT=8080; MODEL=<hf id or folder>, SCHEDULER_PORT=50051
 	@SCHEDULER_PORT=$(SCHEDULER_PORT) \
@@ -55,6 +58,7 @@ run: $(VENV)/.ready ## scheduler + EXECUTORS=2 executors + gateway on 127.0.0.1:
 	 GATEWAY_SCHEDULER_ADDRESSES=127.0.0.1:$(SCHEDULER_PORT) GATEWAY_PORT=$(GATEWAY_PORT) \
 	 EXECUTOR_DRAIN_TIMEOUT_MS=$(STOP_GRACE_S)000 SCHEDULER_DRAIN_TIMEOUT_MS=$(STOP_GRACE_S)000 \
 	 GATEWAY_SHUTDOWN_GRACE_S=$(STOP_GRACE_S) \
+	 $(if $(TIED),TIED_TERM='$(TIED) TERM' TIED_KILL='$(TIED) KILL') \
 	 $(BIN)/honcho start --concurrency executor=$(EXECUTORS)
 
 test: $(VENV)/.ready $(MINT_VENV)/.ready lint types ## lint, types and every test that needs no GPU

@@ -16,9 +16,10 @@ import uvloop
 from gateway_http.app import build_app
 from gateway_http.client import SchedulerClient
 from gateway_http.http_protocol import bounded_protocol
-from gateway_http.settings import GatewaySettings, is_loopback
+from gateway_http.settings import GatewaySettings
 from headway import logs
 from headway.collector import Collector
+from headway.settings import is_loopback
 
 BACKLOG = 2_048
 _log = structlog.get_logger()

@@ -1,14 +1,13 @@
 """What an operator can turn on the gateway; every limit has its unit in its name."""
 
 import hashlib
-import ipaddress
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from headway.settings import Settings
+from headway.settings import Settings, is_loopback
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -151,7 +150,7 @@ class GatewaySettings(Settings):
     max_rendered_chars: PositiveInt = 64 * MIB
     """Longest text that a chat template may produce."""
     num_text_workers: Annotated[int, Field(ge=0)] = 2
-    """Processes for templates and for tokenising long texts, some 40 MB and a copy of the
+    """Processes for templates and for tokenising long texts, some 30 MB and a copy of the
     tokenizers each. 0: a thread of the gateway, where neither time nor memory can be limited."""
     max_text_jobs: PositiveInt = 1_024
     """Texts waiting for a worker; then 503."""
@@ -275,13 +274,3 @@ def _check_formats(entries: tuple[str, ...], formats: tuple[str, ...]) -> tuple[
         if not model or form not in formats:
             raise ValueError(f"every entry must read model=format, with {', '.join(formats)}")
     return entries
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody outside this machine can reach ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,13 +1,12 @@
 """Settings of the scheduler process: command line > SCHEDULER_* > TOML > default."""
 
 import dataclasses
-import ipaddress
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from headway.settings import Settings
+from headway.settings import Settings, is_loopback
 from scheduler_svc.core.domain import CoreSettings
 
 _DAY_MS = 86_400_000
@@ -405,12 +404,7 @@ class SchedulerSettings(Settings):
     @property
     def is_loopback(self) -> bool:
         """Nobody outside this machine can connect."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def has_reflection(self) -> bool:

@@ -5,6 +5,7 @@ Pretty on a terminal, JSON lines elsewhere. Never a prompt, a completion, a key 
 
 import asyncio
 import atexit
+import contextlib
 import sys
 import threading
 import time
@@ -57,14 +58,15 @@ class Lines:
     warning = error = critical = urgent
 
     def write(self) -> None:
-        """What has gathered."""
+        """What has gathered. It is lost if nobody reads any more, which must stop no work."""
         with self._lock:
             self._due_in = None
             if self._lines:
                 data = b"\n".join([*self._lines, b""])
                 self._lines.clear()
-                self._file.write(data)
-                self._file.flush()
+                with contextlib.suppress(OSError):
+                    self._file.write(data)
+                    self._file.flush()
 
 
 _open: list[Lines] = []

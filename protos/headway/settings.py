@@ -4,6 +4,7 @@ A process subclasses ``Settings`` with its own env prefix, gives every field a u
 and a description (which is its ``--help``), and calls ``load`` once in ``__main__``.
 """
 
+import ipaddress
 import os
 import sys
 import tomllib
@@ -77,3 +78,13 @@ def _refuse_unknown_environment(cls: type[Settings]) -> None:
     for name in sorted(os.environ):
         if prefix and name.startswith(prefix.upper()) and name not in known:
             raise ValueError(f"unknown environment variable {name}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

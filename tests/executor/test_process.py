@@ -14,8 +14,8 @@ from executor_svc.settings import BUILTIN_MODEL, ExecutorSettings
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
-from headway.v1 import generation_pb2 as generation
 from tests.executor.scripted_scheduler import TIMEOUT_S, ScriptedScheduler
+from tests.executor.test_link import grant, ref
 
 # An executor whose first step never ends, in torch: a thread there dies hard.
 HANGING = """
@@ -59,18 +59,12 @@ async def test_a_process_serves_and_sigterm_drains_it() -> None:
     attachment = await scheduler.attached()
     assert attachment.hello.executor_id == "e7"
     attachment.welcome()
-    request = generation.GenerationRequest(
-        model="mock",
-        prompt_token_ids=[1],
-        sampling=generation.SamplingParams(max_tokens=100, seed=1),
-    )
-    lease = fleet.LeaseRef(request_id="a", epoch=1, attempt=1)
-    attachment.order(grants=[fleet.Grant(lease=lease, handle=1, request=request)])
+    attachment.order(grants=[grant("a", 1, max_tokens=100)])
     await attachment.until_tokens(1, 1)
     process.send_signal(signal.SIGTERM)
     ended = await attachment.until_ended("a")
     assert ended.outcome == fleet.LeaseEnded.OUTCOME_COMPLETED
-    attachment.order(acknowledged=[lease])
+    attachment.order(acknowledged=[ref("a")])
     await attachment.next("close")
     attachment.close()
     status, events = await _finish(process)
@@ -91,13 +85,7 @@ async def test_a_step_that_hangs_does_not_spoil_the_exit_status() -> None:
     )
     attachment = await scheduler.attached()
     attachment.welcome()
-    request = generation.GenerationRequest(
-        model="mock",
-        prompt_token_ids=[1],
-        sampling=generation.SamplingParams(max_tokens=100, seed=1),
-    )
-    lease = fleet.LeaseRef(request_id="a", epoch=1, attempt=1)
-    attachment.order(grants=[fleet.Grant(lease=lease, handle=1, request=request)])
+    attachment.order(grants=[grant("a", 1, max_tokens=100)])
     while list((await attachment.next("heartbeat")).handles) != [1]:
         pass
     process.send_signal(signal.SIGTERM)

@@ -141,3 +141,27 @@ asyncio.run(main())
     run = subprocess.run([sys.executable, "-c", program], capture_output=True)
     assert run.returncode == 3
     assert json.loads(run.stderr)["event"] == "server.stopped"
+
+
+def test_a_log_that_nobody_reads_stops_no_work() -> None:
+    program = """
+import asyncio, sys, structlog
+from headway import logs
+logs.configure("example", "info")
+async def main():
+    sys.stdin.read()  # until nobody reads
+    structlog.get_logger().error("request.crashed")
+    structlog.get_logger().info("server.stopped")
+    await asyncio.sleep(0)
+    logs.flush()
+    print("went on")
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", program]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stderr = None
+        said, _ = process.communicate(timeout=60)
+    assert said == "went on\n"

@@ -1,8 +1,9 @@
-"""``make run``: Ctrl-C ends all of it cleanly, also while there is work."""
+"""``make run``: Ctrl-C ends all of it cleanly, also while there is work; so does a hang-up."""
 
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,6 +58,12 @@ class Run:
     def interrupt(self) -> None:
         """Ctrl-C: the terminal tells the whole foreground group."""
         os.killpg(self._popen.pid, signal.SIGINT)
+
+    def hang_up(self) -> None:
+        """The terminal closes: its foreground group is told, and nobody reads any more."""
+        assert self._popen.stdout is not None
+        os.killpg(self._popen.pid, signal.SIGHUP)
+        self._popen.stdout.close()
 
     def stopped(self) -> dict[str, int]:
         """How each process ended."""
@@ -135,3 +142,14 @@ def test_an_executor_that_is_killed_comes_back(run: Run) -> None:
     run.interrupt()
     run.read_rest()
     assert run.stopped() == dict.fromkeys(NAMES, 0)
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="only Linux can tie a process to another")
+def test_a_terminal_that_closes_leaves_nobody_behind(run: Run) -> None:
+    leaders = [psutil.Process(group) for group in run.groups().values()]
+    everybody = [one for leader in leaders for one in (leader, *leader.children(recursive=True))]
+    assert len(everybody) == len(NAMES) + 2, "an executor has a shell"
+    run.hang_up()
+    _, alive = psutil.wait_procs(everybody, timeout=60)
+    # whoever inherits them may take its time to bury them
+    assert [one for one in alive if one.status() != psutil.STATUS_ZOMBIE] == []

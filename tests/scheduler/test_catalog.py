@@ -12,11 +12,9 @@ from scheduler_svc.catalog import Catalog
 from scheduler_svc.settings import SchedulerSettings
 
 
-def offer(name: str, **card: object) -> fleet.ModelOffer:
-    fields: dict[str, object] = {"vocab_size": 10, "max_context_tokens": 10, **card}
-    return fleet.ModelOffer(
-        card=generation.ModelCard(name=name, **fields)  # type: ignore[arg-type]
-    )
+def offer(name: str, **card: Any) -> fleet.ModelOffer:
+    fields: dict[str, Any] = {"vocab_size": 10, "max_context_tokens": 10, **card}
+    return fleet.ModelOffer(card=generation.ModelCard(name=name, **fields))
 
 
 def made(**settings: Any) -> Catalog:

@@ -14,7 +14,7 @@ from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.streams import Pulse
 from tests.scheduler.inside import FakeContext, Inside, inside, submits, turn
 from tests.scheduler.test_runtime import GatedStore
-from tests.scheduler.world import CARD, body, world
+from tests.scheduler.world import CARD, Client, body, world
 
 
 async def test_a_call_cancelled_just_as_it_is_answered_cancels_its_request() -> None:
@@ -32,17 +32,21 @@ async def test_a_call_cancelled_just_as_it_is_answered_cancels_its_request() -> 
     assert isinstance(events[-1], messages.Cancel)
 
 
+async def committed(client: Client, store: GatedStore) -> scheduler.SubmitResponse:
+    """A future of which everything is in the store."""
+    submitting = asyncio.ensure_future(client.stub.Submit(scheduler.SubmitRequest(request=body())))
+    store.gate.release()
+    submitted = await submitting
+    await store.entered.get()
+    return submitted
+
+
 async def test_retrieve_says_running_while_the_end_is_committed() -> None:
     store = GatedStore()
     async with world(store) as own:
         executor, client = own.executor(), own.client()
         await executor.attach()
-        submitting = asyncio.ensure_future(
-            client.stub.Submit(scheduler.SubmitRequest(request=body()))
-        )
-        store.gate.release()
-        submitted = await submitting
-        await store.entered.get()
+        submitted = await committed(client, store)
         await executor.run(await executor.grant(), [1, 2])
         await store.entered.get()
         ask = scheduler.RetrieveRequest(request_id=submitted.request_id, tenant="t")
@@ -57,12 +61,7 @@ async def test_cancel_is_answered_after_its_commit() -> None:
     async with world(store) as own:
         executor, client = own.executor(), own.client()
         await executor.attach()
-        submitting = asyncio.ensure_future(
-            client.stub.Submit(scheduler.SubmitRequest(request=body()))
-        )
-        store.gate.release()
-        submitted = await submitting
-        await store.entered.get()
+        submitted = await committed(client, store)
         cancel = scheduler.CancelRequest(request_id=submitted.request_id, tenant="t")
         cancelling = asyncio.ensure_future(client.stub.Cancel(cancel))
         await store.entered.get()

@@ -15,6 +15,22 @@ def spread(**settings: int) -> World:
     return world
 
 
+def sides(world: World, request_id: str) -> tuple[str, str]:
+    """Where it runs, and the other one."""
+    home = world.place(request_id)
+    assert home is not None
+    return home, {"b1": "b2", "b2": "b1"}[home]
+
+
+def burden(world: World, name: str, models: str = "A") -> list[str]:
+    """Have requests run there, while the other one takes nothing."""
+    other = {"b1": "b2", "b2": "b1"}[name]
+    world.change(other, 0)
+    running = world.run(models, name)
+    world.change(other, 4)
+    return running
+
+
 def chain(*blocks: str) -> tuple[int, ...]:
     """Chained hashes: each covers its block and all before it."""
     return tuple(hash(blocks[: number + 1]) for number in range(len(blocks)))
@@ -52,24 +68,16 @@ def test_scenario_54_least_used_share_then_turns_for_each_model() -> None:
 def test_scenario_55_a_session_prefers_its_executor_and_moves_on_when_it_is_full() -> None:
     world = spread()
     [first] = world.ask("A", session_id="s")
-    home = world.place(first)
-    assert home is not None
-    other = {"b1": "b2", "b2": "b1"}[home]
+    home, other = sides(world, first)
     world.done(first)
-    world.change(other, 0)
-    busy = world.run("A", home)
-    world.change(other, 4)
+    busy = burden(world, home)
     [second] = world.ask("A", session_id="s")
     assert world.place(second) == home  # 1/4 used there, 0/4 on the other
-    world.change(other, 0)
-    busy += world.run("AA", home)
-    world.change(other, 4)
+    busy += burden(world, home, "AA")
     [third] = world.ask("A", session_id="s")
     assert world.place(third) == other
     world.done(second, *busy, third)
-    world.change(home, 0)
-    world.run("A", other)
-    world.change(home, 4)
+    burden(world, other)
     [fourth] = world.ask("A", session_id="s")
     assert world.place(fourth) == other
 
@@ -78,13 +86,9 @@ def test_scenario_56_a_prompt_that_extends_a_known_one_goes_where_that_ran() -> 
     """Message hashes -> chained hashes of token blocks."""
     world = spread()
     [first] = world.ask("A", num_prompt_tokens=4_096, prefix_hashes=chain("hello", "answer"))
-    home = world.place(first)
-    assert home is not None
+    home, other = sides(world, first)
     world.done(first)
-    other = {"b1": "b2", "b2": "b1"}[home]
-    world.change(other, 0)
-    world.run("A", home)
-    world.change(other, 4)
+    burden(world, home)
     extended = chain("hello", "answer", "more")
     [follow_up] = world.ask("A", num_prompt_tokens=6_144, prefix_hashes=extended)
     assert world.place(follow_up) == home
@@ -96,9 +100,7 @@ def test_scenario_56_a_prompt_that_extends_a_known_one_goes_where_that_ran() -> 
 def test_scenario_57_an_expired_session_prefers_nobody_and_nothing_overwrites_nothing() -> None:
     world = spread()
     [first] = world.ask("A", session_id="s", num_prompt_tokens=4_096, prefix_hashes=chain("x"))
-    home = world.place(first)
-    assert home is not None
-    other = {"b1": "b2", "b2": "b1"}[home]
+    home, other = sides(world, first)
     world.done(first)
     # requests without prefixes and sessions, elsewhere, leave both as they are
     world.change(home, 0)
@@ -108,9 +110,7 @@ def test_scenario_57_an_expired_session_prefers_nobody_and_nothing_overwrites_no
     assert world.place(again) == home
     world.done(again)
     world.advance(TTL_MS)
-    world.change(other, 0)
-    world.run("A", home)
-    world.change(other, 4)
+    burden(world, home)
     [late] = world.ask("A", session_id="s")
     assert world.place(late) == other
 
@@ -118,13 +118,9 @@ def test_scenario_57_an_expired_session_prefers_nobody_and_nothing_overwrites_no
 def test_scenario_58_one_block_in_common_is_no_common_prefix() -> None:
     world = spread()
     [first] = world.ask("A", num_prompt_tokens=4_096, prefix_hashes=chain("mine", "continue"))
-    home = world.place(first)
-    assert home is not None
+    home, other = sides(world, first)
     world.done(first)
-    other = {"b1": "b2", "b2": "b1"}[home]
-    world.change(other, 0)
-    world.run("A", home)
-    world.change(other, 4)
+    burden(world, home)
     [second] = world.ask("A", num_prompt_tokens=4_096, prefix_hashes=chain("yours", "continue"))
     assert world.place(second) == other
 
