@@ -24,7 +24,6 @@ from gateway_http.openai_serve import serve
 from gateway_http.settings import GatewaySettings
 from headway.v1 import generation_pb2
 
-_MAX_KEY_CHARS = 256
 _MAX_BAND = 2**31 - 1
 
 
@@ -66,10 +65,7 @@ class Endpoint:
         num_samples: int = 1,
     ) -> list[generation_pb2.GenerationRequest]:
         """The scheduler's requests: one for each prompt."""
-        headers = call.request.headers
-        key = headers.get("idempotency-key", "")
-        if len(key) > _MAX_KEY_CHARS:
-            raise invalid("The Idempotency-Key is too long.", "Idempotency-Key")
+        key = call.request.headers.get("idempotency-key", "")
         requests = []
         for number, prompt in enumerate(prompts):
             one = generation_pb2.GenerationRequest(

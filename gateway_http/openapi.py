@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway_http import openapi_answers as answers
+from gateway_http import openapi_openai_answers as openai_answers
 from gateway_http.openai_schema import ANY
 from gateway_http.openapi_operations import JSON, OPERATIONS, PATH, STRUCT, Operation
 from gateway_http.openapi_parameters import Parameter
@@ -25,7 +26,7 @@ from headway.reasons import Reason
 _REFERENCE = "#/components/schemas/{name}"
 _NOT_OVER_HTTP = (Reason.STALE_LEASE,)
 _ERRORS: dict[str, STRUCT] = {
-    "openai": answers.OpenAIError,
+    "openai": openai_answers.OpenAIError,
     "tinker": answers.TinkerError,
     "plain": answers.PlainError,
 }

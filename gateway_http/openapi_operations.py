@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from gateway_http import openapi_answers as answers
+from gateway_http import openapi_openai_answers as openai_answers
 from gateway_http.monitor.data import MonitorData
 from gateway_http.openai_chat_schema import ChatRequest, DetokenizeRequest, TokenizeRequest
 from gateway_http.openai_responses_schema import ResponsesRequest
@@ -111,7 +112,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/v1/chat/completions",
         "The next turn of a chat; streamed as events if asked to.",
         body=ChatRequest,
-        answer=answers.ChatCompletion,
+        answer=openai_answers.ChatCompletion,
         **_GENERATES,
     ),
     _openai(
@@ -119,7 +120,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/v1/completions",
         "The continuation of texts or token ids; streamed as events if asked to.",
         body=CompletionRequest,
-        answer=answers.TextCompletion,
+        answer=openai_answers.TextCompletion,
         **_GENERATES,
     ),
     _openai(
@@ -127,7 +128,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/v1/responses",
         "A chat by the Responses API; nothing is stored.",
         body=ResponsesRequest,
-        answer=answers.ResponseObject,
+        answer=openai_answers.ResponseObject,
         **_GENERATES,
     ),
     _openai(
@@ -138,21 +139,26 @@ OPERATIONS: tuple[Operation, ...] = (
         parameters=PLACES,
         told=WAY_BACK,
     ),
-    _openai("get", "/v1/models", "The models that can be asked for now.", answer=answers.ModelList),
-    _openai("get", "/v1/models/{name}", "One of them.", answer=answers.Model),
+    _openai(
+        "get",
+        "/v1/models",
+        "The models that can be asked for now.",
+        answer=openai_answers.ModelList,
+    ),
+    _openai("get", "/v1/models/{name}", "One of them.", answer=openai_answers.Model),
     _openai(
         "post",
         "/tokenize",
         "Token ids of a text or chat.",
         body=TokenizeRequest,
-        answer=answers.Tokens,
+        answer=openai_answers.Tokens,
     ),
     _openai(
         "post",
         "/detokenize",
         "The text of token ids.",
         body=DetokenizeRequest,
-        answer=answers.Detokenized,
+        answer=openai_answers.Detokenized,
     ),
     _tinker("get", "healthz", "Alive.", answer=answers.TinkerStatus, is_open=True),
     _tinker("post", "client/config", "Switches of the SDK.", answer=answers.ClientConfig),

@@ -181,6 +181,8 @@ class GatewaySettings(Settings):
     """Shown by Tinker SDKs, as information, to everybody who opens a session."""
     tinker_warning_message: str = ""
     """Shown by Tinker SDKs, as a warning, to everybody who opens a session."""
+    tinker_error_message: str = ""
+    """Shown by Tinker SDKs, as an error, to everybody who opens a session, which is made anyway."""
     retry_after_min_s: PositiveInt = 1
     """Least Retry-After ever sent."""
     retry_after_max_s: PositiveInt = 60

@@ -150,11 +150,14 @@ class _Door:
         return json_response({"supported_models": models})
 
     async def create_session(self, request: Request, caller: Caller) -> Response:
-        body = {"type": "create_session", "session_id": str(uuid.uuid4())}
-        if self._settings.tinker_info_message:
-            body["info_message"] = self._settings.tinker_info_message
-        if self._settings.tinker_warning_message:
-            body["warning_message"] = self._settings.tinker_warning_message
+        settings = self._settings
+        messages = {
+            "info_message": settings.tinker_info_message,
+            "warning_message": settings.tinker_warning_message,
+            "error_message": settings.tinker_error_message,
+        }
+        told = {name: text for name, text in messages.items() if text}
+        body = {"type": "create_session", "session_id": str(uuid.uuid4()), **told}
         return json_response(body)
 
     async def heartbeat(self, request: Request, caller: Caller) -> Response:

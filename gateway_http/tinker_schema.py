@@ -189,7 +189,7 @@ def _text_chunks(prompt: Prompt) -> Iterator[list[int]]:
     for number, chunk in enumerate(prompt.chunks):
         where = f"prompt.chunks[{number}]"
         if chunk.type != "encoded_text":
-            message = f"Chunks of type {chunk.type[:_MAX_ECHO]!r} are not supported."
+            message = f"{where}: chunks of type {chunk.type[:_MAX_ECHO]!r} are not supported."
             raise invalid(message, f"{where}.type")
         if chunk.tokens is None:
             raise invalid(f"{where}.tokens is missing.", f"{where}.tokens")

@@ -69,6 +69,16 @@ class Lines:
                     self._file.flush()
 
 
+def _made_printable(
+    logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """A terminal obeys what others may have put into a path or a name."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode()
+    return event
+
+
 _open: list[Lines] = []
 
 
@@ -108,7 +118,8 @@ def configure(process: str, level: str) -> None:
     renderers: list[structlog.typing.Processor]
     logger_factory: Callable[..., object]
     if sys.stderr.isatty():
-        renderers = [structlog.dev.ConsoleRenderer(exception_formatter=_plain)]
+        console = structlog.dev.ConsoleRenderer(exception_formatter=_plain)
+        renderers = [_made_printable, console]
         logger_factory = structlog.PrintLoggerFactory(sys.stderr)
     else:
         to_json = structlog.processors.JSONRenderer(serializer=orjson.dumps)

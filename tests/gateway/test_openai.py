@@ -329,6 +329,15 @@ async def test_refusals_have_their_real_status_even_when_streaming(
     assert response.headers.get("retry-after") == ("8" if should_retry == "true" else None)
 
 
+@pytest.mark.parametrize(("wait_ms", "told"), [(1, "1"), (1_001, "2"), (10**7, "60")])
+async def test_retry_after_is_what_sdks_go_by(
+    asgi: httpx.AsyncClient, scheduler: ScriptedScheduler, wait_ms: int, told: str
+) -> None:
+    scheduler.refusal = failure(Reason.QUEUE_FULL, wait_ms)
+    response = await asgi.post("/v1/chat/completions", json=CHAT)
+    assert response.headers["retry-after"] == told
+
+
 async def test_a_failure_after_acceptance(
     http: httpx.AsyncClient, scheduler: ScriptedScheduler
 ) -> None:

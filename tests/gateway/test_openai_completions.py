@@ -94,6 +94,18 @@ async def test_alternatives_of_generated_tokens(
         assert 3 <= len(tops) <= 4
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"prompt": ["a"] * 65}, "prompt"), ({"prompt": ["a"] * 5, "n": 64}, "n")],
+)
+async def test_prompts_and_samples_are_bounded_together(
+    asgi: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    response = await asgi.post(PATH, json=completion(**fields))
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
 async def test_timings_of_several_prompts(asgi: httpx.AsyncClient) -> None:
     answer = (await asgi.post(PATH, json=completion(prompt=["a", "b"], include_timing=True))).json()
     assert [one["total_s"] for one in answer["timing"]] == [1.5, 1.5]

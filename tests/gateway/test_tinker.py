@@ -12,6 +12,7 @@ from tinker.types.auth_token_response import AuthTokenResponse
 from tinker.types.client_config_response import ClientConfigResponse
 from tinker.types.client_dynamic_config_response import ClientDynamicConfigResponse
 
+from gateway_http.settings import GatewaySettings
 from gateway_http.tinker_tokens import Signer
 from headway.errors import HeadwayError
 from headway.reasons import Reason
@@ -153,6 +154,26 @@ async def test_sessions_come_and_go(http: httpx.AsyncClient) -> None:
     assert beat.json()["type"] == "session_heartbeat"
     end = {"reason": {"type": "success"}, "detail": None}
     assert (await http.post(f"sessions/{first.session_id}/finish", json=end)).status_code == 200
+
+
+async def test_users_are_told_what_operators_want_to_say(scheduler: ScriptedScheduler) -> None:
+    async with client_of(scheduler) as http:
+        answer = (await http.post("create_session", json={})).json()
+        assert not [name for name in answer if "message" in name]
+    told = {"info": "All is well.", "warning": "Down at noon.", "error": "Use another."}
+    settings = GatewaySettings(**{f"tinker_{kind}_message": text for kind, text in told.items()})
+    async with client_of(scheduler, settings=settings) as http:
+        answer = types.CreateSessionResponse(**(await http.post("create_session", json={})).json())
+    shown = (answer.info_message, answer.warning_message, answer.error_message)
+    assert shown == tuple(told.values())
+
+
+async def test_what_an_sdk_may_do_at_once_is_a_setting(scheduler: ScriptedScheduler) -> None:
+    settings = GatewaySettings(tinker_max_outstanding=7, tinker_use_poller=True)
+    async with client_of(scheduler, settings=settings) as http:
+        answer = ClientConfigResponse(**(await http.post("client/config", json={})).json())
+    assert answer.sample_max_concurrent_requests == 7
+    assert answer.sample_use_retrieve_futures is True
 
 
 async def test_telemetry_is_taken_and_dropped(http: httpx.AsyncClient) -> None:
@@ -332,7 +353,8 @@ async def test_other_chunks_than_text_are_refused_by_type(
 ) -> None:
     chunk = {"type": kind, "data": "aGk=", "format": "png"}
     body = sample_body(prompt={"chunks": [{"tokens": [1]}, chunk]})
-    await refused(http, "asample", body, f"'{kind}'")
+    response = await refused(http, "asample", body, f"'{kind}'")
+    assert response.json()["error"].startswith("prompt.chunks[1]: ")
 
 
 @pytest.mark.parametrize(

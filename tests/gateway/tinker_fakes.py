@@ -101,12 +101,16 @@ class KeyIsTenant:
 
 
 def client_of(
-    scheduler: ScriptedScheduler, key: str = "tml-alice", *, is_open: bool = False
+    scheduler: ScriptedScheduler,
+    key: str = "tml-alice",
+    *,
+    is_open: bool = False,
+    settings: GatewaySettings = SETTINGS,
 ) -> httpx.AsyncClient:
     """An HTTP client whose requests end at the handlers, without a socket."""
     tenants = Tenants(SETTINGS) if is_open else KeyIsTenant()
-    router = Router(routes(scheduler, SETTINGS, tenants))  # type: ignore[arg-type]
-    app = ErrorTranslator(router, SETTINGS, lambda *_: None, lambda *_: None)
+    router = Router(routes(scheduler, settings, tenants))  # type: ignore[arg-type]
+    app = ErrorTranslator(router, settings, lambda *_: None, lambda *_: None)
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app),
         base_url="http://gateway/api/v1/",

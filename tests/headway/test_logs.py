@@ -60,6 +60,24 @@ class Writes(io.BytesIO):
         return len(self.pieces[-1])
 
 
+def test_a_terminal_is_not_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    logs.configure("test", "info")
+    try:
+        structlog.get_logger().info("stream.cut", path="/\x1b[2Jü", text="all is well")
+    finally:
+        structlog.reset_defaults()
+    line = terminal.getvalue()
+    assert "/\\x1b[2J" in line
+    assert "[2J" not in line.replace("\\x1b[2J", "")
+    assert "all is well" in line
+
+
 def test_lines_of_one_turn_leave_in_one_write() -> None:
     file = Writes()
     lines = logs.Lines(file)
