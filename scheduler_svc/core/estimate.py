@@ -25,10 +25,11 @@ look fast.
 """
 
 from scheduler_svc.core import calibration, priority
+from scheduler_svc.core.answers import RequestStatus
 from scheduler_svc.core.calibration import Calibration, Kind
 from scheduler_svc.core.domain import CoreSettings, Lease, RequestRecord
 from scheduler_svc.core.fleet import Fleet
-from scheduler_svc.core.messages import Request, RequestStatus
+from scheduler_svc.core.messages import Request
 from scheduler_svc.core.meters import Meter
 from scheduler_svc.core.outlook import Outlook
 from scheduler_svc.core.queue import Queue

@@ -3,20 +3,21 @@
 Rule: the queue is shown as it will be granted, with the priority that orders it; nothing is
 computed for rows that are not asked for, and nothing changes.
 
-A row's position is its place in that order, counted over its pool, so no two requests that wait for
-the same homes have the same one. What a client is told of its request (estimate.py) may be larger: it
-counts whoever may yet go first, so that it does not rise when somebody else gives up. Take a young
-request that is first in its flow, before an older one of a tenant that had more service. One of
-another model, as old as between the two, goes before both as things are; but if the first one gives
-up, the older one goes before it, so its client counts that one, and two clients hear the same number.
+A row's position is its place in that order, counted over its pool, so that no two requests that
+wait for the same homes have the same one. What a client is told of its request (estimate.py) may be
+more: it counts whoever may yet go first, so that it does not rise when somebody else gives up. Say
+a young request is first in its flow, before an older one of a tenant that had more service. One of
+another model, in age between the two, goes before both as things are. But if the first one gives
+up, the older one goes before it: so its client counts that one, and hears the number that the first
+one does.
 """
 
 from collections.abc import Iterator
 from itertools import islice
 
 from scheduler_svc.core import priority
+from scheduler_svc.core.answers import ExecutorRow, ModelRow, QueueRow, ReservationRow, Snapshot
 from scheduler_svc.core.domain import ExecutorRecord, RequestRecord, Reservation
-from scheduler_svc.core.messages import ExecutorRow, ModelRow, QueueRow, ReservationRow, Snapshot
 from scheduler_svc.core.state import State
 
 

@@ -182,7 +182,7 @@ def test_a_better_wide_head_takes_a_claim_over() -> None:
 @pytest.mark.parametrize("other", "AB")
 def test_a_wide_head_that_is_overdue_is_passed_by_nobody_who_came_later(other: str) -> None:
     """Its claim is as strong as its rank is now, also against an earlier band of its own model."""
-    driver = Driver(num_bands=2, band_max_wait_ms=(10_000, 2_000))  # type: ignore[arg-type]
+    driver = Driver(num_bands=2, band_max_wait_ms=(10_000, 2_000))
     driver.attach(num_slots=2, models="AB")
     driver.submit("first", other)
     driver.submit("wide", "A", band=1, num_samples=2)
@@ -200,7 +200,7 @@ def test_a_wide_head_that_is_overdue_is_passed_by_nobody_who_came_later(other: s
 
 
 def test_a_wide_head_of_an_earlier_band_has_the_claim_of_its_model() -> None:
-    driver = Driver(num_bands=3, band_max_wait_ms=(60_000,))  # type: ignore[arg-type]
+    driver = Driver(num_bands=3, band_max_wait_ms=(60_000,))
     driver.attach(num_slots=2, models="AB")
     driver.submit("b0", "B")
     driver.submit("late", "A", band=2, num_samples=2)
