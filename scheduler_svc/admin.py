@@ -12,7 +12,7 @@ from headway.reasons import Reason
 from headway.v1 import scheduler_pb2 as scheduler
 from headway.v1 import scheduler_pb2_grpc
 from scheduler_svc import translate
-from scheduler_svc.core import messages
+from scheduler_svc.core import answers, messages
 from scheduler_svc.runtime import Runtime
 from scheduler_svc.settings import SchedulerSettings
 from scheduler_svc.streams import Context, Places
@@ -81,7 +81,7 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
         self._runtime.post(messages.UndrainExecutor(request.executor_id))
         return scheduler.UndrainExecutorResponse()
 
-    def _executor(self, executor_id: str) -> messages.ExecutorRow:
+    def _executor(self, executor_id: str) -> answers.ExecutorRow:
         for row in self._runtime.snapshot(0).executors:
             if row.executor_id == executor_id:
                 return row
@@ -113,7 +113,7 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
         )
 
 
-def queue_row(row: messages.QueueRow) -> scheduler.QueueRow:
+def queue_row(row: answers.QueueRow) -> scheduler.QueueRow:
     """One waiting request."""
     return scheduler.QueueRow(
         request_id=row.request_id,
@@ -128,7 +128,7 @@ def queue_row(row: messages.QueueRow) -> scheduler.QueueRow:
     )
 
 
-def model_row(row: messages.ModelRow) -> scheduler.ModelRow:
+def model_row(row: answers.ModelRow) -> scheduler.ModelRow:
     """One known model."""
     return scheduler.ModelRow(
         model=row.model,
@@ -141,7 +141,7 @@ def model_row(row: messages.ModelRow) -> scheduler.ModelRow:
     )
 
 
-def executor_row(row: messages.ExecutorRow) -> scheduler.ExecutorRow:
+def executor_row(row: answers.ExecutorRow) -> scheduler.ExecutorRow:
     """One executor."""
     return scheduler.ExecutorRow(
         executor_id=row.executor_id,
@@ -159,7 +159,7 @@ def executor_row(row: messages.ExecutorRow) -> scheduler.ExecutorRow:
     )
 
 
-def _reservation(row: messages.ReservationRow | None) -> scheduler.Reservation | None:
+def _reservation(row: answers.ReservationRow | None) -> scheduler.Reservation | None:
     if row is None:
         return None
     return scheduler.Reservation(
@@ -170,7 +170,7 @@ def _reservation(row: messages.ReservationRow | None) -> scheduler.Reservation |
     )
 
 
-def _stats(stats: messages.ExecutorStats | None) -> scheduler.ExecutorStats | None:
+def _stats(stats: answers.ExecutorStats | None) -> scheduler.ExecutorStats | None:
     if stats is None:
         return None
     mean_ms = stats.mean_duration_ms
@@ -184,7 +184,7 @@ def _stats(stats: messages.ExecutorStats | None) -> scheduler.ExecutorStats | No
 
 
 def queue_wait(wait_ms: tuple[float, float, float, int] | None) -> scheduler.QueueWait | None:
-    """Waits until the first grant, as in ``messages.Snapshot``."""
+    """Waits until the first grant, as in ``answers.Snapshot``."""
     if wait_ms is None:
         return None
     p10, mean, p90, num_samples = wait_ms

@@ -16,7 +16,7 @@ from headway.v1 import generation_pb2 as generation
 from scheduler_svc import translate
 from scheduler_svc.actions import Actions
 from scheduler_svc.attendance import Attendance
-from scheduler_svc.core import messages
+from scheduler_svc.core import answers, messages
 from scheduler_svc.core.scheduler import Scheduler
 from scheduler_svc.groups import Groups
 from scheduler_svc.mailbox import Mailbox
@@ -136,7 +136,7 @@ class Runtime:
             return generation.QueueStatus(state=running, num_generated_tokens=num_tokens)
         return translate.status_to_proto(status, num_tokens)
 
-    def snapshot(self, max_rows: int) -> messages.Snapshot:
+    def snapshot(self, max_rows: int) -> answers.Snapshot:
         """Queue and fleet, for operators."""
         return self._core.snapshot(self.clock_ms(), max_rows)
 

@@ -24,7 +24,7 @@ from scheduler_svc.checks import (
     check_scoring,
     too_long,
 )
-from scheduler_svc.core import messages
+from scheduler_svc.core import answers, messages
 from scheduler_svc.outputs import Output
 from scheduler_svc.settings import SchedulerSettings
 
@@ -206,7 +206,7 @@ def failure(error: HeadwayError) -> generation.Failure:
 
 
 def status_to_proto(
-    status: messages.RequestStatus, num_generated_tokens: int
+    status: answers.RequestStatus, num_generated_tokens: int
 ) -> generation.QueueStatus:
     """Where a live request stands."""
     state = generation.QueueStatus.STATE_RUNNING

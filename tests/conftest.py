@@ -1,6 +1,11 @@
 """What every test may count on."""
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test is timed: a busy machine is no failure.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench.sim.workload import Job
+from scheduler_svc.core.answers import RequestStatus
 from scheduler_svc.core.messages import (
     Action,
     Decision,
@@ -19,7 +20,6 @@ from scheduler_svc.core.messages import (
     ModelLoadOrdered,
     RequestFinished,
     RequestRejected,
-    RequestStatus,
     SessionClosed,
 )
 

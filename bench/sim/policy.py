@@ -9,8 +9,9 @@ from typing import Any, Protocol, cast
 
 from bench.sim.llamacpp_ha import LlamaCppHa
 from bench.sim.resident_first import ResidentFirst
+from scheduler_svc.core.answers import RequestStatus
 from scheduler_svc.core.domain import CoreSettings
-from scheduler_svc.core.messages import Effects, Event, RequestStatus
+from scheduler_svc.core.messages import Effects, Event
 from scheduler_svc.core.scheduler import Scheduler
 
 EPOCH = 1

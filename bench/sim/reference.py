@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from headway.reasons import Reason
+from scheduler_svc.core.answers import RequestStatus
 from scheduler_svc.core.messages import (
     Action,
     Cancel,
@@ -33,7 +34,6 @@ from scheduler_svc.core.messages import (
     Request,
     RequestAdmitted,
     RequestFinished,
-    RequestStatus,
     Submit,
 )
 

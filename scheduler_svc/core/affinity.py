@@ -15,7 +15,7 @@ one block in common. A block's executors are one int used as a set of bits.
 from dataclasses import dataclass
 
 from scheduler_svc.core import counts
-from scheduler_svc.core.messages import SessionTotals
+from scheduler_svc.core.answers import SessionTotals
 from scheduler_svc.core.recency import Link, Recency
 
 # An answer names no more executors than this, those with the longest prefix first.

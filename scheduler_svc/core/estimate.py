@@ -25,10 +25,11 @@ look fast.
 """
 
 from scheduler_svc.core import calibration, priority
+from scheduler_svc.core.answers import RequestStatus
 from scheduler_svc.core.calibration import Calibration, Kind
 from scheduler_svc.core.domain import CoreSettings, Lease, RequestRecord
 from scheduler_svc.core.fleet import Fleet
-from scheduler_svc.core.messages import Request, RequestStatus
+from scheduler_svc.core.messages import Request
 from scheduler_svc.core.meters import Meter
 from scheduler_svc.core.outlook import Outlook
 from scheduler_svc.core.queue import Queue
@@ -130,23 +131,20 @@ class Estimator:
 
     def status(self, record: RequestRecord, now_ms: int) -> RequestStatus:
         """Where a live request stands."""
-        model = record.request.model
         if record.lease is None:
-            position = self.position(record)
-            wait_ms = self._wait_ms(model, position, now_ms)
-        else:
-            position = 0
-            wait_ms = self._remaining_ms(model, record.lease, now_ms)
-        return RequestStatus(
-            is_running=record.lease is not None,
-            position=position,
-            depth=self.depth(model),
-            estimated_wait_ms=wait_ms,
-            retry_after_ms=self.clamp(wait_ms),
-        )
+            return self.waiting(record, self.position(record), now_ms)
+        model = record.request.model
+        wait_ms = self._remaining_ms(model, record.lease, now_ms)
+        return RequestStatus(True, 0, self.depth(model), wait_ms, self.clamp(wait_ms))
+
+    def waiting(self, record: RequestRecord, position: int, now_ms: int) -> RequestStatus:
+        """Where a waiting request stands that so many go before."""
+        model = record.request.model
+        wait_ms = self._wait_ms(model, position, now_ms)
+        return RequestStatus(False, position, self.depth(model), wait_ms, self.clamp(wait_ms))
 
     def position(self, record: RequestRecord) -> int:
-        """How many go before a waiting request."""
+        """How many go before a waiting request, or may if others give up."""
         request = record.request
         place = self._queue.bands[request.band][request.model].place(record)
         return self._queue.num_before(request.band, request.model, place, self._shifts(request))

@@ -24,6 +24,7 @@ from scheduler_svc.core import (
     snapshot,
     waiting,
 )
+from scheduler_svc.core.answers import RequestStatus, Snapshot
 from scheduler_svc.core.deadlines import (
     GraceDue,
     LoadDue,
@@ -44,8 +45,6 @@ from scheduler_svc.core.messages import (
     LeaseEnded,
     LeaseStarted,
     ModelChanged,
-    RequestStatus,
-    Snapshot,
     Submit,
     Tick,
     UndrainExecutor,

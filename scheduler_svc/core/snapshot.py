@@ -2,13 +2,22 @@
 
 Rule: the queue is shown as it will be granted, with the priority that orders it; nothing is
 computed for rows that are not asked for, and nothing changes.
+
+A row's position is its place in that order, counted over its pool, so that no two requests that
+wait for the same homes have the same one. What a client is told of its request (estimate.py) may be
+more: it counts whoever may yet go first, so that it does not rise when somebody else gives up. Say
+a young request is first in its flow, before an older one of a tenant that had more service. One of
+another model, in age between the two, goes before both as things are. But if the first one gives
+up, the older one goes before it: so its client counts that one, and hears the number that the first
+one does.
 """
 
+from collections.abc import Iterator
 from itertools import islice
 
 from scheduler_svc.core import priority
+from scheduler_svc.core.answers import ExecutorRow, ModelRow, QueueRow, ReservationRow, Snapshot
 from scheduler_svc.core.domain import ExecutorRecord, RequestRecord, Reservation
-from scheduler_svc.core.messages import ExecutorRow, ModelRow, QueueRow, ReservationRow, Snapshot
 from scheduler_svc.core.state import State
 
 
@@ -18,15 +27,13 @@ def take(state: State, now_ms: int, max_rows: int) -> Snapshot:
         model: priority.shift(state.settings, state.fleet.warmth(model))
         for model in state.queue.num_by_model
     }
+    records = islice(state.queue.in_order(shifts), max_rows)
     executors = state.fleet.executors.values()
     num_leases = sum(executor.activity.num_leases(now_ms) for executor in executors)
     return Snapshot(
         num_waiting=len(state.queue),
         num_running=len(state.requests) - len(state.queue),
-        queue=tuple(
-            _queue_row(state, record, now_ms)
-            for record in islice(state.queue.in_order(shifts), max_rows)
-        ),
+        queue=tuple(_queue_rows(state, records, now_ms)),
         executors=tuple(
             _executor_row(state, executor, num_leases, now_ms) for executor in executors
         ),
@@ -51,7 +58,17 @@ def _model_row(state: State, model: str) -> ModelRow:
     )
 
 
-def _queue_row(state: State, record: RequestRecord, now_ms: int) -> QueueRow:
+def _queue_rows(state: State, records: Iterator[RequestRecord], now_ms: int) -> Iterator[QueueRow]:
+    """``records``: from the first on, as they will be granted."""
+    num_before: dict[str, int] = {}
+    for record in records:
+        model = record.request.model
+        pool = state.fleet.pool(model).warmth
+        yield _queue_row(state, record, sum(num_before.get(m, 0) for m in pool), now_ms)
+        num_before[model] = num_before.get(model, 0) + 1
+
+
+def _queue_row(state: State, record: RequestRecord, position: int, now_ms: int) -> QueueRow:
     request = record.request
     waited_ms = now_ms - record.accepted_ms
     return QueueRow(
@@ -60,7 +77,7 @@ def _queue_row(state: State, record: RequestRecord, now_ms: int) -> QueueRow:
         tenant=request.tenant,
         band=request.band,
         waited_ms=waited_ms,
-        status=state.estimator.status(record, now_ms),
+        status=state.estimator.waiting(record, position, now_ms),
         session_id=request.session_id,
         num_tokens=request.num_tokens,
         priority=priority.points(state.settings, waited_ms, state.fleet.warmth(request.model)),

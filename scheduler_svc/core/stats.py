@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from math import ceil
 
-from scheduler_svc.core.messages import ExecutorStats
+from scheduler_svc.core.answers import ExecutorStats
 
 HOUR_MS = 3_600_000
 _BUCKET_MS = 60_000

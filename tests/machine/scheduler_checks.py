@@ -4,8 +4,8 @@ from collections import Counter
 
 from hypothesis.stateful import invariant
 
+from scheduler_svc.core.answers import ExecutorRow
 from scheduler_svc.core.domain import RequestRecord
-from scheduler_svc.core.messages import ExecutorRow
 from tests.machine.scheduler_model import MODELS, SETTINGS, SchedulerModel
 
 

@@ -14,7 +14,8 @@ came, or from its last grant.
        a forced switch, ``load / switch_time_share``; what the leases there still need, at most
        the longest one; the load. Each other model may be placeless for longer, so it goes first;
        bands that are owed (``band_min_shares``) may each take one turn out of order
-    S  while it shares a home: all that is older and waits for the same slots, one after another
+    S  while it shares a home: all that is older and waits for the same slots, one after another;
+       each may need all slots, and so wait for what runs there before it runs itself
 
 FLOW_MS: the same for one band of a model. In the worst case everything older that waits for the
 model goes first, one for each time that the model has its place.
@@ -95,12 +96,12 @@ MODEL_MS = (
     max(SETTINGS.band_max_wait_ms)
     + 2 * SETTINGS.aging_equalization_ms
     + (len(MODELS) + NUM_BANDS) * _TURN_MS
-    + NUM_WAITING * LEASE_MS
+    + 2 * NUM_WAITING * LEASE_MS
 )
 FLOW_MS = NUM_WAITING * MODEL_MS
-_COST = NUM_PROMPT + SETTINGS.output_token_weight * MAX_TOKENS
+_MOST_TOKENS = NUM_PROMPT + SETTINGS.output_token_weight * MAX_TOKENS * MOST_SLOTS
 _WEIGHTS = [SETTINGS.tenant_weights.get(tenant, 1.0) for tenant in TENANTS]
-_LARGEST = _COST / min(_WEIGHTS)
+_LARGEST = _MOST_TOKENS / min(_WEIGHTS)
 _LEAST = NUM_PROMPT / max(_WEIGHTS)
 GAP = SETTINGS.locality_quantum_tokens + _LARGEST + 2 * NUM_EXECUTORS * MOST_SLOTS * _LARGEST
 OVERTAKEN = NUM_WAITING + (len(TENANTS) - 1) * (GAP + NUM_WAITING * _LARGEST) / _LEAST
@@ -126,19 +127,21 @@ class Pairs:
 
     def granted(self, client: Client, was_granted: bool) -> None:
         """A request got a lease; ``was_granted``: once more, so it was nobody's turn."""
-        flow, tenant = self._pay(client, _COST)
-        self._open[flow, tenant] += _COST
+        cost = self._cost(client)
+        flow, tenant = self._pay(client, cost)
+        self._open[flow, tenant] += cost
         for (its_flow, one, other), limit in self._limits.items():
             if (its_flow, one) == (flow, tenant):
-                more = _COST / self._weight(tenant)
+                more = cost / self._weight(tenant)
                 at_most = SETTINGS.locality_quantum_tokens + self._running(flow, other) + more
                 self._limits[flow, one, other] = limit + more if was_granted else at_most
 
     def ended(self, client: Client, num_tokens: int) -> None:
         """Its lease ended, and used so much."""
         used = NUM_PROMPT + SETTINGS.output_token_weight * num_tokens
-        name = self._pay(client, used - _COST)
-        self._open[name] -= _COST
+        cost = self._cost(client)
+        name = self._pay(client, used - cost)
+        self._open[name] -= cost
 
     def check(self) -> None:
         """After each event."""
@@ -169,6 +172,11 @@ class Pairs:
         if name in self._keys:
             self._keys[name] += tokens / self._weight(request.tenant)
         return name
+
+    def _cost(self, client: Client) -> int:
+        """What a grant charges."""
+        num_output = MAX_TOKENS * client.request.num_samples
+        return NUM_PROMPT + SETTINGS.output_token_weight * num_output
 
     def _running(self, flow: Flow, tenant: str) -> float:
         return self._open[flow, tenant] / self._weight(tenant)
@@ -232,7 +240,7 @@ class BoundsMachine(RuleBasedStateMachine):
         }
         for name, client in self.world.clients.items():
             model, flow = client.request.model, (client.request.band, client.request.model)
-            if model in served and self.world.is_waiting(name):
+            if model in served and client.is_waiting:
                 came_ms = max(client.accepted_ms, self.calm_since_ms)
                 for what in (model, flow):
                     since_ms[what] = min(came_ms, since_ms.get(what, came_ms))
@@ -313,6 +321,7 @@ class BoundsMachine(RuleBasedStateMachine):
         num_tokens=st.integers(0, MAX_TOKENS),
         session_id=st.sampled_from(("", "s")),
         queue_timeout_ms=st.sampled_from((FOREVER_MS, FOREVER_MS, 70)),
+        num_samples=st.sampled_from((1, 1, MOST_SLOTS)),
     )
     def stream(
         self,
@@ -324,10 +333,19 @@ class BoundsMachine(RuleBasedStateMachine):
         num_tokens: int,
         session_id: str,
         queue_timeout_ms: int,
+        num_samples: int = 1,
     ) -> None:
         """A client changes its mind; depth 0 ends its stream."""
         self.world.streams[tenant, model, band] = Stream(
-            tenant, model, band, depth, lease_ms, num_tokens, session_id, queue_timeout_ms
+            tenant,
+            model,
+            band,
+            depth,
+            lease_ms,
+            num_tokens,
+            session_id,
+            queue_timeout_ms,
+            num_samples,
         )
         self.world.top_up()
 

@@ -11,7 +11,7 @@ from headway.reasons import Reason
 from headway.v1 import scheduler_pb2 as scheduler
 from headway.v1 import scheduler_pb2_grpc
 from scheduler_svc import admin, translate
-from scheduler_svc.core import messages
+from scheduler_svc.core import answers
 from tests.scheduler.world import world
 
 
@@ -72,7 +72,7 @@ async def test_drain_and_undrain() -> None:
 
 
 def test_a_row_shows_models_reservation_and_statistics() -> None:
-    row = messages.ExecutorRow(
+    row = answers.ExecutorRow(
         executor_id="e",
         state="attached",
         num_slots=4,
@@ -83,8 +83,8 @@ def test_a_row_shows_models_reservation_and_statistics() -> None:
         max_models=2,
         loading_model="b",
         held_models=("a",),
-        reservation=messages.ReservationRow("b", "it waits", 10, 2_000),
-        stats=messages.ExecutorStats(3, 0.5, 0.25, 1_500.4, None),
+        reservation=answers.ReservationRow("b", "it waits", 10, 2_000),
+        stats=answers.ExecutorStats(3, 0.5, 0.25, 1_500.4, None),
     )
     shown = admin.executor_row(row)
     assert shown.loading_model == "b"
@@ -98,16 +98,16 @@ def test_a_row_shows_models_reservation_and_statistics() -> None:
 
 
 def test_what_is_not_known_is_unset() -> None:
-    row = messages.ExecutorRow("e", "attached", 4, 4, 0, 0, (), 2)
+    row = answers.ExecutorRow("e", "attached", 4, 4, 0, 0, (), 2)
     shown = admin.executor_row(row)
     assert shown.loading_model == ""
     assert not shown.HasField("reservation")
     assert not shown.HasField("stats")
-    bare = messages.ExecutorStats(0, None, None, None, None)
+    bare = answers.ExecutorStats(0, None, None, None, None)
     stats = admin.executor_row(replace(row, stats=bare)).stats
     assert stats == scheduler.ExecutorStats()
-    status = messages.RequestStatus(False, 0, 1, None, 1_000)
-    waiting = messages.QueueRow("r", "m", "t", 1, 5, status)
+    status = answers.RequestStatus(False, 0, 1, None, 1_000)
+    waiting = answers.QueueRow("r", "m", "t", 1, 5, status)
     assert not admin.queue_row(waiting).HasField("priority")
     ranked = admin.queue_row(replace(waiting, priority=0.0, session_id="s"))
     assert ranked.HasField("priority")

@@ -7,6 +7,7 @@ import pytest
 
 from headway.reasons import Reason
 from scheduler_svc.core import scheduler
+from scheduler_svc.core.answers import ExecutorRow, RequestStatus
 from scheduler_svc.core.domain import CoreSettings
 from scheduler_svc.core.messages import (
     Action,
@@ -16,7 +17,6 @@ from scheduler_svc.core.messages import (
     ExecutorAttached,
     ExecutorCapacityChanged,
     ExecutorDisconnected,
-    ExecutorRow,
     HeldLease,
     LeaseEnded,
     LeaseGranted,
@@ -26,7 +26,6 @@ from scheduler_svc.core.messages import (
     Request,
     RequestFinished,
     RequestRejected,
-    RequestStatus,
     Submit,
     Tick,
     UndrainExecutor,

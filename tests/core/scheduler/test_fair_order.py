@@ -94,6 +94,23 @@ def test_what_comes_back_is_first_and_paid_for_once() -> None:
     assert drain(driver, "a0") == ["b0", "a1"]
 
 
+def test_rows_of_the_queue_are_numbered_as_they_will_be_granted() -> None:
+    """b1 came first of all, but goes behind b2, which came last. So a1 goes before both, unless b2
+    gives up: its client is told that b1 may go before it, and its position never rises."""
+    driver = Driver()
+    driver.attach(models="AB")
+    driver.submit("b0", "B", tenant="served")
+    driver.submit("b1", "B", tenant="served")
+    driver.submit("a1", "A", tenant="new")
+    driver.submit("b2", "B", tenant="new")
+    rows = driver.core.snapshot(driver.now_ms, 3).queue
+    assert [(r.request_id, r.status.position) for r in rows] == [("a1", 0), ("b2", 1), ("b1", 2)]
+    assert [driver.status(name).position for name in ("a1", "b2", "b1")] == [1, 1, 2]
+    driver.cancel("b2", tenant="new")
+    assert [row.request_id for row in driver.core.snapshot(driver.now_ms, 3).queue] == ["b1", "a1"]
+    assert driver.status("a1").position == 1
+
+
 def test_positions_count_down_to_the_grant_without_rising() -> None:
     driver = busy()
     names = [f"{tenant}{number}" for number in range(6) for tenant in "abc"]

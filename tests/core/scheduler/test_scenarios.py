@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scheduler_svc.core.answers import ReservationRow
 from scheduler_svc.core.messages import (
     Action,
     Event,
@@ -26,7 +27,6 @@ from scheduler_svc.core.messages import (
     ModelLoadOrdered,
     ModelOffer,
     ModelState,
-    ReservationRow,
     Submit,
     Tick,
 )

@@ -1,6 +1,6 @@
 """Scenarios 54-58 and 68: where a request runs, sessions, prefixes."""
 
-from scheduler_svc.core.messages import ExecutorStats
+from scheduler_svc.core.answers import ExecutorStats
 from tests.core.scheduler.helpers import granted
 from tests.core.scheduler.test_scenarios import World
 

@@ -1,6 +1,6 @@
 """Scenarios 65-67, 69: waits, shares, utilisation, the order of the queue's rows."""
 
-from scheduler_svc.core.messages import ExecutorStats
+from scheduler_svc.core.answers import ExecutorStats
 from tests.core.scheduler.test_scenarios import World
 
 HOUR_MS = 3_600_000

@@ -1,6 +1,7 @@
 """What was served of each model, and how much of a wait was the wait for the model itself."""
 
-from scheduler_svc.core.messages import RequestFinished, SessionTotals
+from scheduler_svc.core.answers import SessionTotals
+from scheduler_svc.core.messages import RequestFinished
 from scheduler_svc.core.totals import Totals
 from tests.core.scheduler.helpers import Driver, of_type
 
