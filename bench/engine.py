@@ -5,43 +5,47 @@
     python -m bench.engine --folder F a checkpoint that is there already
     python -m bench.engine --quick    a tiny shape, for tests
 
-For each batch size both generate greedily from prompts of about a hundred tokens, in turns, and the
-best of the turns counts: neighbours on the machine make runs slower, never faster. Rates count
-output tokens over the whole time, prefill included; the time to the first token is that of one
-prompt alone. ``bandwidth_share`` is what decoding one sequence reads of the weights in a second,
-over what this machine was seen to read in the same run.
+For each batch size all generate greedily from prompts of a hundred tokens, in turns, and the best
+of the turns counts: neighbours on the machine make runs slower, never faster. Rates count output
+tokens over the whole time, prefill included; the time to the first token is that of one prompt
+alone. ``bandwidth_share`` is what decoding one sequence reads of the weights in a second, over what
+this machine was seen to read in the same run.
+
+Over HTTP a batch is as many requests at once, each answered in one piece, and the time is that from
+the first one's sending to the last one's answer.
 
 The last line is JSON: by batch size headway_tok_s, transformers_tok_s and their ratio, and the
-figures above. With --http also http_tok_s by the number of requests at once, and
-http_cpu_ms_per_token of each process: two cores have 2,000 / http_tok_s, and what is left of that
-went into waiting.
+figures above. With --http also http_tok_s, and http_share, which is the median over the turns of
+that rate over headway's of the same turn. ``cpu_ms_per_token`` are those of each one's processes in
+its best turn: two cores have 2,000 / tok_s, and what is left of that went into waiting.
 """
 
 import argparse
-import asyncio
 import json
-import os
-import random
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from bench.figures import cpu_s
+from bench.engine_contenders import (
+    BATCHES,
+    MODEL,
+    Contender,
+    Headway,
+    OverHttp,
+    Prompts,
+    Transformers,
+)
 from bench.stack import Stack
-from executor_svc.core.engine import LeaseRequest, SamplingParams
-from executor_svc.torch_engine.config import EngineConfig
-from executor_svc.torch_engine.engine import TorchEngine
 
-MODEL = "bench"
-BATCHES = (1, 8, 32)
-NUM_PROMPT_TOKENS = 100
 _READ_BYTES = 1 << 30
 
 QWEN3_06B: dict[str, Any] = {
@@ -73,68 +77,6 @@ def make_checkpoint(folder: Path, shape: dict[str, Any]) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-class Prompts:
-    """Random ones, never the same again, so that no cache helps."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self._random = random.Random(0)
-        self._vocab_size = vocab_size
-
-    def take(self, count: int) -> list[list[int]]:
-        """So many prompts as token ids."""
-        return [
-            [self._random.randrange(self._vocab_size) for _ in range(NUM_PROMPT_TOKENS)]
-            for _ in range(count)
-        ]
-
-
-class Headway:
-    """Our engine, driven as its worker drives it."""
-
-    def __init__(self, folder: Path, prompts: Prompts, num_threads: int) -> None:
-        self._prompts = prompts
-        self._engine = TorchEngine(
-            EngineConfig(
-                models=((MODEL, str(folder)),), max_num_seqs=max(BATCHES), num_threads=num_threads
-            )
-        )
-        self._num_leases = 0
-
-    def generate(self, batch: int, num_tokens: int) -> None:
-        """Each of the batch's sequences to its end."""
-        params = SamplingParams(num_tokens, temperature=0.0, ignore_eos=True)
-        for prompt in self._prompts.take(batch):
-            self._num_leases += 1
-            self._engine.add(LeaseRequest(self._num_leases, MODEL, prompt, params))
-        num_made = 0
-        while self._engine.has_work():
-            num_made += len(self._engine.step().key)
-        assert num_made == batch * num_tokens
-
-
-class Transformers:
-    """``generate`` of the transformers package."""
-
-    def __init__(self, folder: Path, prompts: Prompts) -> None:
-        self._prompts = prompts
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        self._model.generation_config.eos_token_id = None
-        self._model.generation_config.pad_token_id = 0
-
-    def generate(self, batch: int, num_tokens: int) -> None:
-        """Each of the batch's sequences to its end."""
-        tokens = torch.tensor(self._prompts.take(batch))
-        with torch.inference_mode():
-            out = self._model.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=num_tokens,
-                min_new_tokens=num_tokens,
-                do_sample=False,
-            )
-        assert out.shape == (batch, NUM_PROMPT_TOKENS + num_tokens)
-
-
 def took_s(work: Callable[[], object]) -> float:
     """Seconds on the wall: all threads count."""
     started_s = time.perf_counter()
@@ -148,37 +90,54 @@ def read_bytes_per_s() -> float:
     return _READ_BYTES / min(took_s(data.sum) for _ in range(8))
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a batch went."""
+
+    tok_s: float
+    cpu_ms_per_token: dict[str, float]  # by process
+
+    @staticmethod
+    def of(contender: Contender, batch: int, num_tokens: int) -> "Turn":
+        before_s = contender.cpu_s()
+        seconds = took_s(partial(contender.generate, batch, num_tokens))
+        after_s, count = contender.cpu_s(), batch * num_tokens
+        cost = {name: round(1e3 * (after_s[name] - before_s[name]) / count, 2) for name in after_s}
+        return Turn(count / seconds, cost)
+
+
 def side_by_side(
-    ours: Headway,
-    theirs: Transformers,
-    batches: tuple[int, ...],
-    num_tokens: int,
-    num_turns: int,
+    contenders: Mapping[str, Contender], batches: tuple[int, ...], num_tokens: int, num_turns: int
 ) -> dict[str, Any]:
-    """Best rates by batch size, and times to the first token."""
+    """Rates by batch size, and times to the first token."""
     figures: dict[str, Any] = {}
     for batch in batches:
-        best = {"headway": 0.0, "transformers": 0.0}
+        turns: dict[str, list[Turn]] = {name: [] for name in contenders}
         for _ in range(num_turns):
-            for name, engine in (("headway", ours), ("transformers", theirs)):
-                seconds = took_s(partial(engine.generate, batch, num_tokens))
-                best[name] = max(best[name], batch * num_tokens / seconds)
-        ratio = best["headway"] / best["transformers"]
-        print(
-            f"batch {batch:2}: {best['headway']:7.1f} tok/s, "
-            f"transformers {best['transformers']:7.1f}, ratio {ratio:.2f}",
-            flush=True,
-        )
-        figures[str(batch)] = {
-            "headway_tok_s": round(best["headway"], 1),
-            "transformers_tok_s": round(best["transformers"], 1),
-            "ratio": round(ratio, 2),
-        }
-    for name, engine in (("headway", ours), ("transformers", theirs)):
-        first_s = min(took_s(partial(engine.generate, 1, 1)) for _ in range(2 * num_turns))
+            for name, contender in contenders.items():
+                turns[name].append(Turn.of(contender, batch, num_tokens))
+        figures[str(batch)] = found = _compared(turns)
+        print(f"batch {batch}: {found}", flush=True)
+    for name, contender in contenders.items():
+        first_s = min(took_s(partial(contender.generate, 1, 1)) for _ in range(2 * num_turns))
         print(f"first token of one prompt, {name}: {first_s * 1e3:.0f} ms", flush=True)
         figures[f"{name}_first_token_ms"] = round(first_s * 1e3)
     return figures
+
+
+def _compared(turns: Mapping[str, list[Turn]]) -> dict[str, Any]:
+    """The best turn of each, and what one contender has of another."""
+    found: dict[str, Any] = {}
+    best = {name: max(turns[name], key=lambda turn: turn.tok_s) for name in turns}
+    for name, turn in best.items():
+        found[f"{name}_tok_s"] = round(turn.tok_s, 1)
+        found[f"{name}_cpu_ms_per_token"] = turn.cpu_ms_per_token
+    found["ratio"] = round(best["headway"].tok_s / best["transformers"].tok_s, 2)
+    if "http" in turns:
+        pairs = zip(turns["http"], turns["headway"], strict=True)
+        shares = [there.tok_s / here.tok_s for there, here in pairs]
+        found["http_share"] = round(statistics.median(shares), 2)
+    return found
 
 
 def decode_step_s(engine: Headway, num_tokens: int, num_turns: int) -> float:
@@ -193,61 +152,15 @@ def weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-async def _http_rate(url: str, prompts: list[list[int]], num_tokens: int) -> float:
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-
-        async def one(prompt: list[int]) -> None:
-            body = {"model": MODEL, "prompt": prompt, "max_tokens": num_tokens, "temperature": 0}
-            answer = await client.post("/v1/completions", json={**body, "ignore_eos": True})
-            assert answer.json()["usage"]["completion_tokens"] == num_tokens, answer.text
-
-        started_s = time.perf_counter()
-        await asyncio.gather(*map(one, prompts))
-        return len(prompts) * num_tokens / (time.perf_counter() - started_s)
-
-
-def over_http(
-    folder: Path,
-    prompts: Prompts,
-    batches: tuple[int, ...],
-    num_tokens: int,
-    num_threads: int,
-    num_turns: int,
-) -> dict[str, Any]:
-    """Output tokens a second through gateway and scheduler, and what each process took for them."""
+def start_stack(folder: Path, num_threads: int) -> Stack:
+    """One executor with the same model and threads."""
     settings = {
         "model": folder,
         "model_name": MODEL,
         "max_num_seqs": max(BATCHES),
         "num_threads": num_threads,
     }
-    rates: dict[str, float] = {}
-    costs: dict[str, dict[str, float]] = {}
-    with Stack.start(engine="torch", executor=settings) as stack:
-        processes = {
-            "executor": stack.executors[0].pid,
-            "scheduler": stack.scheduler.pid,
-            "gateway": stack.gateway.pid,
-            "client": os.getpid(),
-        }
-        for batch in batches:
-            key = str(batch)
-            rates[key] = 0.0
-            for _ in range(num_turns):
-                before_s = {name: cpu_s(pid) for name, pid in processes.items()}
-                rate = asyncio.run(_http_rate(stack.gateway_url, prompts.take(batch), num_tokens))
-                if rate > rates[key]:
-                    rates[key] = round(rate, 1)
-                    costs[key] = {
-                        name: round(1e3 * (cpu_s(pid) - before_s[name]) / batch / num_tokens, 2)
-                        for name, pid in processes.items()
-                    }
-            spent = ", ".join(f"{name} {cost:.2f}" for name, cost in costs[key].items())
-            print(
-                f"over HTTP, {batch:2} at once: {rates[key]:7.1f} tok/s; CPU ms a token: {spent}",
-                flush=True,
-            )
-    return {"http_tok_s": rates, "http_cpu_ms_per_token": costs}
+    return Stack.start(engine="torch", executor=settings)
 
 
 def main() -> None:
@@ -272,9 +185,13 @@ def main() -> None:
             make_checkpoint(folder, shape)
         prompts = Prompts(json.loads((folder / "config.json").read_text())["vocab_size"])
         ours = Headway(folder, prompts, num_threads)
-        theirs = Transformers(folder, prompts)
-        figures = side_by_side(ours, theirs, batches, arguments.tokens, num_turns)
-        del theirs
+        contenders: dict[str, Contender] = {"headway": ours}
+        with ExitStack() as exits:
+            if arguments.http:
+                stack = exits.enter_context(start_stack(folder, num_threads))
+                contenders["http"] = OverHttp(stack, prompts)
+            contenders["transformers"] = Transformers(folder, prompts)
+            figures = side_by_side(contenders, batches, arguments.tokens, num_turns)
         ceiling = read_bytes_per_s()
         step_s = decode_step_s(ours, arguments.tokens, num_turns)
         share = weight_bytes(folder) / step_s / ceiling
@@ -282,9 +199,6 @@ def main() -> None:
             f"decoding one: {step_s * 1e3:.1f} ms a token, {share:.0%} of {ceiling / 1e9:.0f} GB/s"
         )
         figures |= {"bandwidth_gb_s": round(ceiling / 1e9, 1), "bandwidth_share": round(share, 2)}
-        del ours
-        if arguments.http:
-            figures |= over_http(folder, prompts, batches, arguments.tokens, num_threads, num_turns)
     print(json.dumps(figures))
 
 

@@ -54,12 +54,11 @@ def test_engine() -> None:
     """Beside transformers and over HTTP."""
     figures = figures_of("bench-engine", "--quick", "--batches", "1", "2", "--tokens=3")
     for batch in ("1", "2"):
-        positive(figures[batch], "headway_tok_s", "transformers_tok_s")
-        positive(figures["http_tok_s"], batch)
-        assert list(figures["http_cpu_ms_per_token"][batch]) == [
+        positive(figures[batch], "headway_tok_s", "http_tok_s", "transformers_tok_s", "http_share")
+        assert list(figures[batch]["http_cpu_ms_per_token"]) == [
             *("executor", "scheduler", "gateway", "client")
         ]
-    positive(figures, "headway_first_token_ms", "bandwidth_gb_s")
+    positive(figures, "headway_first_token_ms", "http_first_token_ms", "bandwidth_gb_s")
 
 
 def test_exactness() -> None:
