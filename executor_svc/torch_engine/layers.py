@@ -7,15 +7,19 @@ imported where it is called, since only CUDA's torch brings Triton.
 import math
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from executor_svc.torch_engine.config import Llama3Scaling
 
 
 class RMSNorm:
-    """Root mean square norm over the last dimension, computed in float32."""
+    """Root mean square norm over the last dimension, computed in float32.
 
-    def __init__(self, weight: Tensor, eps: float) -> None:  # [dim]
+    Each of several heads may have a weight of its own; not on a GPU.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:  # [dim] or [heads, dim]
         self.weight = weight
         self.eps = eps
 
@@ -24,9 +28,7 @@ class RMSNorm:
             from executor_svc.torch_engine.kernels.elementwise import rms_norm
 
             return rms_norm(x, self.weight, self.eps)
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight
+        return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
     def of_sum(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # [rows, dim] each
         """The norm of x + y, and x + y."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from executor_svc.torch_engine.attention.base import AttentionBackend
 from executor_svc.torch_engine.config import ModelSpec
-from executor_svc.torch_engine.layers import Rotary
+from executor_svc.torch_engine.layers import RMSNorm, Rotary
 from executor_svc.torch_engine.linear import pad_rows
 from executor_svc.torch_engine.models.collectives import ALONE, Collectives
 from executor_svc.torch_engine.models.experts import Experts, Mlp
@@ -55,17 +55,13 @@ class Attention:
         self._spec, self._layer_index = spec, layer_index
         self._qkv = weights.linear("q_proj", "k_proj", "v_proj", has_bias=spec.has_qkv_bias)
         self._out = weights.linear("o_proj")
-        self._q_norm = self._k_norm = None
+        self._norms: tuple[Tensor, Tensor, float] | None = None  # of query and key heads
+        self._norm: RMSNorm | None = None  # the same, of all these heads
         if spec.has_qk_norm:
-            self._q_norm = weights.norm("q_norm", spec.rms_norm_eps)
-            self._k_norm = weights.norm("k_norm", spec.rms_norm_eps)
-
-    @property
-    def _norms(self) -> tuple[Tensor, Tensor, float] | None:
-        """Of queries and keys, for the kernel that does it all at once."""
-        if self._q_norm is None or self._k_norm is None:
-            return None
-        return self._q_norm.weight, self._k_norm.weight, self._spec.rms_norm_eps
+            q, k = weights.tensor("q_norm.weight"), weights.tensor("k_norm.weight")
+            self._norms = q, k, spec.rms_norm_eps
+            both = torch.cat([q.expand(spec.num_heads, -1), k.expand(spec.num_kv_heads, -1)])
+            self._norm = RMSNorm(both, spec.rms_norm_eps)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:  # [rows, hidden]
         spec = self._spec
@@ -76,10 +72,11 @@ class Attention:
             target = paged.target(self._layer_index)
             q = rotate_and_store(heads, spec.num_heads, step.angles, self._norms, *target)
             return self._out(paged.attend(self._layer_index, q))
-        q, k, v = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
-        if self._q_norm is not None and self._k_norm is not None:
-            q, k = self._q_norm(q), self._k_norm(k)
-        q, k = Rotary.apply(q, *step.angles), Rotary.apply(k, *step.angles)
+        turned, v = heads.split([spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        if self._norm is not None:
+            turned = self._norm(turned)
+        turned = Rotary.apply(turned, *step.angles)
+        q, k = turned.split([spec.num_heads, spec.num_kv_heads], dim=1)
         return self._out(step.backend.run(self._layer_index, q, k, v))
 
 
