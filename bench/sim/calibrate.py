@@ -111,14 +111,18 @@ def non_negative_least_squares(matrix: np.ndarray, wanted: np.ndarray) -> np.nda
 
 
 def drive(engine: Engine, clock: Callable[[], float], num_repeats: int) -> list[Row]:
-    """Put an engine through all kinds of steps; its first model, which must be resident."""
+    """Put an engine through all kinds of steps; its first model, which must be resident.
+
+    Repeats are as far apart as they can be, so that not all of one kind fall into the same rush.
+    """
     keys = itertools.count(1, 16)
-    _run(engine, 2, 8, 1, keys, clock)  # first steps load code and memory
+    _run(engine, 2, 8, keys, clock)  # first steps load code and memory
     return [
         step
+        for _ in range(num_repeats)
         for num_sequences in _BATCHES
         for num_prompt_tokens in _PROMPTS
-        for step in _run(engine, num_sequences, num_prompt_tokens, num_repeats, keys, clock)
+        for step in _run(engine, num_sequences, num_prompt_tokens, keys, clock)
     ]
 
 
@@ -126,24 +130,20 @@ def _run(
     engine: Engine,
     num_sequences: int,
     num_prompt_tokens: int,
-    num_repeats: int,
     keys: "itertools.count[int]",
     clock: Callable[[], float],
 ) -> list[Row]:
-    """The steps of one batch, some times over."""
+    """The steps of one batch."""
+    for number in range(num_sequences):
+        prompt = [1 + (number * 7 + offset * 3) % 200 for offset in range(num_prompt_tokens)]
+        params = SamplingParams(max_tokens=_NUM_TOKENS, seed=number, ignore_eos=True)
+        engine.add(LeaseRequest(next(keys), engine.models[0].name, prompt, params))
     steps = []
-    for repeat in range(num_repeats):
-        for number in range(num_sequences):
-            # no two prompts share a prefix that a cache could serve
-            start = 1 + (repeat * num_sequences + number) * 7
-            prompt = [start + offset * 3 % 200 for offset in range(num_prompt_tokens)]
-            params = SamplingParams(max_tokens=_NUM_TOKENS, seed=number, ignore_eos=True)
-            engine.add(LeaseRequest(next(keys), engine.models[0].name, prompt, params))
-        while engine.has_work():
-            began = clock()
-            output = engine.step()
-            ms = (clock() - began) * 1000
-            steps.append(Row(output.num_decoded, output.num_prefilled, ms))
+    while engine.has_work():
+        began = clock()
+        output = engine.step()
+        ms = (clock() - began) * 1000
+        steps.append(Row(output.num_decoded, output.num_prefilled, ms))
     return steps
 
 
@@ -168,6 +168,7 @@ def _engine(name: str, model: str) -> tuple[Engine, Callable[[], float]]:
         max_num_seqs=max(_BATCHES),
         max_num_batched_tokens=_MAX_BATCHED_TOKENS,
         num_threads=1,
+        enable_prefix_caching=False,
         max_model_len=max(_PROMPTS) + _NUM_TOKENS,
     )
     return TorchEngine(config), time.process_time
