@@ -7,7 +7,8 @@ the same formulas as in the simulator, for those that came in the first minute, 
 is still to be learned, and for the others. Beside them stands what the simulator makes of the same
 jobs. While a request waits it asks for its position once a second, and each rise must have a cause
 in the scheduler's decision log. Ends with one line of JSON, and with exit status 1 if a rise has
-none. The clients say their exact output length as max_tokens.
+none. The clients say their exact output length as max_tokens. ``--simulate N`` starts nothing and
+gives the simulator's figures for N seeds together.
 """
 
 import argparse
@@ -116,9 +117,8 @@ def _note_rises(rises: Rises, model: str, positions: list[int], marks: list[int]
             rises.seen.append((model, marks[number - 1], last))
 
 
-async def measure(stack: Stack, load: float, seconds: int, seed: int) -> dict[str, object]:
-    """Run the workload and hold what was said against what came."""
-    jobs = draw(
+def _jobs(load: float, seconds: int, seed: int) -> list[Job]:
+    return draw(
         "synthetic",
         num_models=NUM_MODELS,
         fleet=FLEET,
@@ -127,6 +127,11 @@ async def measure(stack: Stack, load: float, seconds: int, seed: int) -> dict[st
         seconds=seconds,
         seed=seed,
     )
+
+
+async def measure(stack: Stack, load: float, seconds: int, seed: int) -> dict[str, object]:
+    """Run the workload and hold what was said against what came."""
+    jobs = _jobs(load, seconds, seed)
     rises = Rises(stack.scheduler)
     async with connect(stack.scheduler_address, max_message_bytes=1 << 24) as channel:
         stub, began_s = Stub(channel), time.monotonic()
@@ -167,7 +172,15 @@ def main() -> int:
     parser.add_argument("--load", type=int, default=70, help="percent of the slot time")
     parser.add_argument("--seconds", type=int, default=180, help="length of the arrivals")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--simulate", type=int, default=0, help="seeds 1 to N, no processes")
     arguments = parser.parse_args()
+    load = arguments.load / 100
+    if arguments.simulate:
+        seeds = range(1, arguments.simulate + 1)
+        records = [r for n in seeds for r in _simulated(_jobs(load, arguments.seconds, n))]
+        about = {"bench": "eta", "load": load, "seeds": arguments.simulate}
+        print(json.dumps({**about, "simulated": _cold_and_warm(records)}))
+        return 0
     executor = {
         "max_models": FLEET.max_models,
         "max_num_seqs": FLEET.num_slots,
@@ -181,7 +194,6 @@ def main() -> int:
         executor=executor,
         has_gateway=False,
     ) as stack:
-        load = arguments.load / 100
         figures = uvloop.run(measure(stack, load, arguments.seconds, arguments.seed))
     print(json.dumps({"bench": "eta", "load": load, "seed": arguments.seed, **figures}))
     return 1 if figures["num_unexplained_rises"] else 0

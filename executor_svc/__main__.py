@@ -20,6 +20,7 @@ from executor_svc.core.session import Session
 from executor_svc.link import Link
 from executor_svc.mock_engine import MockConfig, MockEngine
 from executor_svc.settings import ExecutorSettings
+from executor_svc.step_log import StepLog
 from executor_svc.stream import AttachRefusedError
 from executor_svc.worker import EngineDiedError, Worker
 from headway import logs
@@ -36,9 +37,20 @@ def main() -> None:
     logs.configure("executor", settings.log_level)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     worker = Worker(
-        functools.partial(build_engine, settings), max_backlog_tokens=settings.max_backlog_tokens
+        functools.partial(build_engine, settings),
+        max_backlog_tokens=settings.max_backlog_tokens,
+        step_log=_open_step_log(settings),
     )
     sys.exit(uvloop.run(serve(settings, worker)))
+
+
+def _open_step_log(settings: ExecutorSettings) -> StepLog | None:
+    if settings.step_log is None:
+        return None
+    try:
+        return StepLog(settings.step_log, max_bytes=settings.max_step_log_bytes)
+    except OSError as error:
+        sys.exit(f"headway-executor: step_log: {error}")
 
 
 def build_engine(settings: ExecutorSettings) -> Engine:

@@ -186,7 +186,8 @@ class MockEngine:
             output.prompt_scores += early.prompt_scores
         self._early.clear()
         started_s = time.monotonic()
-        num_prefill_tokens = self._join()
+        output.num_decoded = len(self._rows)
+        output.num_prefilled = num_prefill_tokens = self._join()
         for _ in range(self._config.tokens_per_step):
             if not self._rows:
                 break

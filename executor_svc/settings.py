@@ -59,6 +59,14 @@ class ExecutorSettings(Settings):
     max_backlog_tokens: int = Field(
         1 << 20, ge=1, le=1 << 30, description="The engine pauses past this many untaken tokens."
     )
+    step_log: Path | None = Field(
+        None,
+        description="File that gets a line of JSON for each step of the engine: what it computed, "
+        "how long it took. Unset: none.",
+    )
+    max_step_log_bytes: int = Field(
+        64 << 20, ge=1_000, le=1 << 40, description="Size of that file; later steps are left out."
+    )
     max_leases: int = Field(
         10_000,
         ge=1,

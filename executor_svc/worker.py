@@ -38,6 +38,7 @@ from executor_svc.core.messages import (
     ModelLoadFailed,
     StartLease,
 )
+from executor_svc.step_log import StepLog
 
 Answer = LeaseRefused | ModelLoaded | ModelLoadFailed
 
@@ -66,11 +67,18 @@ class Work:
 class Worker:
     """Builds the engine, and runs it from ``start`` to ``close``. Raises what ``build`` raises."""
 
-    def __init__(self, build: Callable[[], Engine], *, max_backlog_tokens: int) -> None:
+    def __init__(
+        self,
+        build: Callable[[], Engine],
+        *,
+        max_backlog_tokens: int,
+        step_log: StepLog | None = None,
+    ) -> None:
         assert max_backlog_tokens > 0
         self.engine: Engine  # for its description, until the start
         self.num_steps = 0  # since then; stands still while the engine hangs
         self._max_backlog_tokens = max_backlog_tokens
+        self._step_log = step_log
         self._condition = threading.Condition()
         self._notify: Callable[[], object] = lambda: None
         # Guarded by the condition:
@@ -132,7 +140,7 @@ class Worker:
                 answers = [a for a in map(self._obey, commands) if a is not None]
                 output = StepOutput()
                 if self.engine.has_work():
-                    output = self.engine.step()
+                    output = self._step()
                     self.num_steps += 1
                 self._deliver(Work(output, answers))
             self.engine.close()
@@ -140,6 +148,14 @@ class Worker:
             with self._condition:
                 self._fault = fault
             self._notify()
+        finally:
+            if self._step_log is not None:
+                self._step_log.close()
+
+    def _step(self) -> StepOutput:
+        if self._step_log is None:
+            return self.engine.step()
+        return self._step_log.step(self.engine)
 
     def _next_commands(self) -> list[Effect] | None:
         """Wait until there is something to do; None when the worker is to end."""
@@ -209,4 +225,6 @@ def _merge(work: Work, new: Work) -> None:
     into.failures += output.failures
     into.prompt_scores += output.prompt_scores
     into.num_cached |= output.num_cached
+    into.num_decoded += output.num_decoded
+    into.num_prefilled += output.num_prefilled
     work.answers += new.answers

@@ -11,7 +11,9 @@
   least service / fair share, Jain = (sum x)^2 / (n sum x^2). Tenants with under 5 requests are
   left out.
 - ETA: what the policy said right after arrival to a request that had to wait, against the time to
-  its first grant. bias = mean(said - real), p90 of |said - real| / real, share within 25 %.
+  its first grant. bias = mean(said - real), also of the first, middle and last third of them, since
+  a run begins with nothing learned and ends with nobody coming any more; p90 of
+  |said - real| / real, share within 25 %.
 """
 
 from collections import Counter, defaultdict
@@ -24,6 +26,7 @@ from bench.sim.journal import Journal, Record
 from bench.sim.workload import HOG, Job
 
 RARE = "rare"
+THIRDS = ("first", "middle", "last")
 _LEAST_REQUESTS = 5
 Figures = dict[str, Any]
 
@@ -115,7 +118,7 @@ def eta(records: Iterable[Record]) -> Figures | None:
     waited = [r for r in records if r.has_waited and r.granted_ms is not None]
     said = [
         (record.estimated_wait_ms, record.granted_ms - record.job.due_ms)
-        for record in waited
+        for record in sorted(waited, key=lambda record: record.job.due_ms)
         if record.estimated_wait_ms is not None and record.granted_ms is not None
     ]
     if not said:
@@ -127,6 +130,10 @@ def eta(records: Iterable[Record]) -> Figures | None:
         "num": len(said),
         "num_unknown": len(waited) - len(said),
         "bias_s": float(error.mean()),
+        **{
+            f"{name}_bias_s": float(part.mean()) if len(part) else 0.0
+            for name, part in zip(THIRDS, np.array_split(error, 3), strict=True)
+        },
         "p90_relative_error": float(np.quantile(relative, 0.9)),
         "share_within_25_percent": float((relative <= 0.25).mean()),
     }

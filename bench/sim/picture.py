@@ -29,6 +29,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1280px; margin: 2rem aut
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(380px, 1fr)); gap: 1rem; }
 figure { margin: 0; } figcaption { font-weight: 600; }
 figcaption small, .dim { color: var(--dim); font-weight: 400; }
+figcaption small { display: block; }
 svg { width: 100%; height: auto; } svg text { fill: var(--dim); font-size: 11px; }
 .grid { stroke: var(--line); } .bound { stroke: var(--ink); stroke-dasharray: 4 4; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -36,6 +37,7 @@ th, td { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; } .wide { overflow-x: auto; }
 .key { display: flex; flex-wrap: wrap; gap: 1rem; } .key i { display: inline-block;
   width: 1.6em; height: .25em; margin-right: .4em; vertical-align: middle; }
+.key .promise { height: 0; border-top: 2px dashed var(--ink); }
 """
 
 Line = tuple[str, str, list[tuple[float, float]]]  # (name, colour, points)
@@ -55,16 +57,20 @@ def page(rows: Rows, about: Mapping[str, object]) -> str:
         f"<title>Headway: policies compared</title><style>{_STYLE}</style>"
         "<h1>Who waits, and how long</h1>"
         f'<p class="dim">Simulated with the production core. {escape(settings)}</p>'
-        f"{_key(colours)}"
+        f"{_key(colours, rows)}"
         f'<div class="charts">{"".join(charts)}</div>{"".join(tables)}</html>\n'
     )
 
 
-def _key(colours: Mapping[str, str]) -> str:
-    items = (
+def _key(colours: Mapping[str, str], rows: Rows) -> str:
+    items = [
         f'<span><i style="background:{colour}"></i>{escape(name)}</span>'
         for name, colour in colours.items()
-    )
+    ]
+    items += [
+        f'<span><i class="promise"></i>{escape(name)}, for the rare model</span>'
+        for name, _, _ in _bounds(rows)
+    ]
     return f'<p class="key">{"".join(items)}</p>'
 
 
@@ -121,7 +127,7 @@ def _figure(title: str, note: str, lines: Sequence[Line], unit: str, ticks: Sequ
             round(_HEIGHT - _BOTTOM - y / top * (_HEIGHT - _TOP - _BOTTOM), 1),
         )
 
-    drawn = "".join(_draw(line, place) for line in lines)
+    drawn = "".join(_draw(line, place) for line in reversed(lines))  # the first one on top
     return (
         f"<figure><figcaption>{escape(title)} <small>{escape(note)}</small></figcaption>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.sim.journal import UNEXPLAINED
-from bench.sim.metrics import Figures
+from bench.sim.metrics import THIRDS, Figures
 
 # heading, key, format
 COLUMNS = (
@@ -57,11 +57,12 @@ def _line(name: str, cells: list[str]) -> str:
 
 def _eta(row: Figures) -> str:
     eta = row["eta"]
+    thirds = " / ".join(f"{eta[f'{name}_bias_s']:+.1f}" for name in THIRDS)
     rises, unexplained = sum(row["rises"].values()), row["rises"].get(UNEXPLAINED, 0)
     causes = ", ".join(f"{cause} {number}" for cause, number in list(row["rises"].items())[:4])
     return (
         f"ETA of {eta['num']:.0f} a run ({eta['num_unknown']:.0f} unknown): "
-        f"bias {eta['bias_s']:+.1f} s, "
+        f"bias {eta['bias_s']:+.1f} s (by thirds {thirds}), "
         f"p90 of |error|/wait {eta['p90_relative_error']:.2f}, "
         f"within 25 % {eta['share_within_25_percent']:.0%}; "
         f"positions that rose {rises} of {row['num_positions']}, unexplained {unexplained}"

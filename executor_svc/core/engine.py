@@ -180,6 +180,9 @@ class StepOutput:
     ``top_token_id`` and ``top_logprob``, one entry's after the other's. ``prompt_scores`` come once
     for each lease that asked, at the latest with the first token of its samples. ``num_cached``
     has, once for each lease, how many prompt tokens a cache had when it began.
+
+    ``num_decoded`` and ``num_prefilled`` say what the step computed: rows of one token, and the
+    tokens of longer chunks, whatever came of them.
     """
 
     key: list[int] = field(default_factory=list)
@@ -193,6 +196,8 @@ class StepOutput:
     top_logprob: list[float] = field(default_factory=list)
     prompt_scores: list[PromptScores] = field(default_factory=list)
     num_cached: dict[int, int] = field(default_factory=dict)
+    num_decoded: int = 0
+    num_prefilled: int = 0
 
 
 @dataclass(frozen=True, slots=True)

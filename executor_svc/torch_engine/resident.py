@@ -162,6 +162,9 @@ class ResidentModel:
         if self._compiling:
             self._take_compiled(output)
         chunks = self._batcher.schedule()
+        num_decoded = sum(chunk.num_tokens == 1 for chunk in chunks)
+        output.num_decoded += num_decoded
+        output.num_prefilled += sum(chunk.num_tokens for chunk in chunks) - num_decoded
         if self._fresh:
             self._tell_cached(chunks, output)
         flight = self._launch(chunks, output) if chunks else None

@@ -1,9 +1,11 @@
 """How far predicted waits were off, by kind of prediction: the last correction of an ETA.
 
-Rule: an estimate is ``raw x factor``, one factor for each (situation, distance). Now and then the
-raw estimate of a new request is kept; when it is granted its factor moves by a small part of the
-logarithm of what was still missing, so it settles where as many waits turn out longer as shorter.
-That holds what no formula here knows: tenants that will overtake, models that come and go.
+Rule: an estimate is ``raw x factor``, one factor for each (situation, distance, part of its own
+tenant). Now and then the raw estimate of a new request is kept; when it is granted its factor moves
+by a small part of the logarithm of what was still missing, cut to ``_MOST``, so it settles about
+where as many waits turn out longer as shorter. That holds what no formula here knows: models that
+come and go, and tenants that will overtake. These overtake most whoever stands behind the backlog
+of its own tenant, since a tenant that asks for less than its fair part goes first (fairness.py).
 """
 
 from dataclasses import dataclass
@@ -14,18 +16,23 @@ _EVERY_MS = 200
 _MAX_SAMPLES = 1_000
 # part of the error that one sample corrects: 1 / _FIRST of the first one, less of each later one
 # until this much; the most that an error counts, and the factors' bounds
-_GAIN, _FIRST = 0.02, 8
-_MOST = 1.0
+_GAIN, _FIRST = 0.005, 8
+_MOST = 0.5
 _LEAST_FACTOR, _LARGEST_FACTOR = 0.1, 10.0
-_NOTHING_YET = (1.0, 0)
+# Where nothing was learned: a model with slots is taken at its word; that a place comes later than
+# it looks, since whoever comes may go before, holds at every load that was simulated.
+HOME = "home"
+_FIRST_AT_HOME, _FIRST_ELSEWHERE = 1.0, 1.25
 
-# (situation, distance): what an estimate was made of
-Kind = tuple[str, int]
+# (situation, distance, part of its own tenant): what an estimate was made of
+Kind = tuple[str, int, int]
 
 
-def kind(situation: str, position: int) -> Kind:
-    """Distances go by powers of four: 0, 1 to 3, 4 to 15, 16 to 63, beyond."""
-    return situation, min(4, (position.bit_length() + 1) // 2)
+def kind(situation: str, position: int, num_own: int) -> Kind:
+    """Distances go by powers of four: 0, 1 to 3, 4 to 15, 16 to 63, beyond. From the third on they
+    are told apart by the part of its own tenant in what goes before, in quarters."""
+    distance = min(4, (position.bit_length() + 1) // 2)
+    return situation, distance, min(3, 4 * num_own // position) if distance > 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class Calibration:
 
     def corrected(self, kind: Kind, raw_ms: float) -> int:
         """The estimate to give."""
-        return round(raw_ms * self._factors.get(kind, _NOTHING_YET)[0])
+        return round(raw_ms * self._factor(kind)[0])
 
     def wants_sample(self, now_ms: int) -> bool:
         """Whether it is time to keep one."""
@@ -65,7 +72,13 @@ class Calibration:
         sample = self._samples.pop(arrival, None)
         if sample is None or now_ms <= sample.since_ms:
             return
-        factor, num = self._factors.get(sample.kind, _NOTHING_YET)
+        factor, num = self._factor(sample.kind)
         error = log((now_ms - sample.since_ms) / max(1.0, factor * sample.raw_ms))
         factor *= exp(max(_GAIN, 1 / (num + _FIRST)) * max(-_MOST, min(_MOST, error)))
         self._factors[sample.kind] = max(_LEAST_FACTOR, min(_LARGEST_FACTOR, factor)), num + 1
+
+    def _factor(self, kind: Kind) -> tuple[float, int]:
+        known = self._factors.get(kind)
+        if known is None:
+            return _FIRST_AT_HOME if kind[0] == HOME else _FIRST_ELSEWHERE, 0
+        return known

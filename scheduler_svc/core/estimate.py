@@ -24,6 +24,8 @@ measured for at least one mean lease, since before that the slots that happened 
 look fast.
 """
 
+from typing import NamedTuple
+
 from scheduler_svc.core import calibration, priority
 from scheduler_svc.core.answers import RequestStatus
 from scheduler_svc.core.calibration import Calibration, Kind
@@ -38,6 +40,13 @@ from scheduler_svc.core.queue import Queue
 _DOOR_RATE_MS = 100
 # "surely": this many times the mean time for a token, and for a lease to begin
 _SAFETY = 2.0
+
+
+class Ahead(NamedTuple):
+    """How many go before a request, and how many of them are of its own flow and tenant."""
+
+    num: int
+    num_own: int
 
 
 class Estimator:
@@ -63,7 +72,7 @@ class Estimator:
         model = record.request.model
         # a place is dear: it is asked for only where it will be of use
         if self._calibration.wants_sample(now_ms) and self._is_known(model, now_ms):
-            raw = self._raw(model, self.position(record), now_ms)
+            raw = self._raw(model, self.ahead(record), now_ms)
             assert raw is not None
             self._calibration.predicted(record.arrival, raw[0], raw[1], now_ms)
 
@@ -132,22 +141,24 @@ class Estimator:
     def status(self, record: RequestRecord, now_ms: int) -> RequestStatus:
         """Where a live request stands."""
         if record.lease is None:
-            return self.waiting(record, self.position(record), now_ms)
+            return self.waiting(record, self.ahead(record), now_ms)
         model = record.request.model
         wait_ms = self._remaining_ms(model, record.lease, now_ms)
         return RequestStatus(True, 0, self.depth(model), wait_ms, self.clamp(wait_ms))
 
-    def waiting(self, record: RequestRecord, position: int, now_ms: int) -> RequestStatus:
-        """Where a waiting request stands that so many go before."""
+    def waiting(self, record: RequestRecord, ahead: Ahead, now_ms: int) -> RequestStatus:
+        """Where a waiting request stands that these go before."""
         model = record.request.model
-        wait_ms = self._wait_ms(model, position, now_ms)
-        return RequestStatus(False, position, self.depth(model), wait_ms, self.clamp(wait_ms))
+        wait_ms = self._wait_ms(model, ahead, now_ms)
+        return RequestStatus(False, ahead.num, self.depth(model), wait_ms, self.clamp(wait_ms))
 
-    def position(self, record: RequestRecord) -> int:
-        """How many go before a waiting request, or may if others give up."""
+    def ahead(self, record: RequestRecord) -> Ahead:
+        """Who goes before a waiting request, or may if others give up."""
         request = record.request
         place = self._queue.bands[request.band][request.model].place(record)
-        return self._queue.num_before(request.band, request.model, place, self._shifts(request))
+        shifts = self._shifts(request)
+        num = self._queue.num_before(request.band, request.model, place, shifts)
+        return Ahead(num, place.num_own)
 
     def position_of_new(self, request: Request, arrival: int) -> int:
         """How many would go before a request that is not there yet."""
@@ -158,9 +169,9 @@ class Estimator:
         warmth = self._fleet.pool(request.model).warmth
         return {model: priority.shift(self._settings, warm) for model, warm in warmth.items()}
 
-    def _wait_ms(self, model: str, position: int, now_ms: int) -> int | None:
-        """Time until a request with so many before it is granted; None if nothing is known."""
-        raw = self._raw(model, position, now_ms)
+    def _wait_ms(self, model: str, ahead: Ahead, now_ms: int) -> int | None:
+        """Time until a request with these before it is granted; None if nothing is known."""
+        raw = self._raw(model, ahead, now_ms)
         return None if raw is None else self._calibration.corrected(*raw)
 
     def _is_known(self, model: str, now_ms: int) -> bool:
@@ -170,7 +181,7 @@ class Estimator:
         _, num_slots, coming = self._places(model, now_ms)
         return num_slots > 0 or bool(coming)
 
-    def _raw(self, model: str, position: int, now_ms: int) -> tuple[Kind, float] | None:
+    def _raw(self, model: str, ahead: Ahead, now_ms: int) -> tuple[Kind, float] | None:
         """The same before correction, and what it was made of."""
         slot_ms = self._mean_slot_ms(model)
         if slot_ms is None:
@@ -178,8 +189,8 @@ class Estimator:
         situation, num_slots, coming = self._places(model, now_ms)
         if not num_slots and not coming:
             return None
-        raw_ms = _served_in_ms(position + 1, max(1.0, slot_ms), num_slots, coming)
-        return calibration.kind(situation, position), raw_ms
+        raw_ms = _served_in_ms(ahead.num + 1, max(1.0, slot_ms), num_slots, coming)
+        return calibration.kind(situation, *ahead), raw_ms
 
     def _places(self, model: str, now_ms: int) -> tuple[str, int, list[tuple[float, int]]]:
         """How it stands with a model's places, its slots, and the slots that come: in so long,
@@ -193,7 +204,7 @@ class Estimator:
             left_ms = load.since_ms + (load.load_ms or 0) - now_ms
             coming.append((max(0, left_ms), executor.num_slots))
         if num_slots or coming:
-            return "home" if num_slots else "loading", num_slots, sorted(coming)
+            return calibration.HOME if num_slots else "loading", num_slots, sorted(coming)
         load_ms = fleet.offer(model).load_ms or 0
         reservation = fleet.reservations.get(model)
         if reservation is not None:
@@ -253,7 +264,7 @@ class Estimator:
 
     def retry_after_ms(self, model: str, now_ms: int) -> int:
         """When one more request for a known model would find the present backlog gone."""
-        return self.clamp(self._wait_ms(model, self.depth(model), now_ms))
+        return self.clamp(self._wait_ms(model, Ahead(self.depth(model), 0), now_ms))
 
     def clamp(self, wait_ms: int | None) -> int:
         """A wait as Retry-After; the minimum if it is not known."""

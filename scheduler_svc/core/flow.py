@@ -34,6 +34,8 @@ class Place(NamedTuple):
     num_before: int
     # the largest arrival among those before it and itself: no earlier than this is its turn
     turn: int
+    # how many of those before it are its tenant's
+    num_own: int = 0
 
 
 class Order:
@@ -219,7 +221,8 @@ class Flow:
             cost += its_cost
 
     def _before(self, tenant: str, num: int, start: float, arrival: int) -> Place:
-        """How many start earlier than ``start``; equal starts go by arrival."""
+        """Who starts earlier than ``start``, ``num`` of them its own; ties go by arrival."""
+        num_own = num
         num += len(self._returned)
         turn = max(arrival, self._returned.last.arrival if len(self._returned) else 0)
         for other, lane in self._lanes.items():
@@ -232,7 +235,7 @@ class Flow:
             if before:
                 num += before
                 turn = max(turn, lane.at(before - 1).arrival)
-        return Place(num, turn)
+        return Place(num, turn, num_own)
 
     def _rank(self, lane: Line, key: float) -> None:
         self._order.set(lane, key)

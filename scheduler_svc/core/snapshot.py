@@ -12,12 +12,14 @@ up, the older one goes before it: so its client counts that one, and hears the n
 one does.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
 from scheduler_svc.core import priority
 from scheduler_svc.core.answers import ExecutorRow, ModelRow, QueueRow, ReservationRow, Snapshot
 from scheduler_svc.core.domain import ExecutorRecord, RequestRecord, Reservation
+from scheduler_svc.core.estimate import Ahead
 from scheduler_svc.core.state import State
 
 
@@ -61,14 +63,18 @@ def _model_row(state: State, model: str) -> ModelRow:
 def _queue_rows(state: State, records: Iterator[RequestRecord], now_ms: int) -> Iterator[QueueRow]:
     """``records``: from the first on, as they will be granted."""
     num_before: dict[str, int] = {}
+    num_own: Counter[tuple[int, str, str]] = Counter()
     for record in records:
-        model = record.request.model
+        request = record.request
+        model, own = request.model, (request.band, request.model, request.tenant)
         pool = state.fleet.pool(model).warmth
-        yield _queue_row(state, record, sum(num_before.get(m, 0) for m in pool), now_ms)
+        ahead = Ahead(sum(num_before.get(m, 0) for m in pool), num_own[own])
+        yield _queue_row(state, record, ahead, now_ms)
         num_before[model] = num_before.get(model, 0) + 1
+        num_own[own] += 1
 
 
-def _queue_row(state: State, record: RequestRecord, position: int, now_ms: int) -> QueueRow:
+def _queue_row(state: State, record: RequestRecord, ahead: Ahead, now_ms: int) -> QueueRow:
     request = record.request
     waited_ms = now_ms - record.accepted_ms
     return QueueRow(
@@ -77,7 +83,7 @@ def _queue_row(state: State, record: RequestRecord, position: int, now_ms: int) 
         tenant=request.tenant,
         band=request.band,
         waited_ms=waited_ms,
-        status=state.estimator.waiting(record, position, now_ms),
+        status=state.estimator.waiting(record, ahead, now_ms),
         session_id=request.session_id,
         num_tokens=request.num_tokens,
         priority=priority.points(state.settings, waited_ms, state.fleet.warmth(request.model)),

@@ -72,6 +72,18 @@ def test_what_can_never_run_is_refused(
     assert not engine.has_work()
 
 
+def test_a_step_says_what_it_computed(qwen3: Path) -> None:
+    """Rows of one token apart from longer chunks; a prompt past the budget takes several steps."""
+    engine = build(qwen3, max_num_seqs=4, max_num_batched_tokens=8)
+    engine.add(lease(0, [5, 6, 7], PARAMS))
+    steps = [engine.step()]
+    engine.add(lease(16, list(range(20, 32)), PARAMS))
+    steps += [engine.step() for _ in range(3)]
+    assert [(step.num_decoded, step.num_prefilled) for step in steps] == [
+        *((0, 3), (1, 7), (1, 5), (2, 0))
+    ]
+
+
 def test_what_does_not_fit_the_blocks_is_refused(qwen3: Path) -> None:
     engine = build(qwen3, num_blocks=4, block_size=4)
     assert engine.models[0].max_context_tokens == 16

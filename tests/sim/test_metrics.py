@@ -43,6 +43,8 @@ def test_estimates_are_held_against_the_real_wait() -> None:
     figures = eta(records)
     assert figures is not None
     assert figures["bias_s"] == pytest.approx(-1.0)
+    thirds = [figures[f"{name}_bias_s"] for name in ("first", "middle", "last")]
+    assert thirds == pytest.approx([0.0, 1.0, -4.0])
     assert figures["share_within_25_percent"] == pytest.approx(1 / 3)
     assert eta([Record(job(0, 0))]) is None
 

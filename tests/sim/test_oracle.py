@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from bench.sim.compare import Plan, world_of
-from bench.sim.oracle import Foresight, _best_guess, _Lengths, shares
+from bench.sim.compare import Plan, jobs_of, world_of
+from bench.sim.oracle import Foresight, _best_guess, _Lengths, asked, shares
 from bench.sim.workload import Fleet
 
 _FLEET = Fleet(num_executors=1, num_slots=2)
@@ -14,7 +14,7 @@ def plan(policy: str) -> Plan:
 
 
 def test_where_nobody_overtakes_known_lengths_tell_the_wait_to_the_millisecond() -> None:
-    world = Foresight(plan("fifo"), every=3, num_draws=2)
+    world = Foresight(plan("fifo"), until_ms=120_000, every=3, num_draws=2)
     journal = world.run()
     assert len(world.foreseen) > 5
     for request_id, (known_ms, drawn_ms) in world.foreseen.items():
@@ -25,15 +25,28 @@ def test_where_nobody_overtakes_known_lengths_tell_the_wait_to_the_millisecond()
 
 
 def test_looking_ahead_changes_nothing() -> None:
-    assert (
-        Foresight(plan("headway"), 3, 1).run().log_hash == world_of(plan("headway")).run().log_hash
-    )
+    foresight = Foresight(plan("headway"), 120_000, 3, 1)
+    assert foresight.run().log_hash == world_of(plan("headway")).run().log_hash
+    assert foresight.foreseen
 
 
-def test_shares_are_of_the_same_requests() -> None:
-    figures = shares(plan("headway"), every=2, num_draws=3)
-    assert figures["num"] > 5
-    assert all(0 <= figures[name] <= 1 for name in ("said", "lengths", "chances"))
+def test_nobody_is_asked_about_who_comes_later() -> None:
+    world = Foresight(plan("headway"), until_ms=60_000, every=1, num_draws=1)
+    journal = world.run()
+    came_ms = [journal.records[request_id].job.due_ms for request_id in world.foreseen]
+    assert 0 < max(came_ms) < 60_000 < max(job.due_ms for job in jobs_of(plan("headway")))
+
+
+def test_shares_are_of_the_rows() -> None:
+    rows = [(100.0, 100.0, 130.0, 120.0), (100.0, 1_100.0, 80.0, 20.0)]
+    near = dict.fromkeys(("said", "lengths", "chances"), 0.5)
+    assert shares(rows) == near | {"num": 2, "said_bias_s": 0.5}
+
+
+def test_every_request_that_is_asked_about_has_all_guesses() -> None:
+    rows = asked(plan("headway"), until_ms=60_000, num_asked=10, num_draws=2)
+    assert len(rows) > 2
+    assert all(len(row) == 4 and min(row) >= 0 for row in rows)
 
 
 def test_the_best_guess_is_near_most() -> None:

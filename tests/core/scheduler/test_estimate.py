@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from scheduler_svc.core.estimate import Estimator
+from scheduler_svc.core.estimate import Ahead, Estimator
 from tests.core.scheduler.helpers import Driver, interpreted_only, rejection
 
 
@@ -52,13 +52,13 @@ def test_no_place_is_computed_while_nothing_can_be_said(monkeypatch: pytest.Monk
     """A place costs more than all the rest of a submit, and a burst may come before any lease
     ended."""
     asked: list[Any] = []
-    before = Estimator.position
+    before = Estimator.ahead
 
-    def watched(*given: Any) -> int:
+    def watched(*given: Any) -> Ahead:
         asked.append(given)
         return before(*given)
 
-    monkeypatch.setattr(Estimator, "position", watched)
+    monkeypatch.setattr(Estimator, "ahead", watched)
     driver = Driver()
     driver.attach()
     for name in "abc":
