@@ -13,9 +13,9 @@ longest unused. A switch is forced if it drops a model that is held or wanted:
 - wanted: requests for it wait.
 A head may force one (so the hold is waived on that one executor, by a load that really begins) if
 nobody waits who could run on what it drops. Else only the first place of a model may, and only
-within the switch budget, or an executor that is idle at each end, with one slot or wide requests,
-would spend its time on loads for whoever waits a little longer: after a forced switch that took load_ms none is begun there for
-load_ms / switch_time_share, by these or by drains.
+within the switch budget: after a forced switch that took load_ms none is begun there for load_ms
+/ switch_time_share, by these or by drains. Without it an executor that is idle at each end, with
+one slot or wide requests, would spend its time on loads for whoever waits a little longer.
 
 Who is tried first is a matter of claims (priority.py), asked anew after each load.
 
