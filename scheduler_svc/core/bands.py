@@ -13,7 +13,7 @@ one account for the fleet, what the grants of one model earn a later band could 
 another model, and the earlier bands of that one would wait for ever.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from scheduler_svc.core.domain import CoreSettings, ExecutorRecord
 
@@ -23,21 +23,25 @@ class Shares:
 
     def __init__(self, settings: CoreSettings) -> None:
         given = settings.band_min_shares[: settings.num_bands]
-        self._shares = given + (0.0,) * (settings.num_bands - len(given))
+        # (band, share) of those that are promised something
+        self._shares = [(band, share) for band, share in enumerate(given) if share]
+        self._num_bands = settings.num_bands
 
-    def granted(self, executor: ExecutorRecord, band: int, waiting: Sequence[bool]) -> None:
-        """A grant is made there; ``waiting``: of which bands somebody waits for a model that is
-        there, the granted one as before it."""
-        credits_ = executor.band_credits
+    def granted(
+        self, executor: ExecutorRecord, band: int, waiting: Sequence[Mapping[str, object]]
+    ) -> None:
+        """A grant is made there; ``waiting``: by band the models that requests wait for, the
+        granted one as before it."""
+        credits_, residences = executor.band_credits, executor.residences.keys()
         if not credits_:
-            credits_ = executor.band_credits = [0.0] * len(self._shares)
+            credits_ = executor.band_credits = [0.0] * self._num_bands
         executor.owed_band, most = None, 1.0 - 1e-9
-        for other, share in enumerate(self._shares):
-            credit = credits_[other] + share if waiting[other] else 0.0
-            if share:
-                credit = min(credit, 2.0)
-                if other == band:
-                    credit = max(-1.0, credit - 1.0)
+        for other, share in self._shares:
+            credit = 0.0
+            if not residences.isdisjoint(waiting[other].keys()):
+                credit = min(credits_[other] + share, 2.0)
+            if other == band:
+                credit = max(-1.0, credit - 1.0)
             credits_[other] = credit
             if credit > most or (credit == most and executor.owed_band is None):
                 executor.owed_band, most = other, credit

@@ -249,7 +249,8 @@ class Flow:
         else:
             self.first = None
             return
-        self.standing = min(self.first.arrival, self.everybody.first + self._patience)
+        arrival, latest = self.first.arrival, self.everybody.first + self._patience
+        self.standing = arrival if arrival < latest else latest
 
     def _weight(self, tenant: str) -> float:
         return self._settings.tenant_weights.get(tenant, 1.0)

@@ -52,8 +52,7 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
     assert num_slots <= executor.num_free
     request, model = record.request, record.request.model
     if state.queue.has_several_bands():
-        waiting = state.queue.waiting_bands(executor.residences)
-        state.waking.shares.granted(executor, request.band, waiting)
+        state.waking.shares.granted(executor, request.band, state.queue.bands)
     state.queue.take(record)
     _open(state, record, executor, num_slots, state.now_ms)
     state.fleet.had_turn(model, executor, state.now_ms)

@@ -159,14 +159,6 @@ class Queue:
                 num += 1
         return num > 1
 
-    def waiting_bands(self, models: Iterable[str]) -> list[bool]:
-        """For each band whether somebody waits in it for one of these models."""
-        found = [False] * len(self.bands)
-        for model in models:
-            for band in self.flows.get(model, ()):
-                found[band] = True
-        return found
-
     def num_waiting(self, models: Iterable[str]) -> int:
         """How many wait for any of these models."""
         return sum(self.num_by_model.get(model, 0) for model in models)

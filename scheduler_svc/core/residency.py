@@ -12,9 +12,10 @@ longest unused. A switch is forced if it drops a model that is held or wanted:
 - held: idle for less than model_hold_ms, kept for follow-ups;
 - wanted: requests for it wait.
 A head may force one (so the hold is waived on that one executor, by a load that really begins) if
-nobody has waited longer for what it drops. Else only the first place of a model may, and only
-within the switch budget: after a forced switch that took load_ms none is begun there for
-load_ms / switch_time_share, by these or by drains.
+nobody waits who could run on what it drops. Else only the first place of a model may, and only
+within the switch budget: after a forced switch that took load_ms none is begun there for load_ms
+/ switch_time_share, by these or by drains. Without it an executor that is idle at each end, with
+one slot or wide requests, would spend its time on loads for whoever waits a little longer.
 
 Who is tried first is a matter of claims (priority.py), asked anew after each load.
 
@@ -99,8 +100,8 @@ class Search:
 
     def _may_force(self, executor: ExecutorRecord, names: tuple[str, ...]) -> bool:
         state = self._state
-        if not state.settings.is_fifo and all(map(self._is_junior, names)):
-            return True  # nothing runs there, and nobody who waits longer loses by it
+        if not state.settings.is_fifo and not any(map(self._is_served, names)):
+            return True  # nothing runs there, and nobody who waits could
         if not self._is_first or state.settings.is_fifo:
             if any(map(self._is_wanted, names)):
                 state.fleet.close(executor)
@@ -114,10 +115,9 @@ class Search:
             return False
         return True
 
-    def _is_junior(self, model: str) -> bool:
-        """Whether nobody waits for that model, or only since this head does."""
-        other = self._state.queue.head(model)
-        return other is None or other.accepted_ms > self._head.accepted_ms
+    def _is_served(self, model: str) -> bool:
+        """Whether somebody waits for a model that is there, and could have its slots."""
+        return self._is_wanted(model) and not self._state.is_at_limit(model)
 
     def _key(self, target: Target) -> tuple[int, int, float, int, int]:
         executor = target.executor

@@ -4,7 +4,7 @@ import random
 
 from scheduler_svc.core import priority
 from scheduler_svc.core.bands import Shares
-from scheduler_svc.core.domain import CoreSettings, ExecutorRecord
+from scheduler_svc.core.domain import CoreSettings, ExecutorRecord, Residence
 from tests.core.scheduler.helpers import granted
 from tests.core.scheduler.test_scenarios import World
 
@@ -109,15 +109,16 @@ def test_models_that_share_an_executor_share_what_it_owes() -> None:
 
 def test_shares_are_credit_only_while_somebody_waits() -> None:
     shares = Shares(CoreSettings(num_bands=2, band_min_shares=(0.0, 0.5)))
-    executor = ExecutorRecord("e1", "i1", 1)
-    shares.granted(executor, 0, [True, True])
+    executor = ExecutorRecord("e1", "i1", 1, residences={"A": Residence(), "B": Residence()})
+    both, elsewhere = [{"A": 0}, {"B": 0}], [{"A": 0}, {"C": 0}]
+    shares.granted(executor, 0, both)
     assert executor.owed_band is None
-    shares.granted(executor, 0, [True, False])
-    shares.granted(executor, 0, [True, True])
+    shares.granted(executor, 0, elsewhere)
+    shares.granted(executor, 0, both)
     assert executor.owed_band is None
-    shares.granted(executor, 0, [True, True])
+    shares.granted(executor, 0, both)
     assert executor.owed_band == 1
-    shares.granted(executor, 1, [True, True])
+    shares.granted(executor, 1, both)
     assert executor.owed_band is None
 
 

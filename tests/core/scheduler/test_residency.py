@@ -168,6 +168,30 @@ def test_an_idle_executor_goes_to_whoever_waits_longest() -> None:
     assert orders(world.submit("a", "A")) == [("b1", "A", ("B",))]
 
 
+def test_an_executor_with_one_slot_stays_with_its_model_while_somebody_waits_for_it() -> None:
+    """It is idle for a moment at each end. With two models asked for in turn, going where somebody
+    waits a little longer would be a load for every second request."""
+    world = World(load_ms=1_000, equalization_ms=30_000)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    world.run_ms = {"A": 500, "B": 500}
+    for _ in range(10):
+        world.ask("AB")
+        world.advance(10)
+    world.advance(30_000)
+    assert world.core.num_waiting == 0
+    assert len(of_type(world.sent, ModelLoadOrdered)) == 2
+
+
+def test_a_model_at_its_limit_keeps_no_executor_from_others() -> None:
+    """Somebody waits for A, but could not run there."""
+    world = World(load_ms=1_000, model_limits={"A": 1})
+    world.backend("b1", 1, "A", max_models=1, resident="A")
+    world.run("A", "b1")
+    world.backend("b2", 1, "AB", max_models=1, resident="A")
+    world.ask("AB")
+    assert world.row("b2").loading_model == "B"
+
+
 def test_a_model_that_nobody_holds_or_wants_costs_no_budget() -> None:
     world = Loading(hold_ms=0, switch_time_share=0.01)
     world.backend("b1", 1, "AB", max_models=1, resident="A")
