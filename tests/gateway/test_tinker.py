@@ -161,7 +161,8 @@ async def test_users_are_told_what_operators_want_to_say(scheduler: ScriptedSche
         answer = (await http.post("create_session", json={})).json()
         assert not [name for name in answer if "message" in name]
     told = {"info": "All is well.", "warning": "Down at noon.", "error": "Use another."}
-    settings = GatewaySettings(**{f"tinker_{kind}_message": text for kind, text in told.items()})
+    values: dict[str, Any] = {f"tinker_{kind}_message": text for kind, text in told.items()}
+    settings = GatewaySettings(**values)
     async with client_of(scheduler, settings=settings) as http:
         answer = types.CreateSessionResponse(**(await http.post("create_session", json={})).json())
     shown = (answer.info_message, answer.warning_message, answer.error_message)
