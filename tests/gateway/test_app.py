@@ -454,6 +454,16 @@ async def test_health_is_the_fleets(
             assert (await http.get("/ready")).status_code == status
 
 
+async def test_a_gateway_that_shuts_down_is_alive_and_not_ready(
+    client: SchedulerClient, asgi: httpx.AsyncClient
+) -> None:
+    assert (await asgi.post(PATH, json=CHAT)).status_code == 200  # so it is connected
+    assert (await asgi.get("/ready")).json() == {"is_ready": True}
+    client.drain()
+    assert (await asgi.get("/health")).status_code == 200
+    assert (await asgi.get("/ready")).status_code == 503
+
+
 async def test_without_a_scheduler_every_answer_comes_soon() -> None:
     settings = GatewaySettings(
         scheduler_addresses="127.0.0.1:1", unary_timeout_s=0.05, shutdown_grace_s=1
