@@ -7,13 +7,23 @@ from msgspec import Meta
 
 from gateway_http.openai_schema import ANY, COUNT, HARMLESS, Common
 
+# As clients say, and as templates know them.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+# Kinds of parts that are text; chats have the first one only.
+TEXT_KINDS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
 _NAME = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class ContentPart(msgspec.Struct):
     """One part of a message; only text is taken."""
 
-    type: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": list(TEXT_KINDS)})]
     text: str | None = None
 
 
@@ -36,7 +46,7 @@ class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     """One message of a chat. What an answer had in it, such as ``audio: null``, may come back."""
 
-    role: str
+    role: Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None

@@ -6,17 +6,9 @@ from typing import Any
 import msgspec
 
 from gateway_http.http_errors import UnsupportedParameterError, invalid
-from gateway_http.openai_chat_schema import ChatMessage, ContentPart, Tool, ToolCall
+from gateway_http.openai_chat_schema import ROLES, ChatMessage, ContentPart, Tool, ToolCall
 from gateway_http.openai_sampling import MAX_SCHEMA_VALUES, check_json, check_most
 from gateway_http.text import Message
-
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -46,7 +38,7 @@ def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 def _message(where: str, message: ChatMessage) -> Message:
-    role = _ROLES.get(message.role)
+    role = ROLES.get(message.role)
     if role is None:
         raise UnsupportedParameterError(f"{where}.role", f": {message.role[:50]!r}")
     plain: Message = {"role": role, "content": _content(where, message)}

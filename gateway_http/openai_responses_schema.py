@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from gateway_http.http_errors import UnsupportedParameterError, invalid
 from gateway_http.openai_chat_schema import (
+    TEXT_KINDS,
     CalledFunction,
     ChatMessage,
     ContentPart,
@@ -38,7 +39,6 @@ _HARMLESS: dict[str, Any] = {
     "background": (False,),
     "truncation": ("disabled",),
 }
-_TEXT_KINDS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
 
 
 class InputItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -199,4 +199,4 @@ def _call(item: InputItem, where: str) -> ToolCall:
 def _text(content: str | list[ContentPart] | None, where: str) -> str:
     if content is None:
         raise invalid("This has no content.", where)
-    return content if isinstance(content, str) else joined(content, where, _TEXT_KINDS)
+    return content if isinstance(content, str) else joined(content, where, TEXT_KINDS)

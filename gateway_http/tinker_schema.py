@@ -40,7 +40,7 @@ class CreateSamplingSession(msgspec.Struct, frozen=True):
 class Chunk(msgspec.Struct, frozen=True):
     """A piece of a prompt; other types than encoded_text have fields of their own."""
 
-    type: str = "encoded_text"
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["encoded_text"]})] = "encoded_text"
     tokens: list[TokenId] | None = None
 
 

@@ -21,6 +21,7 @@ from gateway_http.client import SchedulerClient
 from gateway_http.http_protocol import Departure
 from gateway_http.settings import GatewaySettings
 from headway.reasons import Reason
+from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.conftest import serving, settings_for
 from tests.gateway.scripted import Run, ScriptedScheduler, failure, leave_alone
@@ -452,6 +453,31 @@ async def test_health_is_the_fleets(
         async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
             assert (await http.get("/health")).status_code == status
             assert (await http.get("/ready")).status_code == status
+
+
+async def test_many_who_ask_for_health_are_one_call(client: SchedulerClient) -> None:
+    num_calls = 0
+    list_models = client.list_models
+
+    async def count() -> list[generation_pb2.ModelCard]:
+        nonlocal num_calls
+        num_calls += 1
+        return await list_models()
+
+    client.list_models = count  # type: ignore[method-assign]
+    health = Health(client)
+    assert await asyncio.gather(*(health.is_live() for _ in range(20))) == [True] * 20
+    assert num_calls == 1
+
+
+async def test_a_gateway_that_shuts_down_is_alive_and_not_ready(
+    client: SchedulerClient, asgi: httpx.AsyncClient
+) -> None:
+    assert (await asgi.post(PATH, json=CHAT)).status_code == 200  # so it is connected
+    assert (await asgi.get("/ready")).json() == {"is_ready": True}
+    client.drain()
+    assert (await asgi.get("/health")).status_code == 200
+    assert (await asgi.get("/ready")).status_code == 503
 
 
 async def test_without_a_scheduler_every_answer_comes_soon() -> None:

@@ -47,6 +47,40 @@ async def test_an_answer(sdk: openai.AsyncOpenAI, scheduler: ScriptedScheduler) 
     assert response.usage.total_tokens == response.usage.input_tokens + 4
 
 
+async def test_what_was_asked_is_said_back(
+    sdk: openai.AsyncOpenAI, scheduler: ScriptedScheduler
+) -> None:
+    scheduler.script = says("yes")
+    asked: Any = {"temperature": 0.25, "top_p": 0.5, "metadata": {"a": "b"}, "instructions": "Hm."}
+    response = await sdk.responses.create(model=NAME, input="Hi", max_output_tokens=9, **asked)
+    said = response.model_dump()
+    assert {name: said[name] for name in asked} == asked
+    assert said["max_output_tokens"] == 9
+    plain = (await sdk.responses.create(model=NAME, input="Hi")).model_dump()
+    assert [plain[name] for name in asked] == [None, None, {}, None]
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (Reason.INVALID_REQUEST, "invalid_prompt"),
+        (Reason.QUOTA_EXCEEDED, "rate_limit_exceeded"),
+        (Reason.INTERNAL, "server_error"),
+    ],
+)
+async def test_a_late_failure_has_a_code_of_openais(
+    sdk: openai.AsyncOpenAI, scheduler: ScriptedScheduler, reason: Reason, code: str
+) -> None:
+    scheduler.script = lambda run: run.finish(failure(reason))
+    events = [
+        event async for event in await sdk.responses.create(model=NAME, input="x", stream=True)
+    ]
+    last = events[-1]
+    assert last.type == "response.failed"
+    assert last.response.error is not None
+    assert last.response.error.code == code
+
+
 async def test_thoughts_words_and_calls_are_items(
     sdk: openai.AsyncOpenAI, scheduler: ScriptedScheduler
 ) -> None:

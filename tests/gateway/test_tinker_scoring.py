@@ -279,3 +279,12 @@ async def test_a_poll_without_time_is_answered_at_once() -> None:
         answer = await http.post("retrieve_futures", json={"target": target, "timeout": 0.0})
     assert answer.json() == {"completions": [], "cursor": 0}
     assert scheduler.group_waits_s == [0.0]
+
+
+async def test_futures_of_a_session_that_we_did_not_make_are_not_told() -> None:
+    scheduler = ScriptedScheduler()
+    async with client_of(scheduler) as http:
+        target = {"sampling_session_id": "e30.e30"}
+        response = await http.post("retrieve_futures", json={"target": target, "timeout": 0.0})
+    assert response.status_code == 404
+    assert scheduler.group_waits_s == []

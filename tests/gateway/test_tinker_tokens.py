@@ -61,6 +61,7 @@ def test_a_jwt_chooses_neither_its_algorithm_nor_its_claims() -> None:
 
 def test_one_key_for_each_purpose() -> None:
     signer = Signer(b"secret")
+    assert len(set(vars(signer).values())) == len(vars(signer)) == 2
     assert signer.key_id(signer.session_id(SESSION), NOW_S) is None
     with pytest.raises(HeadwayError):
         signer.session(signer.jwt("alice", NOW_S))

@@ -40,6 +40,33 @@ CHECKS = [
 ]
 GATEWAY = {"num_text_workers": 0, "tinker_hold_s": 0.2, "max_samples": 4, "max_prompts": 4}
 EXECUTOR = {"mock_step_ms": 0, "max_num_seqs": 256}
+_MODEL = "headway/tiny-pydoc"
+_TAKE_TOKENS = ("/v1/completions", "/api/v1/asample", "/api/v1/create_sampling_session")
+# what no generator would find
+_GIVEN: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": _MODEL, "max_completion_tokens": 2},
+    "/v1/completions": {"model": _MODEL, "max_tokens": 2},
+    "/v1/responses": {"model": _MODEL, "max_output_tokens": 2},
+    "/tokenize": {"model": _MODEL, "prompt": "x"},
+    "/detokenize": {"model": _MODEL},
+    "/api/v1/asample": {"base_model": _MODEL},
+    "/api/v1/create_sampling_session": {"base_model": _MODEL},
+}
+# and what it finds too seldom: every other call has it
+_ASKS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "/v1/completions": {"prompt": "x"},
+    "/v1/responses": {"input": "x"},
+    "/api/v1/asample": {"prompt": {"chunks": [{"tokens": [1, 2]}]}, "sampling_params": {}},
+}
+# and what contradicts it
+_EXCLUDED = {
+    "/v1/chat/completions": ("max_tokens", "reasoning_effort"),
+    "/tokenize": ("messages", "tools", "chat_template_kwargs", "continue_final_message"),
+    "/api/v1/asample": ("sampling_session_id", "model_path"),
+    "/api/v1/create_sampling_session": ("model_path",),
+}
+_LEAST_VOCABULARY = 4_096
 _TIME_LIMITS = ("queue_timeout_s", "execution_timeout_s")
 _ASKED_FOR = (503, 504)
 _WORDS_OF_OURS = ("Traceback", "site-packages", ".py", "/usr/")
@@ -53,6 +80,14 @@ class Tally:
     num_cases: int = 0
     statuses: collections.Counter[int] = field(default_factory=collections.Counter)
     faults: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def started() -> Iterator[Stack]:
+    """One model that takes token ids only, one that takes text."""
+    with Stack.start(gateway=GATEWAY, executor=EXECUTOR) as stack:
+        stack.start_executor({"engine": "torch"}).wait_for("executor.attached")
+        yield stack
 
 
 def run(stack: Stack, num_cases: int) -> Tally:
@@ -87,7 +122,7 @@ def _try(operation: Any, mode: GenerationMode, most: int, url: str, tally: Tally
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     def one(case: Any) -> None:
         if mode is GenerationMode.POSITIVE:
-            _make_sense(case, next(numbers))
+            _make_sense(case, next(numbers), tally.document)
         response = case.call(base_url=url)
         tally.num_cases += 1
         tally.statuses[response.status_code] += 1
@@ -104,17 +139,45 @@ def _try(operation: Any, mode: GenerationMode, most: int, url: str, tally: Tally
         one()
 
 
-def _make_sense(case: Any, number: int) -> None:
-    """No generator would find the model that is served, a key of its own, or a real place."""
+def _make_sense(case: Any, number: int, document: Any) -> None:
+    """No generator would find a model that is served, a key of its own, or a real place.
+
+    Nor would it give few parameters, as people do: of many, two contradict each other.
+    """
     if isinstance(case.body, dict):
-        for name in ("model", "base_model"):
-            if isinstance(case.body.get(name), str):
-                case.body[name] = "mock"
+        path, method = case.operation.path, case.operation.method
+        content = document["paths"][path][method]["requestBody"]["content"]
+        (schema,) = _leaves(document, content["application/json"]["schema"])
+        required = schema.get("required", ())
+        for place, name in enumerate(sorted(set(case.body) - set(required))):
+            if (number + place) % 4:
+                del case.body[name]
+        case.body = _small(case.body)
+        for name in _EXCLUDED.get(path, ()):
+            case.body.pop(name, None)
+        for name in {"n", "num_samples"} & set(case.body):
+            case.body[name] = 1
+        case.body |= _GIVEN.get(path, {})
+        if number % 2 == 0:
+            case.body |= _ASKS.get(path, {})
+        elif path in _TAKE_TOKENS:
+            case.body |= {"model" if "model" in case.body else "base_model": "mock"}
         case.headers.pop("Last-Event-ID", None)
     if "Idempotency-Key" in case.headers:
         case.headers["Idempotency-Key"] = f"{case.operation.label} {number}"
     if "x-headway-priority" in case.headers:
         case.headers["x-headway-priority"] = str(int(case.headers["x-headway-priority"]) % 4)
+
+
+def _small(value: Any) -> Any:
+    """With all whole numbers in it written as such, and inside any vocabulary."""
+    if isinstance(value, list):
+        return [_small(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _small(one) for name, one in value.items()}
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
+        return value
+    return int(value) if abs(value) < _LEAST_VOCABULARY else int(value) % _LEAST_VOCABULARY
 
 
 def _unnamed_fields(response: Any, path: str, method: str, tally: Tally) -> Iterator[str]:
@@ -166,7 +229,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.process.fuzzing", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--cases", type=int, default=5_000)
-    with Stack.start(gateway=GATEWAY, executor=EXECUTOR) as stack:
+    with started() as stack:
         tally = run(stack, parser.parse_args().cases)
         crashes = [x for x in stack.gateway.lines if x.get("level") == "error" or "text" in x]
     for fault in tally.faults[:20]:
