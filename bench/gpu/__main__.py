@@ -1,19 +1,23 @@
 """Is the engine right on this GPU, and how far is it from what the GPU can do?
 
-    python -m bench.gpu                          all parts, about 30 minutes on one H100
-    python -m bench.gpu --part decode:qwen3-8b   one of them
+    python -m bench.gpu                          all parts that 9 minutes have room for
+    python -m bench.gpu --part decode:qwen3-8b   some of them, one after the other
     python -m bench.gpu --device cpu --quick     the same code on tiny shapes, for tests
 
 Needs torch, triton, numpy, safetensors and tokenizers; transformers is compared where it is there.
 Weights are random and made on the spot. Each part is a process of its own with a limit on its time:
-one that fails, hangs or breaks the device is reported, and the others go on.
+one that fails, hangs or breaks the device is reported, and the others go on. Those that tell most
+come first; what is left when the time is up is reported as skipped.
 
 - ``ceilings``: bandwidth and products of this device, which all shares below refer to;
 - ``attention``: every backend against its definition; the Triton one also alone and replayed;
 - ``rows``: does a row of a product keep its bits for every number of rows up to that of a full
   step, and for each size of CUDA graph, with cuBLAS set as exact mode sets it;
+- ``products:<shape>``: each product of a layer at each batch size, as a share of the bandwidth that
+  reading its weight once would take; ``products-loose:<shape>`` with cuBLAS left as it is;
 - ``decode:<shape>``, ``prefill:<shape>``: tokens/s of steps of the engine's own runner, sampling
-  included, and their share of the ceilings; for decode also what of a step no kernel runs;
+  included, and their share of the ceilings; for decode also what of a step no kernel runs, and
+  which kernels the time goes to;
 - ``decode-drawn:<shape>``: the same decode steps with temperature, top_k 20 and top_p 0.95: what
   drawing costs beside taking the likeliest token;
 - ``decode-loose:<shape>``, ``prefill-loose:<shape>``: without exact mode, so with the attention
@@ -24,14 +28,17 @@ one that fails, hangs or breaks the device is reported, and the others go on.
 
 Decode must read all weights and all keys and values once, prefill must do two operations for each
 weight and token, and its attention half of a full one: the shares are these over what was measured
-in ``ceilings``. The last line is JSON, with every part's figures, or why it has none.
+in ``ceilings``. The last line is JSON, with every part's figures, or why it has none; ``--out``
+has the same after each part, for who is stopped before the end.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -39,19 +46,22 @@ import torch
 from bench.gpu.requests import engine
 from bench.gpu.right import attention, rows
 from bench.gpu.shapes import QUICK, Figures, Scale
-from bench.gpu.speed import ceilings, decode, prefill, switch
+from bench.gpu.speed import ceilings, decode, prefill, products, switch
+
+_LEAST_S = 5  # for a part to be worth its start
 
 
 def parts(*, is_quick: bool) -> dict[str, int]:
-    """All parts, in order, with their limits in seconds."""
-    shapes = ("tiny",) if is_quick else ("qwen3-0.6b", "qwen3-8b")
-    limits = {"ceilings": 90, "attention": 240, "rows": 180}
-    limits |= {f"decode:{shape}": 240 for shape in shapes}
-    limits |= {f"prefill:{shape}": 180 for shape in shapes}
-    limits |= {f"decode-drawn:{shape}": 240 for shape in shapes[:1]}
-    limits |= {f"decode-loose:{shape}": 240 for shape in shapes}
-    limits |= {f"prefill-loose:{shape}": 180 for shape in shapes}
-    return limits | {"switch": 180, "engine": 300}
+    """All parts, those first that tell most, with their limits in seconds."""
+    shapes = ("tiny",) if is_quick else ("qwen3-8b", "qwen3-0.6b")
+    limits = {"ceilings": 90, "attention": 180}
+    for kind in ("decode", "prefill"):
+        limits |= {f"{kind}:{shape}": 150 for shape in shapes}
+    limits |= {f"decode-drawn:{shapes[-1]}": 150, f"products:{shapes[0]}": 90}
+    limits |= {"engine": 240, "switch": 120}
+    for kind in ("decode-loose", "prefill-loose"):
+        limits |= {f"{kind}:{shape}": 150 for shape in shapes}
+    return limits | {f"products-loose:{shapes[0]}": 90, "rows": 180}
 
 
 def run_part(name: str, device: torch.device, scale: Scale, limits: Mapping[str, float]) -> Figures:
@@ -66,6 +76,8 @@ def run_part(name: str, device: torch.device, scale: Scale, limits: Mapping[str,
                 return attention(device, scale)
             case "rows":
                 return rows(device, scale)
+            case "products" | "products-loose":
+                return products(device, scale, shape, limits, is_exact=kind == "products")
             case "decode" | "decode-loose":
                 return decode(device, scale, shape, limits, is_exact=kind == "decode")
             case "decode-drawn":
@@ -96,6 +108,7 @@ def in_process(name: str, limit_s: int, options: list[str], limits: Mapping[str,
     lines = done.stdout.splitlines()
     print("\n".join(lines[:-1]), flush=True)
     if done.returncode != 0 or not lines:
+        print("\n".join(lines[-1:]), flush=True)
         return {"failed": f"exit status {done.returncode}; its error is above"}
     return cast(Figures, json.loads(lines[-1]))
 
@@ -106,13 +119,13 @@ def price_of_exactness(report: Mapping[str, Figures]) -> Figures:
     for name, loose in report.items():
         kind, _, shape = name.partition(":")
         exact = report.get(f"{kind.removesuffix('-loose')}:{shape}", {})
-        if not kind.endswith("-loose") or "failed" in loose or "failed" in exact:
+        if not kind.endswith("-loose") or kind.startswith("products"):
             continue
         field = "step_ms" if kind.startswith("decode") else "first_token_ms"
         prices[f"{kind.removesuffix('-loose')}:{shape}"] = {
             size: exact[size][field] / figures[field]
             for size, figures in loose.items()
-            if size.isdigit()
+            if size.isdigit() and size in exact
         }
     return prices
 
@@ -123,33 +136,48 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script itself")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, for tests")
-    parser.add_argument("--part", help="one part only")
-    parser.add_argument("--limits", default="", help="figures of ceilings, if already measured")
+    parser.add_argument("--part", action="append", help="one part only; may be repeated")
+    parser.add_argument("--budget-s", type=float, default=540, help="no part runs past it (540)")
+    parser.add_argument("--out", type=Path, help="file for the figures, written after each part")
+    parser.add_argument("--limits", help="run one part here, with these figures of ceilings")
     arguments = parser.parse_args()
     device, scale = torch.device(arguments.device), QUICK if arguments.quick else Scale()
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu --quick tries the script itself")
-    if arguments.part:
-        limits = json.loads(arguments.limits or "{}")
-        if not limits and (":" in arguments.part or arguments.part == "switch"):
-            limits = ceilings(device, scale)
-        print(json.dumps(run_part(arguments.part, device, scale, limits)))
+    if arguments.limits is not None:
+        (part,) = arguments.part
+        print(json.dumps(run_part(part, device, scale, json.loads(arguments.limits))))
         return
+    chosen = parts(is_quick=arguments.quick)
+    if arguments.part:
+        # All others refer to the ceilings.
+        chosen = {name: chosen.get(name, 300) for name in ("ceilings", *arguments.part)}
+    if not report(device, chosen, arguments):
+        sys.exit(1)
+
+
+def report(device: torch.device, chosen: Mapping[str, int], arguments: argparse.Namespace) -> bool:
+    """Run parts one after the other; gives whether all is well."""
+    ends_s = time.monotonic() + arguments.budget_s
     options = ["--device", arguments.device, *(["--quick"] if arguments.quick else [])]
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    report: Figures = {"device": name, "torch": torch.__version__, "parts": {}}
-    limits = {}
-    for part, limit_s in parts(is_quick=arguments.quick).items():
+    figures: dict[str, Figures] = {}
+    whole: Figures = {"device": name, "torch": torch.__version__, "parts": figures}
+    for part, most_s in chosen.items():
+        limit_s = min(most_s, round(ends_s - time.monotonic()))
+        if limit_s < _LEAST_S:
+            figures[part] = {"skipped": "no time was left"}
+            continue
         print(f"== {part}, at most {limit_s} s", flush=True)
-        report["parts"][part] = in_process(part, limit_s, options, limits)
-        if part == "ceilings":
-            limits = report["parts"][part]
-        print(f"   {json.dumps(report['parts'][part])}", flush=True)
-    report["price_of_exactness"] = price_of_exactness(report["parts"])
-    print(json.dumps(report))
-    figures = report["parts"].values()
-    if any("failed" in part or part.get("is_same") is False for part in figures):
-        sys.exit(1)
+        started_s = time.monotonic()
+        figures[part] = in_process(part, limit_s, options, figures.get("ceilings", {}))
+        took_s = time.monotonic() - started_s
+        print(f"   {took_s:.0f} s: {json.dumps(figures[part])}", flush=True)
+        whole["price_of_exactness"] = price_of_exactness(figures)
+        if arguments.out is not None:
+            arguments.out.write_text(json.dumps(whole))
+    print(json.dumps(whole))
+    return not any("failed" in part or part.get("is_same") is False for part in figures.values())
 
 
 if __name__ == "__main__":

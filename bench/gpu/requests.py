@@ -54,7 +54,10 @@ def engine(device: torch.device, scale: Scale, shape: str) -> Figures:
         elif importlib.util.find_spec("transformers") is None:
             figures["transformers"] = "skipped: not installed"
         else:
-            figures["transformers_tokens_per_s"] = _transformers(folder, prompts, scale, clock)
+            try:
+                figures["transformers_tokens_per_s"] = _transformers(folder, prompts, scale, clock)
+            except Exception as fault:  # another's program, and what is ours has been measured
+                figures["transformers"] = f"failed: {fault!r}"
     return figures
 
 

@@ -5,13 +5,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bench.gpu.shapes import SHAPES, Figures, Scale
+from bench.gpu.shapes import SHAPES, Figures, Scale, product_shapes
 from executor_svc.torch_engine.attention.base import StepLayout
 from executor_svc.torch_engine.attention.choice import choose_backend, make_attention
 from executor_svc.torch_engine.config import EngineConfig
 from executor_svc.torch_engine.exactness import prepare
 from executor_svc.torch_engine.graphs import bucket_sizes
 from executor_svc.torch_engine.linear import make_linear, pad_rows
+
+_SHAPES = ((64, 2, 16),)  # head_dim, group size, block size; float32 takes long to compile
+_HALF_SHAPES = (*_SHAPES, (128, 4, 16), (128, 4, 256), (128, 8, 16), (96, 1, 64))
 
 
 def attention(device: torch.device, scale: Scale) -> Figures:
@@ -23,8 +26,7 @@ def attention(device: torch.device, scale: Scale) -> Figures:
     shapes = [
         kernels.Shape(head_dim, group_size, block_size, dtype)
         for dtype in dtypes
-        for head_dim, group_size in (((64, 2), (128, 4), (128, 8)) if on_gpu else ((64, 2),))
-        for block_size in ((16, 256) if on_gpu else (16,))
+        for head_dim, group_size, block_size in (_HALF_SHAPES if dtype.itemsize == 2 else _SHAPES)
     ]
     errors: dict[str, float] = {}
     is_same = True
@@ -107,15 +109,7 @@ def rows(device: torch.device, scale: Scale) -> Figures:
     found: Figures = {}
     for name in names:
         spec = SHAPES[name]
-        heads, inner = spec.num_heads * spec.head_dim, spec.intermediate_size
-        kv = spec.num_kv_heads * spec.head_dim
-        for out, into in (
-            (heads + 2 * kv, spec.hidden_size),
-            (spec.hidden_size, heads),
-            (2 * inner, spec.hidden_size),
-            (spec.hidden_size, inner),
-            (spec.vocab_size, spec.hidden_size),
-        ):
+        for out, into in product_shapes(spec):
             linear = make_linear(torch.randn(out, into, device=device).to(spec.dtype))
             x = torch.randn(scale.max_rows, into, device=device).to(spec.dtype)
             full = linear(pad_rows(x, linear.row_multiple))

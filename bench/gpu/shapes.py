@@ -89,6 +89,19 @@ def num_multiplied(spec: ModelSpec) -> int:
     return products + spec.vocab_size * spec.hidden_size
 
 
+def product_shapes(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
+    """Outputs and inputs of the products of a layer, and of the head."""
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    return (
+        (q_size + 2 * kv_size, hidden),
+        (hidden, q_size),
+        (2 * inner, hidden),
+        (hidden, inner),
+        (spec.vocab_size, hidden),
+    )
+
+
 def prefill_operations(spec: ModelSpec, num_tokens: int) -> float:
     """Of a prompt's products and causal attention; only the last token meets the head."""
     products = 2 * num_tokens * (num_multiplied(spec) - spec.vocab_size * spec.hidden_size)

@@ -8,12 +8,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bench.gpu.shapes import SHAPES, Figures, Scale, num_multiplied, prefill_operations, step_bytes
+from bench.gpu.shapes import (
+    SHAPES,
+    Figures,
+    Scale,
+    num_multiplied,
+    prefill_operations,
+    product_shapes,
+    step_bytes,
+)
 from bench.gpu.steps import Clock, Steps
 from executor_svc.torch_engine.config import EngineConfig
+from executor_svc.torch_engine.exactness import prepare
 from executor_svc.torch_engine.host_weights import HostWeights, WeightSource
 from executor_svc.torch_engine.known_model import KnownModel
+from executor_svc.torch_engine.linear import make_linear, pad_rows
 from executor_svc.torch_engine.models.collectives import ALONE
+
+_PROFILED_STEPS = 5
+_NUM_LONGEST = 12
+_COLD_BYTES = 1 << 30  # many times what a GPU's cache holds
 
 
 def ceilings(device: torch.device, scale: Scale) -> Figures:
@@ -69,15 +83,51 @@ def decode(
 
 
 def _gap(device: torch.device, work: Callable[[], object]) -> Figures:
-    """How much of some steps' time no kernel ran, by torch's profiler."""
+    """How much of some steps' time no kernel ran, and what ran longest, by torch's profiler."""
     if device.type != "cuda":
         return {}
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        wall_s = sum(Clock(device, 1).once_s(work) for _ in range(5))
-    kernels_s = sum(event.self_device_time_total for event in profiler.key_averages()) * 1e-6
-    return {"gap_share_profiled": max(0.0, 1 - kernels_s / wall_s)}
+        wall_s = sum(Clock(device, 1).once_s(work) for _ in range(_PROFILED_STEPS))
+    kernels = [(x.self_device_time_total, x.count, x.key[:60]) for x in profiler.key_averages()]
+    kernels_s = sum(time_us for time_us, _, _ in kernels) * 1e-6
+    return {
+        "gap_share_profiled": max(0.0, 1 - kernels_s / wall_s),
+        "longest_us": {  # of a step: all launches of a kernel, and how many they are
+            name: [round(time_us / _PROFILED_STEPS, 1), count // _PROFILED_STEPS]
+            for time_us, count, name in sorted(kernels, reverse=True)[:_NUM_LONGEST]
+        },
+    }
+
+
+def products(
+    device: torch.device,
+    scale: Scale,
+    shape: str,
+    limits: Mapping[str, float],
+    *,
+    is_exact: bool,
+) -> Figures:
+    """What each product of a layer makes of the bandwidth, by its outputs x inputs and batch."""
+    if is_exact:
+        prepare(device)
+    spec, clock, figures = SHAPES[shape], Clock(device, scale.num_steps), Figures()
+    for out, into in product_shapes(spec):
+        # As many as a layer after the other would meet: none is still in the cache.
+        count = max(2, min(20, _COLD_BYTES // (out * into * spec.dtype.itemsize)))
+        weights = [torch.randn(out, into, dtype=spec.dtype, device=device) for _ in range(count)]
+        linears = [make_linear(weight) for weight in weights]
+        figures[f"{out}x{into}"] = shares = {}
+        for batch in scale.batches:
+            x = torch.randn(batch, into, dtype=spec.dtype, device=device)
+            x = pad_rows(x, linears[0].row_multiple)
+            seconds = clock.median_s(lambda x=x, ls=linears: [linear(x) for linear in ls]) / count
+            read = out * into * spec.dtype.itemsize
+            shares[str(batch)] = read / seconds / limits["bytes_per_s"]
+        print(f"{out} x {into}: {shares}", flush=True)
+        del weights, linears
+    return figures
 
 
 def prefill(

@@ -9,7 +9,7 @@ because counting anew would cost a pass over the whole text for each token; ``ca
 whatever tokens are new, be they one or, after a move to another executor, all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -66,16 +66,21 @@ class Adjustments:
         return entry
 
 
-def adjust(logits: Tensor, rows: dict[int, Adjustments]) -> None:  # float32 [rows, vocab]
-    """Change some rows of logits in place, all of them at once."""
+def adjust(
+    logits: Tensor, rows: dict[int, Adjustments], copy: Callable[[np.ndarray], Tensor]
+) -> None:
+    """Change some rows of logits, float32 [rows, vocab], in place, all of them at once.
+
+    ``copy`` brings arrays to where the logits are.
+    """
     seen = [row.seen for row in rows.values()]
     num_seen = [len(token_ids) for token_ids, _ in seen]
     if any(num_seen):
         token_ids = np.concatenate([token_ids for token_ids, _ in seen])
-        at = _column(np.repeat(list(rows), num_seen), logits), _column(token_ids, logits)
-        counts = _column(np.concatenate([counts for _, counts in seen]), logits)
+        at = copy(np.repeat(list(rows), num_seen)), copy(token_ids)
+        counts = copy(np.concatenate([counts for _, counts in seen]))
         penalties = np.repeat([row.penalties for row in rows.values()], num_seen, axis=0)
-        repetition, frequency, presence = _column(penalties, logits).float().unbind(1)
+        repetition, frequency, presence = copy(penalties).float().unbind(1)
         old = logits[at]
         new = torch.where(old > 0, old / repetition, old * repetition)
         new = new.clamp(-_LARGEST, _LARGEST) - frequency * counts
@@ -83,13 +88,9 @@ def adjust(logits: Tensor, rows: dict[int, Adjustments]) -> None:  # float32 [ro
     biased = [(i, *pair) for i, row in rows.items() for pair in row.bias]
     if biased:
         row_ids, token_ids, bias = (np.array(column) for column in zip(*biased, strict=True))
-        at = _column(row_ids, logits), _column(token_ids, logits)
-        logits[at] += _column(bias, logits).float()
+        at = copy(row_ids), copy(token_ids)
+        logits[at] += copy(bias).float()
 
 
 def _penalties(params: SamplingParams) -> tuple[float, float, float]:
     return params.repetition_penalty, params.frequency_penalty, params.presence_penalty
-
-
-def _column(values: np.ndarray, logits: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(logits.device)

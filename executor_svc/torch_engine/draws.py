@@ -142,8 +142,10 @@ def pick(probs: Tensor, mass: Tensor, uniform: Tensor) -> Tensor:
     return token_ids.gather(2, place)[:, :, 0]
 
 
-def top_tokens(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:  # [rows, vocab]
+def top_tokens(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:  # float32 [rows, vocab]
     """Ids and logprobs, each [rows, count], of the likeliest tokens; ties by token id."""
+    if logprobs.is_cuda:
+        return top_tokens_by_keys(logprobs, count)
     values, ids = logprobs.topk(count, dim=-1)
     # topk may leave any of the tokens out that tie with the last one: ask for all of these.
     num_candidates = int((logprobs >= values[:, -1:]).sum(-1).max())
@@ -152,6 +154,21 @@ def top_tokens(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:  # [rows,
     ids, order = ids.sort(dim=-1)
     values, by_value = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
     return ids.gather(1, by_value)[:, :count], values[:, :count]
+
+
+def top_tokens_by_keys(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same without a look at the result on the host, for which a GPU would have to be done.
+
+    No two tokens tie if the id is made a part of what is compared: a whole number of 64 bits that
+    has the logprob above and the id below, the first ids highest.
+    """
+    bits = (logprobs + 0.0).view(torch.int32)  # of two zeros, which are equal, there is one left
+    # Floats are ordered as their bits are, and negative ones the other way round.
+    order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    last = logprobs.shape[1] - 1
+    keys = (order << 32) + torch.arange(last, -1, -1, device=logprobs.device)
+    ids = last - (keys.topk(count, dim=-1).values & _MASK)
+    return ids, logprobs.gather(1, ids)
 
 
 def seed_words(seed: int) -> tuple[int, int]:

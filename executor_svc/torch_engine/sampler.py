@@ -115,6 +115,7 @@ class SamplingBatch:
         *,
         with_kernels: bool = False,
     ) -> None:
+        self.copy = copy
         self.temperature = copy(temperatures([row.temperature for row in rows]))
         drawn = [i for i, row in enumerate(rows) if row.temperature > 0]
         self.cuts = Cuts([rows[i].cuts for i in drawn])
@@ -179,7 +180,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:  # [rows, vocab]
     is_any_greedy = len(batch.drawn) < len(logits)
     token_ids = logits.argmax(-1) if is_any_greedy else batch.drawn.clone()
     if batch.restricted:
-        rows = torch.tensor(batch.restricted).to(logits.device)
+        rows = batch.copy(np.array(batch.restricted))
         scores = _restricted(logits[rows], batch.temperature[rows], batch)
         token_ids[rows] = scores.argmax(-1)
         # From the maximum down, so that a ban leaves some mass even if it takes nearly all.
@@ -190,7 +191,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Sampled:  # [rows, vocab]
     logprobs = logprobs_of(logits, token_ids[:, None], log_total, batch.temperature)[:, 0]
     if not batch.tops:
         return Sampled(token_ids, logprobs)
-    rows = torch.tensor([i for i, _ in batch.tops]).to(logits.device)
+    rows = batch.copy(np.array([i for i, _ in batch.tops]))
     most = min(max(count for _, count in batch.tops), logits.shape[1])
     logits = logits[rows]
     top_ids, _ = top_tokens(logits, most)
@@ -235,7 +236,7 @@ def _restricted(logits: Tensor, temperature: Tensor, batch: SamplingBatch) -> Te
 
     [restricted rows, vocab]; ``logits`` is a copy and not kept.
     """
-    adjust(logits, batch.adjustments)
+    adjust(logits, batch.adjustments, batch.copy)
     # Finite, so that what is ruled out below is less likely than anything else.
     scores = scaled(logits, temperature).clamp_(min=_LEAST_SCORE)
     if batch.masked is not None and batch.masks is not None:

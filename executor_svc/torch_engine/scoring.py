@@ -123,7 +123,7 @@ class PromptScorer:
     def _score(self, rows: np.ndarray, logits: Tensor) -> None:  # [rows], [rows, vocab]
         logprobs = torch.log_softmax(logits, dim=-1)
         if rows[-1] >= self._first_listed:
-            listed = rows >= self._first_listed
+            listed = np.flatnonzero(rows >= self._first_listed)
             self._list(rows[listed], logprobs[torch.from_numpy(listed).to(logits.device)])
         first, last = self._offsets[rows[0]], self._offsets[rows[-1] + 1]
         if first < last:

@@ -1,8 +1,10 @@
 """``make gpu`` on tiny shapes, without a GPU: every part says what it promises, or why not."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +16,9 @@ def test_the_gpu_report_has_every_part() -> None:
     figures = figures_of("gpu", "--device=cpu", "--quick")
     report, prices = figures["parts"], figures["price_of_exactness"]
     assert list(report) == [
-        *("ceilings", "attention", "rows", "decode:tiny", "prefill:tiny", "decode-drawn:tiny"),
-        *("decode-loose:tiny", "prefill-loose:tiny", "switch", "engine"),
+        *("ceilings", "attention", "decode:tiny", "prefill:tiny", "decode-drawn:tiny"),
+        *("products:tiny", "engine", "switch", "decode-loose:tiny", "prefill-loose:tiny"),
+        *("products-loose:tiny", "rows"),
     ]
     assert report["attention"]["is_same"]
     assert report["attention"]["max_error"]["triton float32"] < 1e-5
@@ -27,6 +30,8 @@ def test_the_gpu_report_has_every_part() -> None:
         "decode:tiny": ["1", "2"],
         "prefill:tiny": ["40"],
     }
+    for part in ("products:tiny", "products-loose:tiny"):
+        assert all(share > 0 for shares in report[part].values() for share in shares.values())
     assert report["engine"]["tokens_per_s"] > 0
     assert report["engine"]["tokens_per_s_one_by_one"] > 0
 
@@ -46,11 +51,30 @@ def test_a_part_that_hangs_is_ended_and_reported() -> None:
     }
 
 
-def test_the_gpu_report_needs_none_of_the_services() -> None:
-    program = (
-        "import sys; import bench.gpu.__main__; import bench.kernels; "
-        "print([name for name in ('grpc', 'structlog', 'httpx', 'transformers', 'headway.settings')"
-        " if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert done.stdout.strip() == b"[]"
+def test_what_the_time_does_not_suffice_for_is_skipped(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    options = ("--device=cpu", "--quick", "--part=prefill:tiny")
+    figures = figures_of("gpu", *options, "--budget-s=1", f"--out={out}")
+    skipped = {"skipped": "no time was left"}
+    assert figures["parts"] == {"ceilings": skipped, "prefill:tiny": skipped}
+    assert not out.exists()
+    figures = figures_of("gpu", *options, f"--out={out}")
+    assert figures == json.loads(out.read_text())
+    assert figures["parts"]["prefill:tiny"]["40"]["operations_share"] > 0
+
+
+def test_the_gpu_report_needs_none_of_the_services_and_no_installation() -> None:
+    """Of a bare machine: neither our package nor what only services and grammars need."""
+    program = """
+import sys
+sys.path[:] = [path for path in sys.path if not path.endswith("protos")]
+for name in ("grpc", "structlog", "httpx", "google", "llguidance", "transformers"):
+    sys.modules[name] = None
+import torch
+from bench.gpu.__main__ import run_part
+from bench.gpu.shapes import QUICK
+import bench.kernels
+print(run_part("engine", torch.device("cpu"), QUICK, {})["tokens_per_s"] > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.stdout.split()[-1:] == [b"True"], done.stderr.decode()[-2000:]

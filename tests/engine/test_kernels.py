@@ -27,7 +27,6 @@ from executor_svc.torch_engine.kernels import (  # noqa: E402
     kv_store,
     paged_attention,
     rotate_store,
-    sampling,
 )
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -134,17 +133,6 @@ def test_prefill_and_decode_use_the_same_instructions(
 def test_float32_attention_compiles() -> None:
     for compiled in compile_attention(64, 2, torch.float32, block_size=256):
         assert compiled.asm["cubin"]
-
-
-@pytest.mark.parametrize(
-    ("kernel", "out"), [(sampling._draw_kernel, "*i64"), (sampling._total_kernel, "*fp64")]
-)
-def test_draws_compile(kernel: Any, out: str) -> None:
-    types = {"out": out, "probs": "*fp32", "ints": "*i64", "floats": "*fp64", "TILE": "constexpr"}
-    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, {"TILE": sampling.TILE}, {})
-    compiled = triton.compile(source, target=HOPPER, options={"num_warps": sampling.NUM_WARPS})
-    assert compiled.asm["cubin"]
 
 
 @pytest.mark.parametrize("has_norm", [False, True])

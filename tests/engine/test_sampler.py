@@ -3,14 +3,16 @@
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from executor_svc.core.engine import SamplingParams
-from executor_svc.torch_engine.draws import philox, top_tokens, uniforms
+from executor_svc.torch_engine.draws import philox, top_tokens, top_tokens_by_keys, uniforms
 from executor_svc.torch_engine.sampler import Row, Sampled, SamplingBatch, sample
 
 VOCAB = 40
@@ -336,14 +338,19 @@ def test_extreme_penalties_leave_a_draw_among_what_is_allowed(
     assert drawn.logprobs.isfinite().all()
 
 
-def test_top_tokens_are_the_likeliest_with_ties_by_id() -> None:
+@pytest.mark.parametrize("find", [top_tokens, top_tokens_by_keys])
+def test_top_tokens_are_the_likeliest_with_ties_by_id(
+    find: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+) -> None:
     generator = torch.Generator().manual_seed(14)
     # Few different values: most ties are at the border.
     logprobs = torch.randint(-6, 0, (20, 300), generator=generator).float()
     logprobs[3] = -1.0
     logprobs[4, :2] = torch.tensor([-0.0, 0.0])
+    logprobs[5] = torch.randn(300, generator=generator)  # of either sign
+    logprobs[6, ::3] = -torch.inf
     for count in (1, 5, 20, 300):
-        ids, values = top_tokens(logprobs, count)
+        ids, values = find(logprobs, count)
         for row, row_ids, row_values in zip(logprobs.tolist(), ids.tolist(), values, strict=True):
             expected = sorted(range(300), key=lambda token: (-row[token], token))[:count]
             assert row_ids == expected

@@ -84,7 +84,7 @@ def make_attention(
     if name == "triton":
         from executor_svc.torch_engine.attention.triton_paged import TritonAttention
 
-        has_flash = device.type == "cuda" and spec.dtype in _FLASH_DTYPES and _takes_block_tables()
+        has_flash = device.type == "cuda" and spec.dtype in _FLASH_DTYPES
         return TritonAttention(
             cache,
             num_heads=num_heads,

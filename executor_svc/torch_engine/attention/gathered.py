@@ -5,6 +5,9 @@ cheap beside a prefill's arithmetic: a prefix of 4,096 tokens of an 8-billion mo
 layer, some 11 us of an H100's bandwidth.
 """
 
+import inspect
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +18,11 @@ from executor_svc.torch_engine.attention.flash_plan import window_size
 from executor_svc.torch_engine.kv_cache import PagedKVCache, kv_slots
 from executor_svc.torch_engine.staging import Staging
 from executor_svc.torch_engine.windows import first_seen
+
+# Up to torch 2.11 heads that share keys need not be announced: what it calls counts them itself.
+_GROUPS: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
 
 
 class GatheredPrefill:
@@ -69,7 +77,7 @@ class GatheredPrefill:
             self._max_query_len,
             self._max_keys,
             window_size=window_size(self._window),
-            enable_gqa=True,
+            **_GROUPS,
         )
         assert isinstance(attended, Tensor)  # a tuple only if more is asked for
         out[self._rows] = attended

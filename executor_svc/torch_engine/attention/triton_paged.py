@@ -36,7 +36,9 @@ from executor_svc.torch_engine.staging import Staging
 from executor_svc.torch_engine.windows import Windows
 
 _WORKSPACE_BYTES = 64 << 20  # for partials: 16k chunks of keys of 8 heads of 128
-_PROGRAMS_PER_PROCESSOR = 4  # of decode, on each multiprocessor
+# Of decode, on each multiprocessor: so many fit at once. With heads of 128 a thread has 168 of a
+# Hopper GPU's registers, and programs of a second round would find the work already dealt out.
+_PROGRAMS_PER_PROCESSOR = 3
 _INTERPRETED_PROGRAMS = 3  # one after the other, so a few show all that matters
 _NO_PLAN = TritonPlan(np.empty(0, np.int32), (), 0, False, False)
 

@@ -29,13 +29,16 @@ def _row(params: SamplingParams, sample: int) -> Row:
     return Row.of(params, sample, ())
 
 
-@pytest.mark.parametrize("vocab", [5, 320, 2500])
+# The last one has three parts.
+@pytest.mark.parametrize("vocab", [5, 320, 9001])
 @pytest.mark.parametrize(
     "cuts",
     [
         {},
         {"top_k": 3},
         {"top_p": 0.7},
+        {"top_p": 0.9999},
+        {"min_p": 0.05},
         {"top_k": 40, "top_p": 0.5},
         {"top_k": 1000, "top_p": 0.99, "min_p": 0.02},
     ],
