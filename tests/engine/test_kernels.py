@@ -30,7 +30,11 @@ from executor_svc.torch_engine.kernels import (  # noqa: E402
 )
 
 HOPPER = GPUTarget("cuda", 90, 32)
-CASES = sorted(map(str, Path(__file__).with_name("kernel_cases").glob("*.py")))
+CASES = [
+    path
+    for path in sorted(Path(__file__).with_name("kernel_cases").glob("*.py"))
+    if path.stem not in ("__init__", "interpreter")
+]
 TIMEOUT_S = 600
 POINTERS = {
     "meta": "*i32",
@@ -51,9 +55,10 @@ DATA = (
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-def test_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("cases", CASES, ids=[path.stem for path in CASES])
+def test_kernels_in_the_interpreter(cases: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
