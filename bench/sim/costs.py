@@ -30,9 +30,10 @@ class Costs:
 PROFILES = {
     # executor_svc/mock_engine.py, MockConfig: step_ms 20, one token a step, prefill for nothing.
     "mock": Costs(step_ms=20.0, sequence_ms=0.0, prefill_ms=0.0),
-    # shared/spec/engine.md, section 4, "own, oneDNN-packed, bf16", context 128: 17.0 tokens/s with
-    # 1 sequence, 101.8 with 8, so 58.8 and 78.6 ms a step; prefill 311 tokens/s at 512.
-    "cpu-0.6b": Costs(step_ms=56.0, sequence_ms=2.82, prefill_ms=3.2),
+    # bench/sim/calibrate.py, the torch engine with the built-in model on one thread of a CPU.
+    "cpu-builtin": Costs(step_ms=3.3, sequence_ms=0.0, prefill_ms=0.045),
+    # The same from the steps of an executor at work, Qwen3-0.6B's shape in bfloat16 on two cores.
+    "cpu-0.6b": Costs(step_ms=57.8, sequence_ms=4.44, prefill_ms=1.85),
     # shared/spec/engine.md, section 3, Llama-3.1-8B bf16 as published for vLLM 0.21: TPOT 6.48 ms
     # with 1 stream, 10.94 ms with 16; prefill 55.5k tokens/s is the limit, 60 % of it our target.
     "h100-8b": Costs(step_ms=6.18, sequence_ms=0.297, prefill_ms=0.03),
