@@ -118,7 +118,7 @@ class Connection:
         except* grpc.aio.AioRpcError as errors:
             first = errors.exceptions[0]
             assert isinstance(first, grpc.aio.AioRpcError)
-            cause = from_rpc_error(first).reason
+            cause = f"{from_rpc_error(first).reason}: {first.code().name}, {first.details()}"
         except* (_ConnectionLostError, TimeoutError) as errors:
             cause = str(errors.exceptions[0]) or "timeout"
         except* (asyncio.InvalidStateError, grpc.aio.UsageError):

@@ -20,7 +20,11 @@ from tests.process.hostile_cases import CASES, COMPLETION, ENTRY, MIB, Case
 WAIT_S = 60.0
 AT_ONCE = 40
 MAX_GROWTH_BYTES = 128 * MIB
+# for what the machine holds up nobody is to blame: no peer is given up, no answer is late
+PATIENCE = {"heartbeat_timeout_ms": 600_000}
 LIMITS = {
+    "submit_timeout_s": WAIT_S,
+    "unary_timeout_s": WAIT_S,
     "header_timeout_s": 3,
     "body_timeout_s": 3,
     "keep_alive_s": 1,
@@ -41,7 +45,7 @@ class Ordeal:
         self._places = asyncio.Semaphore(AT_ONCE)
         self.answers: dict[str, bytes] = {}
         self.has_had_enough: dict[str, bool] = {}
-        self.ordinary: list[int] = []
+        self.ordinary: list[tuple[int, str]] = []
         self.growth_bytes = 0
 
     async def run(self) -> None:
@@ -60,7 +64,7 @@ class Ordeal:
         # a connection of its own: an idle one may be closed just when it is asked for something
         alone = {"connection": "close"}
         response = await client.post(ENTRY, content=COMPLETION, headers=alone)
-        self.ordinary.append(response.status_code)
+        self.ordinary.append((response.status_code, response.text))
 
     async def _try(self, case: Case) -> None:
         async with self._places:
@@ -124,7 +128,7 @@ def statuses(answer: bytes, case: Case) -> tuple[int, ...]:
 
 @pytest.fixture(scope="module")
 def ordeal() -> Iterator[Ordeal]:
-    with Stack.start(gateway=LIMITS) as stack:
+    with Stack.start(scheduler=PATIENCE, gateway=LIMITS) as stack:
         ordeal = Ordeal(stack)
         asyncio.run(ordeal.run())
         yield ordeal
@@ -151,7 +155,7 @@ def test_there_are_many_and_all_differ() -> None:
 
 
 def test_others_were_served_all_the_while(ordeal: Ordeal) -> None:
-    assert set(ordeal.ordinary) == {200}
+    assert [answer for answer in ordeal.ordinary if answer[0] != 200] == []
     assert len(ordeal.ordinary) > 2
 
 
