@@ -1,6 +1,6 @@
 """What the device can do, and the engine's steps beside it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +22,7 @@ from executor_svc.torch_engine.config import EngineConfig
 from executor_svc.torch_engine.exactness import prepare
 from executor_svc.torch_engine.host_weights import HostWeights, WeightSource
 from executor_svc.torch_engine.known_model import KnownModel
-from executor_svc.torch_engine.linear import make_linear, pad_rows
+from executor_svc.torch_engine.linear import Linear, make_linear, pad_rows
 from executor_svc.torch_engine.models.collectives import ALONE
 
 _PROFILED_STEPS = 5
@@ -122,12 +122,17 @@ def products(
         for batch in scale.batches:
             x = torch.randn(batch, into, dtype=spec.dtype, device=device)
             x = pad_rows(x, linears[0].row_multiple)
-            seconds = clock.median_s(lambda x=x, ls=linears: [linear(x) for linear in ls]) / count
+            seconds = clock.median_s(partial(_multiply, x, linears)) / count
             read = out * into * spec.dtype.itemsize
             shares[str(batch)] = read / seconds / limits["bytes_per_s"]
         print(f"{out} x {into}: {shares}", flush=True)
         del weights, linears
     return figures
+
+
+def _multiply(x: Tensor, linears: Sequence[Linear]) -> None:
+    for linear in linears:
+        linear(x)
 
 
 def prefill(

@@ -307,7 +307,7 @@ class _Pointer:
         assert isinstance(tensor, FakeTensor)
         assert tensor.is_cuda, f"a kernel gets a tensor on {tensor.device}"
         self.dtype = tensor.dtype
-        self._address = tensor.storage_offset() * tensor.element_size()
+        self._address = int(tensor.storage_offset()) * tensor.element_size()
 
     def data_ptr(self) -> int:
         return self._address
