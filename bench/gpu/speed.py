@@ -101,10 +101,6 @@ def _gap(device: torch.device, work: Callable[[], object]) -> Figures:
     }
 
 
-def _multiply(linears: Sequence[Linear], x: Tensor) -> list[Tensor]:
-    return [linear(x) for linear in linears]
-
-
 def products(
     device: torch.device,
     scale: Scale,
@@ -126,12 +122,17 @@ def products(
         for batch in scale.batches:
             x = torch.randn(batch, into, dtype=spec.dtype, device=device)
             x = pad_rows(x, linears[0].row_multiple)
-            seconds = clock.median_s(partial(_multiply, linears, x)) / count
+            seconds = clock.median_s(partial(_multiply, x, linears)) / count
             read = out * into * spec.dtype.itemsize
             shares[str(batch)] = read / seconds / limits["bytes_per_s"]
         print(f"{out} x {into}: {shares}", flush=True)
         del weights, linears
     return figures
+
+
+def _multiply(x: Tensor, linears: Sequence[Linear]) -> None:
+    for linear in linears:
+        linear(x)
 
 
 def prefill(

@@ -70,11 +70,9 @@ import sys
 sys.path[:] = [path for path in sys.path if not path.endswith("protos")]
 for name in ("grpc", "structlog", "httpx", "google", "llguidance", "transformers"):
     sys.modules[name] = None
-import torch
-from bench.gpu.__main__ import run_part
-from bench.gpu.shapes import QUICK
+import bench.gpu.__main__
 import bench.kernels
-print(run_part("engine", torch.device("cpu"), QUICK, {})["tokens_per_s"] > 0)
+print("headway.reasons" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.stdout.split()[-1:] == [b"True"], done.stderr.decode()[-2000:]
