@@ -1,10 +1,12 @@
 """A search for broken bounds on waiting with plain random numbers, which can go on for a night.
 Most runs lose few executors, since each loss starts all promises anew.
 
-``python -m tests.machine.hunt FIRST_SEED NUM_RUNS NUM_STEPS`` plays the rules of BoundsMachine,
-ends each run with a time that is left alone, and prints the steps of what breaks, shortened.
+``python -m tests.machine.hunt --first-seed 1 --runs 1000 --steps 25`` plays the rules of
+BoundsMachine, ends each run with a time that is left alone, and prints the steps of what breaks,
+shortened.
 """
 
+import argparse
 import random
 import sys
 import traceback
@@ -21,6 +23,8 @@ from tests.machine.test_bounds_machine import (
     TENANTS,
     BoundsMachine,
 )
+
+_PROGRESS_RUNS = 100
 
 # the name of a rule and what it is given
 Step = tuple[str, dict[str, Any]]
@@ -122,9 +126,15 @@ def shortened(run: list[Step]) -> list[Step]:
 
 def main() -> int:
     """How many runs broke a promise, at most 1."""
-    first, num_runs, num_steps = map(int, sys.argv[1:])
-    for seed in range(first, first + num_runs):
-        run = steps(random.Random(seed), num_steps)
+    parser = argparse.ArgumentParser(prog="python -m tests.machine.hunt", description=__doc__)
+    parser.add_argument("--first-seed", type=int, default=1, help="of the runs, which count up")
+    parser.add_argument("--runs", type=int, default=1_000, help="how many")
+    parser.add_argument("--steps", type=int, default=25, help="of each run")
+    args = parser.parse_args()
+    for seed in range(args.first_seed, args.first_seed + args.runs):
+        if (num_done := seed - args.first_seed) and not num_done % _PROGRESS_RUNS:
+            print(f"{num_done} runs", flush=True)
+        run = steps(random.Random(seed), args.steps)
         try:
             play(run)
         except AssertionError:
@@ -133,7 +143,7 @@ def main() -> int:
             for rule, given in shortened(run):
                 print(f"machine.{rule}({', '.join(f'{k}={v!r}' for k, v in given.items())})")
             return 1
-    print(f"{num_runs} runs of {num_steps} steps from seed {first}: every promise is kept")
+    print(f"{args.runs} runs of {args.steps} steps from {args.first_seed}: every promise is kept")
     return 0
 
 
