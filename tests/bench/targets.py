@@ -1,6 +1,7 @@
 """What ``make`` would run, made small."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,11 +22,20 @@ def described() -> dict[str, str]:
 
 
 def recipe(target: str, variables: Mapping[str, object] | None = None) -> str:
-    """The shell commands of a target, by this environment's Python."""
+    """The shell commands of a target, by this environment's Python, also where make runs us."""
     words = [f"{name}={value}" for name, value in (variables or {}).items()]
     done = subprocess.run(
-        ["make", "--dry-run", *_ENVIRONMENTS, f"BIN={Path(sys.executable).parent}", *words, target],
+        [
+            "make",
+            "--dry-run",
+            "--no-print-directory",
+            *_ENVIRONMENTS,
+            f"BIN={Path(sys.executable).parent}",
+            *words,
+            target,
+        ],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
         capture_output=True,
         text=True,
         check=True,

@@ -140,6 +140,13 @@ def test_sim_as_it_is() -> None:
     assert "--" not in recipe("sim")
 
 
+def test_a_recipe_is_the_same_where_make_runs_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = recipe("bench-relay")
+    monkeypatch.setenv("MAKELEVEL", "1")
+    monkeypatch.setenv("MAKEFLAGS", "w")
+    assert recipe("bench-relay") == said
+
+
 def test_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """The executors that it starts itself are mock ones here, which are there in a second."""
     with Stack.start(engine="torch", executor={"max_num_seqs": 4}) as stack:
