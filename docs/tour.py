@@ -157,6 +157,7 @@ def own_executors(scheduler: str, folder: Path) -> Iterator[dict[str, "subproces
 def kill_one(scheduler: str, channel: grpc.Channel, prompt: list[int]) -> bool:
     """Kill -9 the executor of a running stream; the stream goes on from the other one."""
     stop(6, "kill -9 of an executor in the middle of a stream")
+    # the generated types know channels of grpc.aio only
     stub: Stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[arg-type]
     admin: Stub = scheduler_pb2_grpc.AdminServiceStub(channel)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder, own_executors(scheduler, Path(folder)) as mine:
@@ -213,6 +214,7 @@ def main() -> None:
         sys.exit(f"no Headway answers at {arguments.gateway} ({error}); start one with: make run")
     stream_openai(arguments.gateway, model)
     with grpc.insecure_channel(arguments.scheduler) as channel:
+        # as in kill_one
         stub: Stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)  # type: ignore[arg-type]
         card = stub.GetModel(scheduler_pb2.GetModelRequest(model=model))
         tokenizer = Tokenizer.from_str(card.assets.tokenizer_json.decode())
