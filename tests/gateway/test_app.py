@@ -24,7 +24,7 @@ from headway.reasons import Reason
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.conftest import serving, settings_for
-from tests.gateway.scripted import Run, ScriptedScheduler, failure, leave_alone
+from tests.gateway.scripted import WAIT_S, Run, ScriptedScheduler, failure, leave_alone
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"
@@ -403,7 +403,7 @@ async def test_an_error_for_a_client_that_takes_nothing_is_no_crash(
 
     scope = {"type": "http", "method": "POST", "path": PATH, "headers": [], "query_string": b""}
     with structlog.testing.capture_logs() as logs:
-        await asyncio.wait_for(app({**scope, "state": {}}, receive, send), 10)
+        await asyncio.wait_for(app({**scope, "state": {}}, receive, send), WAIT_S)
     assert "request.crashed" not in [line["event"] for line in logs]
 
 

@@ -12,7 +12,14 @@ from gateway_http.client import Generation
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
-from tests.gateway.scripted import Run, ScriptedScheduler, failure, leave_alone, reply_at_once
+from tests.gateway.scripted import (
+    WAIT_S,
+    Run,
+    ScriptedScheduler,
+    failure,
+    leave_alone,
+    reply_at_once,
+)
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": tiny_model.NAME, "prompt": "Hi", "max_tokens": 200}
@@ -517,7 +524,7 @@ async def test_a_key_leads_back_to_work_whose_reader_hung_up(
         scheduler.publish()
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        await asyncio.wait_for(has_left.wait(), 10)
+        await asyncio.wait_for(has_left.wait(), WAIT_S)
         again = asyncio.create_task(http.post("/v1/completions", json=body, headers=headers))
         await scheduler.until(lambda: scheduler.num_submits == 2)
         encode_events(run, "far")

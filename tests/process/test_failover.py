@@ -12,7 +12,7 @@ from headway.server import connect
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 NUM_REQUESTS = 16
-NUM_TOKENS = 200
+NUM_TOKENS = 500  # seconds of work: nobody is done while the last of them begins
 MODEL = "mock"
 
 
@@ -86,9 +86,10 @@ async def test_sixteen_running_requests_survive_kill_9(stack: Stack) -> None:
     attempts = [ends[0].timing.num_attempts for _, _, ends in results]
     moved = leased["executor-1"]
     assert sorted(attempts) == [1] * (NUM_REQUESTS - moved) + [2] * moved
-    finished = [line for line in stack.scheduler.lines if line["event"] == "request.finished"]
-    assert len(finished) == NUM_REQUESTS, "each request ended once"
     assert after.num_running == after.num_waiting == 0
     rows = {row.executor_id: row for row in after.executors}
     assert rows["executor-2"].num_free == rows["executor-2"].num_slots
     assert survivor.stop() == 0
+    assert stack.scheduler.stop() == 0
+    finished = [line for line in stack.scheduler.lines if line["event"] == "request.finished"]
+    assert len(finished) == NUM_REQUESTS, "each request ended once"

@@ -112,7 +112,7 @@ async def test_a_reader_that_falls_behind_takes_no_more_room() -> None:
 
 
 async def test_a_reader_that_takes_nothing_is_cut_and_may_come_back() -> None:
-    gateway = {"stream_write_timeout_s": 2}
+    gateway = {"stream_write_timeout_s": 6}
     with (
         Stack.start(scheduler=SCHEDULER, executor=EXECUTOR, gateway=gateway) as stack,
         stopped_readers(stack) as plugs,
