@@ -103,7 +103,7 @@ class Samples:
             skipped = num_skipped[index] if num_skipped else 0
             prompt = index // spec.num_samples
             self.choices.append(Choice(spec, job.text, prompt, skipped))
-        self.outcome = Outcome(spec.num_hidden)
+        self.outcome = Outcome(spec.num_hidden * spec.num_samples)
 
     def index(self, number: int, sample: int = 0) -> int:
         """Of a prompt's sample among all choices."""

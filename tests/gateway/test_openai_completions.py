@@ -63,15 +63,17 @@ async def test_what_the_model_thinks_of_the_prompt(
     assert joined == logprobs["token_logprobs"]
 
 
+@pytest.mark.parametrize("num_samples", [1, 2])
 async def test_a_prompt_alone_can_be_scored(
-    asgi: httpx.AsyncClient, scheduler: ScriptedScheduler
+    asgi: httpx.AsyncClient, scheduler: ScriptedScheduler, num_samples: int
 ) -> None:
-    body = completion(prompt=["the 🙂", "a"], echo=True, logprobs=1, max_tokens=0)
+    prompts = ["the 🙂", "a"]
+    body = completion(prompt=prompts, echo=True, logprobs=1, max_tokens=0, n=num_samples)
     answer = (await asgi.post(PATH, json=body)).json()
-    assert answer["choices"][0]["text"] == "the 🙂"
+    texts = [text for text in prompts for _ in range(num_samples)]
+    assert [one["text"] for one in answer["choices"]] == texts
     assert [len(one["logprobs"]["tokens"]) for one in answer["choices"]] == [
-        len(tiny_model.encode("the 🙂")),
-        1,
+        len(tiny_model.encode(text)) for text in texts
     ]
     assert {one["finish_reason"] for one in answer["choices"]} == {"length"}
     assert answer["usage"]["completion_tokens"] == 0
