@@ -28,10 +28,11 @@ class ContentPart(msgspec.Struct):
 
 
 class CalledFunction(msgspec.Struct, forbid_unknown_fields=True):
-    """A call of an earlier turn; ``arguments`` is JSON text."""
+    """A call of an earlier turn; ``arguments`` is JSON text, which the SDK notes down parsed."""
 
     name: str
     arguments: str = ""
+    parsed_arguments: Any = None
 
 
 class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,7 +45,9 @@ class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """One message of a chat. What an answer had in it, such as ``audio: null``, may come back."""
+    """One message of a chat. What an answer had in it, such as ``audio: null``, may come back, and
+    so may what an SDK made of its content, ``parsed``.
+    """
 
     role: Annotated[str, Meta(extra_json_schema={"enum": list(ROLES)})]
     content: str | list[ContentPart] | None = None
@@ -56,6 +59,7 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     function_call: None = None
     audio: None = None
     annotations: list[None] | None = None
+    parsed: Any = None
 
 
 class Function(msgspec.Struct, forbid_unknown_fields=True):

@@ -50,6 +50,7 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     call_id: str | None = None
     name: str | None = None
     arguments: str = ""
+    parsed_arguments: Any = None
     output: str | list[ContentPart] | None = None
     summary: list[ContentPart] | None = None
     encrypted_content: None = None

@@ -19,6 +19,7 @@ from gateway_http.generation_defaults import (
 )
 from gateway_http.http_errors import UnsupportedParameterError, invalid
 from gateway_http.json_keys import check_keys
+from gateway_http.json_nulls import without_nulls
 
 SECONDS = Annotated[float, Meta(gt=0, le=604_800)]
 COUNT = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -202,7 +203,12 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
         }
         if len(wanted) != len(raw):
             body = msgspec.json.encode(wanted)
-        return msgspec.json.decode(body, type=kind)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError:
+            if b"null" not in body:
+                raise
+        return msgspec.json.decode(without_nulls(body, kind), type=kind)
     except msgspec.ValidationError as error:
         raise _refusal(str(error)) from None
     except ValueError:

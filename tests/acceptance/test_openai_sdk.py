@@ -1,5 +1,6 @@
 """The openai SDK against real processes: chats, completions, responses, tools and formats."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import httpx
@@ -147,16 +148,10 @@ def test_tools_are_called(sdk: openai.OpenAI, model: str) -> None:
     named: Any = {"type": "function", "function": {"name": "Weather"}}
     with sdk.chat.completions.stream(**wish, tool_choice=named) as stream:
         final = stream.get_final_completion()
-    [call] = final.choices[0].message.tool_calls or []
+    message = final.choices[0].message
+    [call] = message.tool_calls or []
     assert isinstance(call.function.parsed_arguments, Weather)
-    messages = [
-        *HI,
-        {
-            "role": "assistant",
-            "tool_calls": [call.model_dump(exclude={"function": {"parsed_arguments"}})],
-        },
-        {"role": "tool", "tool_call_id": call.id, "content": "rain"},
-    ]
+    messages = [*HI, message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
     assert chat(sdk, model=model, messages=messages, tools=[tool]).choices[0].message.content
 
 
@@ -210,6 +205,28 @@ def test_responses(sdk: openai.OpenAI) -> None:
     (item,) = called.output
     assert item.type == "function_call"
     assert Weather.model_validate_json(item.arguments)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the SDK's own
+@pytest.mark.parametrize("write", [lambda one: one, lambda one: one.model_dump()])
+def test_answers_come_back_as_the_sdk_writes_them(
+    sdk: openai.OpenAI, write: Callable[[pydantic.BaseModel], Any]
+) -> None:
+    """As a part of the next question, with all that the SDK's own classes know."""
+    rain = {"type": "function_call_output", "output": "rain"}
+    wish: Any = {"model": MODEL, "max_output_tokens": 300}
+    called: Any = sdk.responses.parse(
+        input=HI, tools=[openai.pydantic_function_tool(Weather)], tool_choice="required", **wish
+    )
+    items = [*HI, *map(write, called.output), {**rain, "call_id": called.output[0].call_id}]
+    said = sdk.responses.parse(input=items, text_format=Weather, **wish)
+    items += [*map(write, said.output), *HI]
+    assert sdk.responses.create(input=items, **wish).output_text
+    parsed = sdk.chat.completions.parse(
+        model=MODEL, messages=HI, response_format=Weather, max_tokens=300
+    )
+    messages = [*HI, write(parsed.choices[0].message), *HI]
+    assert chat(sdk, messages=messages).choices[0].message.content
 
 
 def test_an_answer_says_where_its_time_went(sdk: openai.OpenAI) -> None:
