@@ -154,6 +154,7 @@ def executor_row(row: answers.ExecutorRow) -> scheduler.ExecutorRow:
         max_models=row.max_models,
         loading_model=row.loading_model or "",
         held_models=row.held_models,
+        active_models=row.active_models,
         reservation=_reservation(row.reservation),
         stats=_stats(row.stats),
     )

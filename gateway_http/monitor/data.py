@@ -132,9 +132,7 @@ def _backend(row: scheduler_pb2.ExecutorRow) -> Backend:
         url=row.executor_id,
         live=row.state in _LIVE,
         state=state.removeprefix(_STATE_PREFIX).lower(),
-        active_models=sorted(set(row.resident_models) - set(row.held_models))
-        if row.num_leased + row.num_in_doubt
-        else [],
+        active_models=sorted(row.active_models),
         models=sorted(row.resident_models),
         loading_model=row.loading_model or None,
         max_models=row.max_models,

@@ -72,6 +72,8 @@ class ExecutorRow:
     max_models: int
     loading_model: str | None = None
     held_models: tuple[str, ...] = ()
+    # that leases of it run, or are in doubt
+    active_models: tuple[str, ...] = ()
     reservation: ReservationRow | None = None
     stats: ExecutorStats | None = None
 

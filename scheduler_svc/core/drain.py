@@ -25,6 +25,7 @@ executor that still dwells after its last one. Together: a cold head starts at t
 its arrival + the dwell + what still runs there + the load, behind those of its flow before it.
 """
 
+from scheduler_svc.core import explain
 from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
 from scheduler_svc.core.placement import fronts, is_claimed, num_missing
 from scheduler_svc.core.state import State
@@ -52,7 +53,8 @@ def claim(state: State, head: RequestRecord, rank: Rank) -> None:
         return
     nearest = min(found, key=lambda executor: (num_missing(head, executor), executor.number))
     displace(state, nearest)
-    state.reserve(nearest, head, Why.WIDE, head.deadline_ms, 0, 0)
+    text = f"{Why.WIDE} on {nearest.executor_id}; slots missing: {num_missing(head, nearest)}"
+    state.reserve(nearest, head, Why.WIDE, head.deadline_ms, 0, 0, text)
 
 
 def _may_claim(state: State, head: RequestRecord, rank: Rank) -> bool:
@@ -84,6 +86,10 @@ class Drain:
         self._head = head
         self._rank = rank
         self._aged_ms = _aged_ms(state, head)
+        # all candidates, for the decision log only
+        self._found: list[tuple[_Key, ExecutorRecord]] | None = (
+            [] if state.settings.has_decision_log else None
+        )
         # when looking again may find one that time alone makes
         self.retry_ms: int | None = None
 
@@ -95,6 +101,8 @@ class Drain:
             for executor in group.members.values():
                 if self._is_candidate(executor):
                     key = self._key(executor)
+                    if self._found is not None:
+                        self._found.append((key, executor))
                     if best_key is None or key < best_key:
                         best, best_key = executor, key
         if best is None or best_key is None:
@@ -103,7 +111,11 @@ class Drain:
         displace(state, best)
         why = Why.TIME_SLICE if best_key[0] else Why.DRAIN
         deadline_ms = latest_end_ms(state, best)
-        state.reserve(best, self._head, why, deadline_ms, best.num_slots, best_key[1])
+        text = ""
+        if self._found is not None:
+            self._found.sort(key=lambda found: found[0])
+            text = explain.drain(state, why, [(key[1], other) for key, other in self._found])
+        state.reserve(best, self._head, why, deadline_ms, best.num_slots, best_key[1], text)
         if why is Why.TIME_SLICE:
             review(state)
 

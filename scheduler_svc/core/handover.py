@@ -7,7 +7,7 @@ models are the only ones whose heads may go. Where that is not so, because somet
 instead, or is reserved, limited or wide, everybody concerned is woken and tried as usual.
 """
 
-from scheduler_svc.core import leases, placement
+from scheduler_svc.core import explain, leases, placement
 from scheduler_svc.core.domain import ExecutorRecord, RequestRecord
 from scheduler_svc.core.state import State
 
@@ -33,7 +33,7 @@ def give(state: State, head: RequestRecord, executor: ExecutorRecord) -> None:
     left to the caller."""
     chosen = placement.jump(state, head, executor)
     if state.settings.has_decision_log:
-        state.decide("grant", chosen, placement.explain(state, chosen, executor))
+        state.decide("grant", chosen, explain.grant(state, chosen, executor))
     leases.grant(state, chosen, executor)
 
 

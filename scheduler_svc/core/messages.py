@@ -366,9 +366,13 @@ Action = (
 
 @message(frozen=True, slots=True)
 class Decision:
-    """Why something was decided, in one line for people; only with ``has_decision_log``."""
+    """Why something was decided, in one line for people; only with ``has_decision_log``.
 
-    kind: str  # "grant" | "reject" | "reserve" | "release" | "load"
+    Of kind "grant", "reject", "reserve", "release", "load" and "resident" are what was done;
+    "overtake", "refund" and "requeue" are what else may let a position rise (estimate.py).
+    """
+
+    kind: str
     request_id: str
     model: str
     text: str

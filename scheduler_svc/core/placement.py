@@ -151,14 +151,3 @@ def _saves(state: State, record: RequestRecord, executor: ExecutorRecord) -> boo
     ):
         return True
     return state.prefixes.has_any(executor_id, request.prefix_hashes)
-
-
-def explain(state: State, record: RequestRecord, executor: ExecutorRecord) -> str:
-    """Why this one, with the first of each row of candidates; for the decision log."""
-    rank = state.waking.rank(record)
-    scores = ", ".join(
-        f"{other.executor_id} {other.num_used}/{other.num_slots}"
-        for _, other in fronts(state, record, rank)
-    )
-    waited_ms = state.now_ms - record.accepted_ms
-    return f"to {executor.executor_id} after {waited_ms} ms, rank {rank}, used slots: {scores}"

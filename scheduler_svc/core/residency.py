@@ -25,6 +25,7 @@ places that it has or gets than the load takes; what was never measured is given
 
 from typing import NamedTuple
 
+from scheduler_svc.core import explain
 from scheduler_svc.core.deadlines import LoadDue
 from scheduler_svc.core.domain import (
     ExecutorRecord,
@@ -54,6 +55,8 @@ class Search:
         self._head = head
         self._is_first = is_first
         self.retry_ms: int | None = None
+        # all that there were, for the decision log only
+        self.targets: list[Target] | None = [] if state.settings.has_decision_log else None
 
     def run(self) -> Target | None:
         """The best target, None if there is none now."""
@@ -64,6 +67,8 @@ class Search:
             target = self._option(executor)
             if target is None:
                 continue
+            if self.targets is not None:
+                self.targets.append(target)
             key = self._key(target)
             if best_key is None or key < best_key:
                 best, best_key = target, key
@@ -155,8 +160,14 @@ def is_worth_another(state: State, model: str) -> bool:
     return load_ms is None or wait_ms is None or wait_ms >= load_ms
 
 
-def order(state: State, head: RequestRecord, target: Target, is_first: bool) -> None:
-    """Begin a load."""
+def order(
+    state: State,
+    head: RequestRecord,
+    target: Target,
+    is_first: bool,
+    targets: list[Target] | None = None,
+) -> None:
+    """Begin a load; ``targets``: all that could be chosen, for the decision log."""
     executor, evict, is_forced = target
     model = head.request.model
     assert executor.session is not None
@@ -185,10 +196,10 @@ def order(state: State, head: RequestRecord, target: Target, is_first: bool) -> 
         deadline_ms = due_ms + state.settings.load_timeout_ms
         expected_ms = state.now_ms + (load_ms or 0)
         state.reserve(executor, head, Why.LOAD, deadline_ms, num_kept, expected_ms)
-    if state.settings.has_decision_log:
-        kind = "forced switch" if is_forced else "second place" if not is_first else "first place"
-        out = ", ".join(evict) or "nothing"
-        state.decide("load", head, f"{kind} on {executor.executor_id}, {load_ms} ms, evicts {out}")
+    if targets is not None:
+        kind = "forced switch" if is_forced else "first place" if is_first else "one more place"
+        others = [(one.evict, one.executor) for one in targets if one.executor is not executor]
+        state.decide("load", head, explain.load(state, model, kind, [(evict, executor), *others]))
 
 
 def changed(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:

@@ -109,6 +109,8 @@ def _executor_row(
             for model, residence in executor.residences.items()
             if model not in executor.active and residence.held_until_ms > now_ms
         ),
+        # without the leases of an earlier scheduler whose model nobody knows
+        active_models=tuple(model for model in executor.active if model),
         reservation=_reservation_row(executor.reservation, now_ms),
         stats=executor.activity.summary(num_all_leases, _affinity(state, executor), now_ms),
     )

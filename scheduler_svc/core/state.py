@@ -344,8 +344,9 @@ class State:
         deadline_ms: int,
         num_kept: int,
         expected_ms: int,
+        text: str = "",
     ) -> None:
-        """Enter a reservation; the model and the executor must have none."""
+        """Enter a reservation; the model and the executor must have none. ``text``: for the log."""
         model = head.request.model
         assert model not in self.fleet.reservations
         assert executor.reservation is None
@@ -367,7 +368,7 @@ class State:
                 self.waking.wake(other)
         self.count(f"reserved.{why}")
         if self.settings.has_decision_log:
-            self.decide("reserve", head, f"{why} on {executor.executor_id}")
+            self.decide("reserve", head, text or f"{why} on {executor.executor_id}")
 
     def end_reservation(self, model: str, why: str) -> None:
         """A model's reservation ends: its owner looks again, and whoever it kept out."""

@@ -55,7 +55,7 @@ def _load(state: State, head: RequestRecord) -> int | None:
     target = search.run()
     if target is None:
         return search.retry_ms
-    residency.order(state, head, target, is_first)
+    residency.order(state, head, target, is_first, search.targets)
     state.waking.wake(model)  # for one more, after those whose claim is larger now
     return None
 

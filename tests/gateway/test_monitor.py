@@ -47,6 +47,7 @@ def snapshot() -> scheduler_pb2.Snapshot:
         num_in_doubt=1,
         resident_models=["b", "a", "held"],
         held_models=["held"],
+        active_models=["b", "a"],
         max_models=3,
     )
     one.stats.num_leases = 9
@@ -55,7 +56,9 @@ def snapshot() -> scheduler_pb2.Snapshot:
     one.stats.mean_duration.FromMilliseconds(1_234)
     one.stats.affinity = 0.5
     one.reservation.model = "cold"
+    one.reservation.reason = "time_slice"
     one.reservation.age.FromMilliseconds(1_500)
+    one.reservation.remaining.FromMilliseconds(60_000)
     found.executors.add(
         executor_id="<img src=x>", state=scheduler_pb2.ExecutorRow.STATE_LOST, num_slots=2
     )
@@ -127,7 +130,8 @@ def test_a_snapshot_becomes_rows() -> None:
     assert (one["slots_acquired"], one["slots_total"]) == (3, 8)
     assert (one["stat_share_pct"], one["stat_utilization_pct"]) == (75, 12.3)
     assert (one["stat_avg_duration_s"], one["stat_affinity"]) == (1.23, 50)
-    assert one["reservation"]["age_s"] == 1.5
+    reservation = {"model": "cold", "reason": "time_slice", "age_s": 1.5, "remaining_s": 60.0}
+    assert one["reservation"] == reservation
     assert (lost["live"], lost["state"], lost["active_models"]) == (False, "lost", [])
     assert lost["stat_share_pct"] is None
     (row,) = data["queue"]
@@ -294,3 +298,4 @@ async def test_a_browser_shows_names_as_text(http: httpx.AsyncClient, tmp_path: 
     assert "&lt;img src=x&gt;" in page
     assert "<img" not in page
     assert ">live<" in page
+    assert ">kept for cold (time slice) for 1.5s of at most 1m 01s<" in page

@@ -83,12 +83,13 @@ def test_a_row_shows_models_reservation_and_statistics() -> None:
         max_models=2,
         loading_model="b",
         held_models=("a",),
+        active_models=("c",),
         reservation=answers.ReservationRow("b", "it waits", 10, 2_000),
         stats=answers.ExecutorStats(3, 0.5, 0.25, 1_500.4, None),
     )
     shown = admin.executor_row(row)
     assert shown.loading_model == "b"
-    assert list(shown.held_models) == ["a"]
+    assert (list(shown.held_models), list(shown.active_models)) == (["a"], ["c"])
     assert (shown.reservation.model, shown.reservation.reason) == ("b", "it waits")
     assert shown.reservation.age.ToMilliseconds() == 10
     assert shown.reservation.remaining.ToMilliseconds() == 2_000

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -31,10 +32,10 @@ OUTCOMES = (LeaseOutcome.COMPLETED,) * 6 + (LeaseOutcome.FAILED, LeaseOutcome.RE
 class Script:
     """The same events for the same decisions; executors that are full nearly all the time."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, **settings: Any) -> None:
         self._random = random.Random(seed)
-        settings = {"model_limits": {"A": 3}} if seed % 4 == 0 else {}
-        self._driver = Driver(**settings)
+        limits = {"model_limits": {"A": 3}} if seed % 4 == 0 else {}
+        self._driver = Driver(**limits, **settings)
         self._running: list[LeaseGranted] = []
         self._num_requests = 0
         # somebody may need several slots, or something that is nowhere

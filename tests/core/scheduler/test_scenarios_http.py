@@ -111,13 +111,14 @@ async def test_scenario_64_a_row_shows_state_models_and_slots() -> None:
         num_slots=4,
         num_free=3,
         num_leased=1,
-        resident_models=["B", "A"],
+        resident_models=["C", "B", "A"],
         held_models=["B"],
+        active_models=["A"],
     )
     snapshot.executors.add(executor_id="b2", state=states.STATE_LOST, num_slots=2, num_free=2)
     live, lost = (await monitor_data(snapshot))["backends"]
     assert (live["url"], live["live"], lost["live"]) == ("b1", True, False)
-    assert (live["models"], live["active_models"]) == (["A", "B"], ["A"])
+    assert (live["models"], live["active_models"]) == (["A", "B", "C"], ["A"])
     assert (live["slots_acquired"], live["slots_total"]) == (1, 4)
     assert (lost["slots_acquired"], lost["slots_total"], lost["active_models"]) == (0, 2, [])
 

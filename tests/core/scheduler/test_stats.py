@@ -77,3 +77,17 @@ def test_the_snapshot_carries_them() -> None:
     assert (stats.num_leases, stats.share, stats.utilisation) == (1, 1.0, 1.0)
     assert stats.mean_duration_ms == 1_000
     assert driver.core.snapshot(driver.now_ms, 0).queue_wait_ms == (0, 500, 1_000, 2)
+
+
+def test_a_row_tells_what_works_from_what_is_only_there() -> None:
+    """A model whose hold is over is on the device, but neither held nor at work."""
+    driver = Driver(model_hold_ms=1_000)
+    driver.attach(num_slots=4, models="AB")
+    driver.submit("a", "A")
+    driver.submit("b", "B")
+    assert set(driver.row().active_models) == {"A", "B"}
+    driver.end("b")
+    assert (driver.row().active_models, driver.row().held_models) == (("A",), ("B",))
+    driver.advance(1_001)
+    assert (driver.row().active_models, driver.row().held_models) == (("A",), ())
+    assert driver.row().resident_models == ("A", "B")
