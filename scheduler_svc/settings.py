@@ -325,8 +325,8 @@ class SchedulerSettings(Settings):
     band_max_wait_ms: tuple[Wait, ...] = Field(
         (30_000, 60_000, 120_000, 240_000),
         max_length=64,
-        description="A request older than its band's limit goes next; the last holds for all "
-        "later bands, none means no limit.",
+        description="A request older than its band's limit counts as of the first band, where age "
+        "decides; the last holds for all later bands, none means no limit.",
     )
     tenant_weights: dict[str, Weight] = Field(
         {}, max_length=100_000, description="Share of a tenant beside others; 1 if not listed."
@@ -341,7 +341,8 @@ class SchedulerSettings(Settings):
         100_000,
         ge=1,
         le=100_000_000,
-        description="Tenants remembered for each band and model; who waits or runs always is.",
+        description="Accounts of tenants remembered, one for each band and model; those of who "
+        "waits or runs always are.",
     )
 
     # --- core: models on executors
