@@ -76,7 +76,7 @@ def refuse(state: State, request: Request) -> tuple[Reason, str] | None:
 
 def _is_late(state: State, request: Request) -> bool:
     """Whether it is known to start after its deadline; cheap upper bounds are asked first."""
-    if request.model not in state.queue.num_by_model:
+    if not len(state.queue):
         return False
     estimator = state.estimator
     return (

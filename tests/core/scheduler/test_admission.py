@@ -85,6 +85,14 @@ def test_closing_the_door_refuses_new_work_and_finishes_the_rest() -> None:
     assert granted(driver.end("a")) == [("b", "e1")]
 
 
+def test_a_closed_door_says_when_the_next_scheduler_is_expected() -> None:
+    driver = Driver(executor_grace_ms=5_000)
+    driver.attach()
+    driver.handle(CloseDoor())
+    refused = rejection(driver.submit("a"))
+    assert (refused.reason, refused.retry_after_ms) == (Reason.DRAINING, 5_000)
+
+
 def test_scenario_71_max_inflight_counts_accepted_and_unfinished() -> None:
     driver = Driver(max_inflight=1)
     driver.attach(num_slots=8)
@@ -194,10 +202,10 @@ def test_a_model_that_is_offered_or_waited_for_is_not_forgotten() -> None:
     assert state.totals.models.keys() == state.known_models.keys()
 
 
-def backlog() -> Driver:
+def backlog(models: str = "A") -> Driver:
     """A slot that gives one grant in 1,000 ms, measured, and 30 requests of tenant t waiting."""
     driver = Driver(retry_after_max_ms=120_000)
-    driver.attach()
+    driver.attach(models=models)
     forever: dict[str, Any] = {"queue_timeout_ms": 10**8, "execution_timeout_ms": 10**8}
     for number in range(40):
         driver.submit(f"r{number}", **forever)
@@ -226,6 +234,14 @@ def test_the_backlog_of_one_tenant_closes_the_door_to_nobody_else() -> None:
     driver = backlog()
     driver.submit("other", tenant="other", queue_timeout_ms=14_000)
     assert driver.core.is_live("other")
+
+
+def test_the_first_of_a_model_stands_behind_the_backlog_of_those_that_share_its_home() -> None:
+    driver = backlog("AB")
+    refused = rejection(driver.submit("late", "B", queue_timeout_ms=14_000))
+    assert refused.reason is Reason.DEADLINE_UNREACHABLE
+    driver.submit("patient", "B", queue_timeout_ms=16_500)
+    assert driver.status("patient").position == 30
 
 
 def test_what_was_never_measured_refuses_nobody() -> None:

@@ -218,3 +218,43 @@ def test_a_time_slice_ends_a_drain_that_would_leave_nobody_a_home() -> None:
     row = world.row("b1").reservation
     assert row is not None
     assert (row.model, row.reason) == ("C", "time_slice")
+
+
+def test_an_old_request_behind_young_heads_slices_a_sole_home_after_twice_e() -> None:
+    """Whoever is first gives up after a second, and somebody new comes."""
+    world = World(equalization_ms=5_000)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    world.run("A", "b1")
+    world.ask("B", band=1)
+    [young] = world.ask("B", band=0)
+    for _ in range(9):
+        world.advance(1_000)
+        assert world.reservation("b1") is None
+        [next_one] = world.ask("B", band=0)
+        world.cancel(young)
+        young = next_one
+    world.advance(1_001)
+    assert world.reservation("b1") == "B"
+
+
+def test_a_home_is_the_last_one_also_of_a_model_at_work_where_another_drain_is() -> None:
+    """B drains e1, where A works: e2, which A could still be loaded on, must not be drained too."""
+    world = World(equalization_ms=5_000)
+    world.backend("e1", 2, "AB", max_models=1, resident="A")
+    world.run("A", "e1")
+    world.backend("e2", 2, "ACD", max_models=1, resident="C")
+    world.run("C", "e2")
+    world.backend("e3", 2, "C", max_models=1, resident="C")
+    world.ask("B")
+    world.ask("D")
+    assert [world.reservation(name) for name in ("e1", "e2")] == ["B", None]
+
+
+def test_a_drain_of_who_aged_becomes_a_time_slice_when_the_other_home_goes() -> None:
+    world = two_homes(equalization_ms=5_000)
+    world.ask("B")
+    world.advance(6_000)
+    world.drain("b2")
+    row = world.row("b1").reservation
+    assert row is not None
+    assert (row.model, row.reason, row.age_ms) == ("B", "time_slice", 6_000)

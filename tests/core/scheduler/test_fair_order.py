@@ -44,10 +44,9 @@ def test_weights_are_shares() -> None:
     assert sum(name.startswith("a") for name in order) in (29, 30, 31)
 
 
-def drain_all(driver: Driver) -> list[str]:
+def drain_all(driver: Driver, last: str = "running") -> list[str]:
     """The same, with all tokens used."""
     order: list[str] = []
-    last = "running"
     while True:
         attempt = driver.attempts[last]
         ref = ("e1", 1, last, EPOCH, attempt)
@@ -199,3 +198,25 @@ def test_a_claim_goes_over_when_the_end_of_a_lease_changes_who_is_first() -> Non
     driver.end("y0", "e2")
     assert driver.status("y1").position < driver.status("x1").position
     assert claims["A"].request_id == "y1"
+
+
+def test_nobody_pays_for_more_than_was_charged_whatever_an_executor_says() -> None:
+    driver = Driver(locality_quantum_tokens=0)
+    driver.attach()
+    for name in ("a0", "a1", "b0", "b1", "b2", "b3"):
+        driver.submit(name, tenant=name[0])
+    ended = LeaseEnded("e1", 1, "a0", EPOCH, 1, LeaseOutcome.COMPLETED, num_generated_tokens=10**9)
+    [(first, _)] = granted(driver.handle(ended))
+    assert [first, *drain_all(driver, first)] == ["b0", "a1", "b1", "b2", "b3"]
+
+
+def test_a_head_whose_own_cache_is_there_is_not_passed() -> None:
+    driver = Driver(locality_quantum_tokens=1_000)
+    driver.attach()
+    driver.submit("before a", tenant="a", session_id="s")
+    driver.submit("before b", tenant="b", session_id="s")
+    driver.end("before a")
+    driver.submit("a0", tenant="a", session_id="s")
+    driver.submit("b0", tenant="b", session_id="s")
+    assert driver.status("a0").position == 0
+    assert granted(driver.end("before b")) == [("a0", "e1")]

@@ -232,3 +232,17 @@ def test_scenario_59_a_slot_is_given_back_once_whatever_the_end() -> None:
         driver.end("a", outcome=outcome)
         num_leased = 1 if outcome is LeaseOutcome.RETURNED else 0
         assert driver.row().num_leased == num_leased
+
+
+def test_the_longest_cached_prefix_goes_before_a_shorter_one() -> None:
+    driver = Driver()
+    driver.attach("short", num_slots=4)
+    driver.submit("a", prefix_hashes=(1,))
+    driver.resize("short", 0)
+    driver.attach("long", num_slots=4)
+    driver.submit("b", prefix_hashes=(1, 2, 3))
+    driver.submit("c")
+    driver.resize("short", 4)
+    assert [driver.row(name).num_free for name in ("short", "long")] == [3, 2]
+    assert granted(driver.submit("d", prefix_hashes=(1, 2, 3, 4))) == [("d", "long")]
+    assert granted(driver.submit("e", prefix_hashes=(1, 9))) == [("e", "short")]

@@ -222,3 +222,58 @@ def test_whoever_waits_behind_young_heads_lends_their_flow_its_age() -> None:
             [young] = world.ask("A", tenant="young")
     assert order[:5] == ["C1", "C2", "C3", "C4", "C5"], "for E"
     assert order[6] == old, "after who is first in the flow"
+
+
+def test_what_a_band_may_save_up_and_owe_is_bounded() -> None:
+    """Two grants at most are saved for it, and its debt ends at one, however many it got."""
+    both = [{"A": 0}, {"A": 0}]
+
+    def owed_after(num_first: int, num_second: int) -> tuple[int, int]:
+        """So many grants of band 0, then of band 1: how many more band 1 is owed at once, or after
+        how many grants of band 0 it is owed one."""
+        shares = Shares(CoreSettings(num_bands=2, band_min_shares=(0.0, 0.5)))
+        executor = ExecutorRecord("e1", "i1", 1, residences={"A": Residence()})
+        for band, num in ((0, num_first), (1, num_second)):
+            for _ in range(num):
+                shares.granted(executor, band, both)
+        num_more = num_until = 0
+        while executor.owed_band == 1 and num_more < 20:
+            shares.granted(executor, 1, both)
+            num_more += 1
+        while executor.owed_band != 1 and num_until < 20:
+            shares.granted(executor, 0, both)
+            num_until += 1
+        return num_more, num_until
+
+    assert owed_after(2, 0) == (1, 1)
+    assert owed_after(100, 0)[0] == 2
+    assert owed_after(0, 100) == (0, 4)
+
+
+def test_a_place_that_is_on_its_way_counts_as_one() -> None:
+    world = World(load_ms=10_000)
+    world.backend("b1", 1, "A")
+    world.ask("A")
+    world.advance(2_000)
+    world.ask("A")
+    world.advance(2_000)
+    waking = world.core._state.waking
+    claim = priority.claim(CoreSettings(), 4_000, 4_000 + 2_000, 1, 4_000)
+    assert world.row("b1").loading_model == "A"
+    assert waking._bonus("A") == claim
+
+
+def test_a_model_is_due_by_its_head_or_by_its_oldest_request_less_e() -> None:
+    world = World(equalization_ms=5_000)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    world.run("A", "b1")
+    world.ask("B", band=1)
+    world.advance(7_000)
+    [young] = world.ask("B", band=0)
+    state = world.core._state
+    head = state.queue.head("B")
+    assert head is not None
+    assert head.request.request_id == young
+    assert state.waking._due_ms(head) == 2_000
+    world.advance(3_000)
+    assert state.waking._due_ms(head) == 5_000

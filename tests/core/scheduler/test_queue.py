@@ -184,3 +184,21 @@ def test_a_later_band_waits_for_every_earlier_one() -> None:
     for _ in range(3):
         order += [name for name, _ in granted(driver.end(order[-1]))]
     assert order == ["running", "high", "middle", "low"]
+
+
+def test_every_sample_is_paid_for_and_output_costs_more_than_prompt() -> None:
+    queue = Queue(CoreSettings(output_token_weight=2))
+    assert queue.cost(request("r", num_prompt_tokens=10, max_tokens=20, num_samples=3)) == 130
+
+
+def test_of_equal_keys_of_two_models_the_earlier_arrival_goes_first() -> None:
+    """A warm request counts as older; one that is really as old goes before it all the same."""
+    queue = Queue(CoreSettings())
+    cold, warm = record(10, "A"), record(15, "B")
+    queue.add(cold)
+    queue.add(warm)
+    shifts = {"A": 0, "B": 5}
+    place = {each: queue.bands[0][each.request.model].place(each) for each in (cold, warm)}
+    assert queue.num_before(0, "B", place[warm], shifts) == 1
+    assert queue.num_before(0, "A", place[cold], shifts) == 0
+    assert list(queue.in_order(shifts)) == [cold, warm]
