@@ -113,6 +113,7 @@ class LeaseNews:
                 lease.output.num_tokens if lease is not None else 0,
                 reason,
                 message,
+                lease.output.attempts.num_cached_prompt_tokens if lease is not None else 0,
             )
         )
 

@@ -133,9 +133,9 @@ def _conclude(state: State, record: RequestRecord, event: LeaseEnded) -> None:
 
 
 def _num_used(state: State, record: RequestRecord, event: LeaseEnded) -> int:
-    """What fairness holds against its tenant."""
+    """What fairness holds against its tenant: what was in a cache cost nobody anything."""
     num_output = state.settings.output_token_weight * event.num_generated_tokens
-    return record.request.num_prompt_tokens + num_output
+    return max(0, record.request.num_prompt_tokens - event.num_cached_tokens) + num_output
 
 
 def _num_slots(record: RequestRecord, executor: ExecutorRecord) -> int:

@@ -167,7 +167,8 @@ class LeaseEnded:
     """An executor's last word on a lease, its tokens complete in the relay.
 
     ``epoch`` differs from the core's own for a lease that an earlier scheduler granted.
-    ``reason`` and ``message`` are for FAILED only.
+    ``reason`` and ``message`` are for FAILED only. ``num_cached_tokens`` of the prompt were in a
+    cache when it began.
     """
 
     executor_id: str
@@ -179,6 +180,7 @@ class LeaseEnded:
     num_generated_tokens: int = 0
     reason: Reason | None = None
     message: str = ""
+    num_cached_tokens: int = 0
 
 
 @message(frozen=True, slots=True)

@@ -173,6 +173,8 @@ async def test_cached_tokens_and_the_executor_are_in_finished_result_and_log() -
         assert result.timing == finished.timing
         (line,) = [log for log in logs if log["event"] == "request.finished"]
         assert (line["executor_id"], line["num_cached_prompt_tokens"]) == ("gpu-7", 2)
+        fairness = own.process.runtime._core._state.queue.fairness
+        assert fairness.key((1, "tiny"), "t") == (3 - 2) + 2 * 4, "the cached ones cost nothing"
 
 
 async def test_an_executor_cannot_claim_more_cached_tokens_than_there_are() -> None:

@@ -220,3 +220,21 @@ def test_a_head_whose_own_cache_is_there_is_not_passed() -> None:
     driver.submit("b0", tenant="b", session_id="s")
     assert driver.status("a0").position == 0
     assert granted(driver.end("before b")) == [("a0", "e1")]
+
+
+def test_what_was_cached_costs_its_tenant_nothing() -> None:
+    """a's prompts of 60 tokens are in the cache, b's of 50 are not, and their outputs are alike."""
+    driver = Driver(locality_quantum_tokens=0)
+    driver.attach()
+    driver.submit("running", tenant="nobody")
+    for number in range(12):
+        driver.submit(f"a{number}", tenant="a", num_prompt_tokens=60, max_tokens=5)
+        driver.submit(f"b{number}", tenant="b", num_prompt_tokens=50, max_tokens=5)
+    last, order = "running", []
+    for _ in range(12):
+        cached = 60 if last.startswith("a") else 0
+        ref = ("e1", 1, last, EPOCH, driver.attempts[last])
+        ended = LeaseEnded(*ref, LeaseOutcome.COMPLETED, 5, num_cached_tokens=cached)
+        [(last, _)] = granted(driver.handle(ended))
+        order.append(last[0])
+    assert order.count("b") == 2, "10 tokens against 60"
