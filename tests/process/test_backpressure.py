@@ -40,7 +40,7 @@ def stack() -> Iterator[Stack]:
 
 
 def test_before_an_executor_attaches_and_after_it_is_gone_all_may_try_again(stack: Stack) -> None:
-    with httpx.Client(base_url=stack.gateway_url, timeout=30) as http:
+    with httpx.Client(base_url=stack.gateway_url, timeout=60) as http:
         for path, body in CALLS:
             refused(http.post(path, json=body), 503)
         assert http.get("/health").status_code == http.get("/ready").status_code == 503
@@ -67,7 +67,7 @@ def test_before_an_executor_attaches_and_after_it_is_gone_all_may_try_again(stac
 def test_a_client_waits_as_long_as_it_says(stack: Stack) -> None:
     """A limit that is too short to wait at all is a refusal at once, and a real wait is told."""
     stack.start_executor({"engine": "mock", "max_num_seqs": 1}).wait_for("executor.attached")
-    with httpx.Client(base_url=stack.gateway_url, timeout=30) as http:
+    with httpx.Client(base_url=stack.gateway_url, timeout=60) as http:
         running = http.post("/api/v1/asample", json=SAMPLE).json()["request_id"]
         at_once = http.post("/v1/completions", json={**COMPLETION, "queue_timeout_s": 0.001})
         refused(at_once, 503)
