@@ -72,6 +72,9 @@ def test_a_client_waits_as_long_as_it_says(stack: Stack) -> None:
         at_once = http.post("/v1/completions", json={**COMPLETION, "queue_timeout_s": 0.001})
         refused(at_once, 503)
         assert at_once.json()["error"]["code"] == "queue_timeout"
+        named = {"idempotency-key": "again"}
+        short = {**COMPLETION, "queue_timeout_s": 0.3}
+        refused(http.post("/v1/completions", json=short, headers=named), 503)
         waiting = http.post("/api/v1/asample", json=SAMPLE).json()["request_id"]
         told = http.post("/api/v1/retrieve_future", json={"request_id": waiting})
         assert (told.status_code, told.headers["x-queue-status"]) == (408, "waiting")
@@ -79,3 +82,5 @@ def test_a_client_waits_as_long_as_it_says(stack: Stack) -> None:
             http.post("/api/v1/cancel_future", json={"request_id": request_id})
         served = http.post("/v1/completions", json={**COMPLETION, "queue_timeout_s": 20})
         assert served.status_code == 200
+        served = http.post("/v1/completions", json=short, headers=named)
+        assert served.status_code == 200, "who is told to try again may do so under the same key"
