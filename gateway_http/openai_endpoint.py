@@ -25,6 +25,7 @@ from gateway_http.settings import GatewaySettings
 from headway.v1 import generation_pb2
 
 _MAX_BAND = 2**31 - 1
+_NEXT_PROMPT = "\u2192"  # what no client can write into a header
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Endpoint:
                 num_samples=num_samples,
                 session_id=_session_id(call.request, body),
                 band=_band(call.request, body),
-                idempotency_key=f"{key}/{number}" if key and len(prompts) > 1 else key,
+                idempotency_key=f"{key}{_NEXT_PROMPT}{number}" if key and number else key,
             )
             call.caller.sign(one)
             check_prompt(prompt, model.card)

@@ -1,7 +1,8 @@
 """Idempotency keys: which request a (tenant, key) stands for.
 
 Rule: a key is taken when its request is accepted and stays until result_ttl_ms after its end, or
-until more than max_finished_keys newer ends push it out. Live keys are bounded by max_inflight.
+until more than max_finished_keys newer ends push it out. An end that tells its client to try again
+frees the key at once, or each try would meet the same end. Live keys are bounded by max_inflight.
 """
 
 from collections import deque
@@ -43,10 +44,14 @@ class IdempotencyKeys:
             assert key not in self._entries
             self._entries[key] = KeyEntry(request.request_id, request.body_hash)
 
-    def finished(self, request: Request, now_ms: int) -> None:
-        """The request ended; its key lives on for the life of the result."""
-        if request.idempotency_key:
-            key = (request.tenant, request.idempotency_key)
+    def finished(self, request: Request, is_final: bool, now_ms: int) -> None:
+        """The request ended; the key of a final end lives on for the life of the result."""
+        if not request.idempotency_key:
+            return
+        key = (request.tenant, request.idempotency_key)
+        if not is_final:
+            del self._entries[key]
+        else:
             self._finished.append((now_ms + self._settings.result_ttl_ms, key))
             self._forget(now_ms)
 

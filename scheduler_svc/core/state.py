@@ -165,7 +165,7 @@ class State:
         self.requests.remove(record)
         counts.change(self.num_live_by_tenant, request.tenant, -1)
         counts.change(self.num_live_by_model, request.model, -1)
-        self.keys.finished(request, self.now_ms)
+        self.keys.finished(request, reason not in RETRYABLE, self.now_ms)
         self.deadlines.discard(record)
         if record.lease is None:
             self.queue.remove(record)

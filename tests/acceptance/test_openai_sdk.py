@@ -26,7 +26,8 @@ def chat(sdk: openai.OpenAI, **fields: Any) -> Any:
 
 def token_ids(sdk: openai.OpenAI, text: str) -> list[int]:
     url = f"{str(sdk.base_url).removesuffix('/v1/')}/tokenize"
-    answer: dict[str, list[int]] = httpx.post(url, json={"model": MODEL, "prompt": text}).json()
+    body = {"model": MODEL, "prompt": text}
+    answer: dict[str, list[int]] = httpx.post(url, json=body, timeout=60).json()
     return answer["tokens"]
 
 

@@ -50,7 +50,7 @@ def test_another_gateway_goes_on_when_the_first_is_killed(
     request = {**body, "stream": True}
     expected = told(httpx.post(stack.gateway_url + path, json=request, timeout=60).text)
     seen, last_id = "", ""
-    with httpx.stream("POST", stack.gateway_url + path, json=request) as stream:
+    with httpx.stream("POST", stack.gateway_url + path, json=request, timeout=60) as stream:
         rest_path = f"/v1/requests/{stream.headers['x-headway-request-id']}/events"
         headers = {"x-headway-resume": stream.headers["x-headway-resume"]}
         lines = stream.iter_lines()

@@ -39,7 +39,7 @@ def submit(http: httpx.Client, num_tokens: int) -> str:
 
 def watch(stack: Stack, python: Path, script: Path) -> list[str]:
     """Its output, with the seat taken and a queue before it, of which one leaves with each poll."""
-    with httpx.Client(base_url=f"{stack.gateway_url}/api/v1/") as http:
+    with httpx.Client(base_url=f"{stack.gateway_url}/api/v1/", timeout=60) as http:
         ahead = [submit(http, ENDLESS) for _ in range(1 + NUM_AHEAD)]
         with start_client(stack, python, script) as process:
             timer = threading.Timer(TIMEOUT_S, process.kill)

@@ -12,7 +12,7 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import fleet_pb2_grpc
 from headway.v1 import generation_pb2 as generation
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 class Attachment:

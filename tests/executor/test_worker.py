@@ -25,7 +25,7 @@ from executor_svc.mock_formulas import mock_tokens
 from executor_svc.worker import EngineDiedError, Worker
 from headway.reasons import Reason
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 class ScriptedEngine(MockEngine):

@@ -70,7 +70,7 @@ async def base_url(client: SchedulerClient, settings: GatewaySettings) -> AsyncI
 
 @pytest.fixture
 async def http(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=base_url, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=base_url, timeout=60) as http:
         yield http
 
 

@@ -531,7 +531,7 @@ async def test_the_process_drains_on_sigterm(scheduler: ScriptedScheduler) -> No
     scheduler.script = leave_alone
     async with (
         gateway_process(scheduler, "--port", "0") as (process, url),
-        httpx.AsyncClient(base_url=url, timeout=20) as http,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
     ):
         assert (await http.get("/openapi.json")).status_code == 200  # leaves an idle connection
         body = {**CHAT, "stream": True}
@@ -551,7 +551,7 @@ async def test_a_stream_that_ends_within_the_grace_ends_well(scheduler: Scripted
     scheduler.script = leave_alone
     async with (
         gateway_process(scheduler, "--port", "0", "--shutdown-grace-s", "20") as (process, url),
-        httpx.AsyncClient(base_url=url, timeout=20) as http,
+        httpx.AsyncClient(base_url=url, timeout=60) as http,
     ):
         async with http.stream("POST", PATH, json={**CHAT, "stream": True}) as response:
             process.send_signal(signal.SIGTERM)

@@ -517,7 +517,7 @@ async def test_a_key_leads_back_to_work_whose_reader_hung_up(
     scheduler.script = leave_alone
     body = {**COMPLETION, "stream": stream}
     headers = {"Idempotency-Key": "k"}
-    async with httpx.AsyncClient(base_url=base_url, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=base_url, timeout=60) as http:
         call = asyncio.create_task(http.post("/v1/completions", json=body, headers=headers))
         run = await scheduler.run()
         encode_events(run, "so ")

@@ -82,6 +82,20 @@ async def test_a_prompt_alone_can_be_scored(
     assert refused.json()["error"]["param"] == "max_tokens"
 
 
+async def test_prompts_under_one_key_take_no_other_key(
+    asgi: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    """The first has the key itself, so that the same key for another first prompt is a conflict."""
+    headers = {"Idempotency-Key": "k"}
+    await asgi.post(PATH, json=completion(prompt=["a", "b", "c"]), headers=headers)
+    first, *others = (run.request.idempotency_key for run in scheduler.runs)
+    assert first == "k"
+    assert len(set(others)) == 2
+    for other in others:
+        with pytest.raises(UnicodeEncodeError):
+            other.encode("latin-1")  # as headers are written
+
+
 async def test_alternatives_of_generated_tokens(
     asgi: httpx.AsyncClient, scheduler: ScriptedScheduler
 ) -> None:

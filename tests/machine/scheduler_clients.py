@@ -107,7 +107,10 @@ class ClientRules(SchedulerModel):
         if original_id is None:
             return None
         known = self.requests[original_id]
-        is_kept = known.end is None or self.now_ms < known.end_ms + SETTINGS.result_ttl_ms
+        if known.end is None:
+            return known
+        is_final = known.end.retry_after_ms is None
+        is_kept = is_final and self.now_ms < known.end_ms + SETTINGS.result_ttl_ms
         return known if is_kept else None
 
     def is_allowed(self, request: Request) -> bool:

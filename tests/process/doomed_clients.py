@@ -41,6 +41,7 @@ def main() -> None:
             assert isinstance(key.fileobj, socket.socket)
             data = key.fileobj.recv(1 << 16)
             assert data, "the gateway ended a stream"
+            assert not data.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), data
             if b"data: " in data and key.fd not in streaming:
                 streaming.add(key.fd)
                 if len(streaming) == arguments.clients:

@@ -40,7 +40,7 @@ def stack() -> Iterator[Stack]:
 
 
 def test_before_an_executor_attaches_and_after_it_is_gone_all_may_try_again(stack: Stack) -> None:
-    with httpx.Client(base_url=stack.gateway_url, timeout=30) as http:
+    with httpx.Client(base_url=stack.gateway_url, timeout=60) as http:
         for path, body in CALLS:
             refused(http.post(path, json=body), 503)
         assert http.get("/health").status_code == http.get("/ready").status_code == 503
@@ -67,11 +67,14 @@ def test_before_an_executor_attaches_and_after_it_is_gone_all_may_try_again(stac
 def test_a_client_waits_as_long_as_it_says(stack: Stack) -> None:
     """A limit that is too short to wait at all is a refusal at once, and a real wait is told."""
     stack.start_executor({"engine": "mock", "max_num_seqs": 1}).wait_for("executor.attached")
-    with httpx.Client(base_url=stack.gateway_url, timeout=30) as http:
+    with httpx.Client(base_url=stack.gateway_url, timeout=60) as http:
         running = http.post("/api/v1/asample", json=SAMPLE).json()["request_id"]
         at_once = http.post("/v1/completions", json={**COMPLETION, "queue_timeout_s": 0.001})
         refused(at_once, 503)
         assert at_once.json()["error"]["code"] == "queue_timeout"
+        named = {"idempotency-key": "again"}
+        short = {**COMPLETION, "queue_timeout_s": 0.3}
+        refused(http.post("/v1/completions", json=short, headers=named), 503)
         waiting = http.post("/api/v1/asample", json=SAMPLE).json()["request_id"]
         told = http.post("/api/v1/retrieve_future", json={"request_id": waiting})
         assert (told.status_code, told.headers["x-queue-status"]) == (408, "waiting")
@@ -79,3 +82,5 @@ def test_a_client_waits_as_long_as_it_says(stack: Stack) -> None:
             http.post("/api/v1/cancel_future", json={"request_id": request_id})
         served = http.post("/v1/completions", json={**COMPLETION, "queue_timeout_s": 20})
         assert served.status_code == 200
+        served = http.post("/v1/completions", json=short, headers=named)
+        assert served.status_code == 200, "who is told to try again may do so under the same key"

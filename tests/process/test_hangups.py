@@ -24,7 +24,7 @@ NUM_TOKENS = 10_000  # more than any of them lives to see
 STEP_MS = 800
 MAX_STEPS = 2
 EVENTUALLY = 50  # steps; a seat that leaked stays away for ever
-WAIT_S = 30.0
+WAIT_S = 60.0
 WITNESS = SQUATTER = 1
 CLIENTS = Path(__file__).parent / "doomed_clients.py"
 
@@ -72,6 +72,7 @@ def start(num_slots: int) -> contextlib.AbstractContextManager[Stack]:
     return Stack.start(
         scheduler={"log_level": "debug", "generate_flush_ms": 0, "max_samples": NUM_CLIENTS},
         executor={"max_num_seqs": num_slots, "mock_step_ms": STEP_MS},
+        gateway={"submit_timeout_s": WAIT_S},
     )
 
 

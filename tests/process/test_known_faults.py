@@ -52,7 +52,7 @@ def stack() -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def anybody(stack: Stack) -> Iterator[httpx.Client]:
     """Without a key; afterwards everything still works and no process has crashed."""
-    with httpx.Client(base_url=stack.gateway_url, timeout=30) as client:
+    with httpx.Client(base_url=stack.gateway_url, timeout=60) as client:
         yield client
         works = client.post("/v1/completions", json=COMPLETION, headers=key(ALICE))
         assert works.status_code == 200
@@ -63,13 +63,13 @@ def anybody(stack: Stack) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def alice(anybody: httpx.Client, stack: Stack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=stack.gateway_url, timeout=30, headers=key(ALICE)) as client:
+    with httpx.Client(base_url=stack.gateway_url, timeout=60, headers=key(ALICE)) as client:
         yield client
 
 
 @pytest.fixture
 def bob(anybody: httpx.Client, stack: Stack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=stack.gateway_url, timeout=30, headers=key(BOB)) as client:
+    with httpx.Client(base_url=stack.gateway_url, timeout=60, headers=key(BOB)) as client:
         yield client
 
 
@@ -617,7 +617,7 @@ async def test_http2_cve_2023_44487_calls_that_are_reset_at_once(stack: Stack) -
             await asyncio.gather(*(call.initial_metadata() for call in calls[:1]))
             for call in calls:
                 call.cancel()
-        models = await stub.ListModels(scheduler_pb2.ListModelsRequest(), timeout=20)
+        models = await stub.ListModels(scheduler_pb2.ListModelsRequest(), timeout=60)
         assert [card.name for card in models.models] == ["mock"]
 
 

@@ -116,7 +116,7 @@ WRONG_FIELDS: tuple[dict[str, object], ...] = (
 def client() -> Iterator[httpx.Client]:
     with (
         Stack.start() as stack,
-        httpx.Client(base_url=stack.gateway_url, timeout=30) as client,
+        httpx.Client(base_url=stack.gateway_url, timeout=60) as client,
     ):
         yield client
         assert client.post("/v1/completions", json=COMPLETION).status_code == 200

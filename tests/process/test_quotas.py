@@ -53,7 +53,7 @@ def admit(doors: Doors, **limits: Any) -> dict[str, str]:
 def test_what_runs_at_one_gateway_counts_at_the_other(doors: Doors) -> None:
     headers = admit(doors, max_inflight=1)
     with (
-        httpx.Client(headers=headers, timeout=20) as http,
+        httpx.Client(headers=headers, timeout=60) as http,
         http.stream("POST", f"{doors.first}/v1/completions", json={**ENDLESS, "stream": True}) as s,
     ):
         assert s.status_code == 200
@@ -76,7 +76,7 @@ def test_a_rate_is_of_the_key_whatever_the_dialect(doors: Doors) -> None:
         "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1]}]},
         "sampling_params": {"max_tokens": 1},
     }
-    with httpx.Client(timeout=20) as http:
+    with httpx.Client(timeout=60) as http:
         assert http.post(f"{doors.first}/v1/completions", json=SHORT, headers=headers).is_success
         refused = http.post(f"{doors.second}/api/v1/asample", json=sample, headers=tinker)
         assert refused.status_code == 429
@@ -85,7 +85,7 @@ def test_a_rate_is_of_the_key_whatever_the_dialect(doors: Doors) -> None:
 
 def test_more_tokens_than_a_minute_has_are_never_admitted(doors: Doors) -> None:
     headers = admit(doors, tokens_per_minute=10)
-    with httpx.Client(headers=headers, timeout=20) as http:
+    with httpx.Client(headers=headers, timeout=60) as http:
         url = f"{doors.first}/v1/completions"
         assert http.post(url, json={**SHORT, "max_tokens": 50}).status_code == 400
         assert http.post(url, json=SHORT).is_success
@@ -95,7 +95,7 @@ def test_more_tokens_than_a_minute_has_are_never_admitted(doors: Doors) -> None:
 def test_a_key_that_left_the_file_is_refused(doors: Doors) -> None:
     before = doors.path.read_text()
     headers = admit(doors)
-    with httpx.Client(headers=headers, timeout=20) as http:
+    with httpx.Client(headers=headers, timeout=60) as http:
         url = f"{doors.first}/v1/completions"
         assert http.post(url, json=SHORT).is_success
         doors.path.write_text(before)
@@ -105,7 +105,7 @@ def test_a_key_that_left_the_file_is_refused(doors: Doors) -> None:
 def test_results_are_their_tenants_alone(doors: Doors) -> None:
     alice, mallory = admit(doors), admit(doors, tenant="mallory")
     named = {"idempotency-key": "the same key"}
-    with httpx.Client(timeout=20) as http:
+    with httpx.Client(timeout=60) as http:
         url = f"{doors.first}/v1/completions"
         mine = http.post(url, json=SHORT, headers={**alice, **named})
         again = http.post(url, json=SHORT, headers={**alice, **named})

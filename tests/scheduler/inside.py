@@ -56,7 +56,7 @@ class Wire:
 
     async def read(self) -> Any:
         """The next response. Raises HeadwayError, or StopAsyncIteration."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while True:
                 message = await anext(self._responses)
                 if not message.HasField("heartbeat"):

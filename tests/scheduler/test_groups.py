@@ -117,7 +117,7 @@ async def test_wait_finished_tells_each_end_and_its_size() -> None:
         await stub.Submit(scheduler.SubmitRequest(request=body(group="other")))
         grants = [await executor.grant() for _ in range(3)]
         await executor.run(grants[1], [1, 2, 3, 4])
-        first = await asyncio.wait_for(waiting, 10)
+        first = await asyncio.wait_for(waiting, 60)
         assert [one.request_id for one in first.finished] == [ids[1]]
         assert not first.finished[0].failed
         done = await stub.Retrieve(scheduler.RetrieveRequest(request_id=ids[1], tenant="t"))

@@ -251,4 +251,4 @@ async def test_a_request_that_leaves_the_queue_makes_room_in_it() -> None:
         await client.command(cancels=[scheduler.CancelCommand(handle=1)])
         await client.finished()
         await client.submit(handle=3, request=asked)
-        await asyncio.wait_for(client.accepted(), 10)
+        await asyncio.wait_for(client.accepted(), 60)

@@ -138,6 +138,25 @@ def test_same_key_same_body_is_the_same_request_live_or_finished() -> None:
     assert granted(driver.submit("d", **again)) == [("d", "e1")]
 
 
+def test_a_key_whose_request_may_be_tried_again_is_free_for_it() -> None:
+    """Its client is told to come back; under its key it must not find the old end for ever."""
+    driver = Driver(result_ttl_ms=100_000)
+    driver.attach(num_slots=1)
+    driver.submit("hog")
+    again: dict[str, Any] = {"idempotency_key": "k", "body_hash": b"1", "queue_timeout_ms": 10}
+    driver.submit("a", **again)
+    driver.advance(10)
+    assert not driver.core.is_live("a")
+    driver.end("hog")
+    assert granted(driver.submit("b", **again)) == [("b", "e1")]
+    assert driver.submit("c", **again) == [RequestDeduplicated("c", "b")]
+    driver.end("b")
+    driver.advance(99_999)
+    assert driver.submit("d", **again) == [RequestDeduplicated("d", "b")]
+    driver.advance(1)
+    assert granted(driver.submit("e", **again)) == [("e", "e1")]
+
+
 def test_same_key_other_body_is_a_conflict_other_tenant_is_not() -> None:
     driver = Driver()
     driver.attach(num_slots=2)
