@@ -1,6 +1,7 @@
 """The HTTP application: every route, and what stands around them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,26 +20,39 @@ from headway.errors import HeadwayError
 HEALTH_TTL_S = 1.0
 
 
-class Health:
-    """Whether work can be done, asked of the scheduler once a second at most."""
+class Look:
+    """A question to the scheduler, asked once in ``HEALTH_TTL_S`` at most; no answer is a no."""
 
-    def __init__(self, client: SchedulerClient) -> None:
-        self._client = client
+    def __init__(self, ask: Callable[[], Awaitable[object]]) -> None:
+        self._ask = ask
         self._lock = asyncio.Lock()
-        self._is_live = False
+        self._answer = False
         self._fresh_until = 0.0
 
-    async def is_live(self) -> bool:
-        """Whether any executor serves a model."""
+    async def answer(self) -> bool:
+        """As it was lately."""
         clock = asyncio.get_running_loop().time
         async with self._lock:
             if clock() >= self._fresh_until:
                 try:
-                    self._is_live = bool(await self._client.list_models())
+                    self._answer = bool(await self._ask())
                 except HeadwayError:
-                    self._is_live = False
+                    self._answer = False
                 self._fresh_until = clock() + HEALTH_TTL_S
-            return self._is_live
+            return self._answer
+
+
+class Health:
+    """Whether work can be done, and whether more of it should be sent here."""
+
+    def __init__(self, client: SchedulerClient) -> None:
+        self._client = client
+        self._is_live = Look(client.list_models)
+        self._takes_work = Look(client.takes_work)
+
+    async def is_live(self) -> bool:
+        """Whether any executor serves a model."""
+        return await self._is_live.answer()
 
     async def health(self, request: Request) -> Response:
         """GET /health."""
@@ -48,10 +62,20 @@ class Health:
         )
 
     async def ready(self, request: Request) -> Response:
-        """GET /ready: connected, not draining, and somebody there to do the work."""
-        is_ready = self._client.is_connected and not self._client.is_draining
-        is_ready = is_ready and await self.is_live()
-        return json_response({"is_ready": is_ready}, 200 if is_ready else 503)
+        """GET /ready."""
+        reason = await self._why_not()
+        is_ready = reason is None
+        return json_response({"is_ready": is_ready, "reason": reason}, 200 if is_ready else 503)
+
+    async def _why_not(self) -> str | None:
+        """What stands in the way of a new request, if anything does."""
+        if self._client.is_draining:
+            return "gateway_draining"
+        if not self._client.is_connected:
+            return "no_scheduler"
+        if not await self._takes_work.answer():
+            return "scheduler_draining"
+        return None if await self.is_live() else "no_executor"
 
 
 class Application:

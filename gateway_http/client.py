@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 
 import grpc.aio
 from google.protobuf import duration_pb2
+from grpc_health.v1 import health_pb2
 
 from gateway_http.cancellation import is_cancelled
 from gateway_http.connection import Connection, Stubs, unreachable
@@ -30,6 +31,8 @@ __all__ = ["Accepted", "Event", "Finish", "Generation", "LoadedModel", "Position
 __all__ += ["SampleEnded", "SchedulerClient", "Scored", "Tokens"]
 
 T = TypeVar("T")
+
+_SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name
 
 
 class SchedulerClient:
@@ -202,6 +205,12 @@ class SchedulerClient:
         request = scheduler_pb2.ListModelsRequest()
         response = await self._call(lambda on, t: on.scheduler.ListModels(request, timeout=t))
         return list(response.models)
+
+    async def takes_work(self) -> bool:
+        """Whether the scheduler takes new requests: it says no as soon as it shuts down."""
+        request = health_pb2.HealthCheckRequest(service=_SERVICE)
+        response = await self._call(lambda on, t: on.health.Check(request, timeout=t))
+        return response.status == health_pb2.HealthCheckResponse.SERVING
 
     async def snapshot(self) -> scheduler_pb2.Snapshot:
         """Queue and fleet at one instant, for the monitor."""

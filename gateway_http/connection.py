@@ -14,6 +14,7 @@ from typing import NamedTuple
 import grpc.aio
 import structlog
 from google.protobuf import duration_pb2
+from grpc_health.v1 import health_pb2_grpc
 
 from gateway_http.core.frames import Alternatives, Frame
 from gateway_http.core.messages import Commands, Failure
@@ -35,6 +36,7 @@ class Stubs(NamedTuple):
 
     scheduler: scheduler_pb2_grpc.SchedulerServiceStub
     admin: scheduler_pb2_grpc.AdminServiceStub
+    health: health_pb2_grpc.HealthStub
 
 
 class _ConnectionLostError(Exception):
@@ -102,6 +104,7 @@ class Connection:
         stubs = Stubs(
             scheduler_pb2_grpc.SchedulerServiceStub(channel),
             scheduler_pb2_grpc.AdminServiceStub(channel),
+            health_pb2_grpc.HealthStub(channel),
         )
         was_ready = False
         cause = ""

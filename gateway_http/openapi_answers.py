@@ -28,9 +28,10 @@ class Health(msgspec.Struct):
 
 
 class Ready(msgspec.Struct):
-    """Whether this gateway is connected, not shutting down, and has somebody to do the work."""
+    """Whether a new request would be taken; if not, why."""
 
     is_ready: bool
+    reason: Literal["gateway_draining", "no_scheduler", "scheduler_draining", "no_executor"] | None
 
 
 class TinkerStatus(msgspec.Struct):

@@ -138,6 +138,16 @@ def model_row(row: answers.ModelRow) -> scheduler.ModelRow:
         num_waiting=row.num_waiting,
         num_running=row.num_running,
         num_homes=row.num_homes,
+        load_failure=None if row.failure is None else load_failure(row.failure),
+    )
+
+
+def load_failure(row: answers.FailureRow) -> scheduler.LoadFailure:
+    """Why a model is not loaded."""
+    return scheduler.LoadFailure(
+        message=row.message,
+        num_executors=row.num_executors,
+        refused_for=translate.duration(row.refused_ms) if row.refused_ms else None,
     )
 
 

@@ -168,7 +168,7 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
             model=event.model,
             state=event.state,
             load_ms=event.load_ms,
-            message=event.message,
+            message=fleet_translate.words(change),
         )
         self._runtime.post(event)
 

@@ -3,6 +3,7 @@
 What a request carries is checked in translate.py, what a frame carries in relay.py.
 """
 
+import re
 from collections.abc import Sized
 
 from headway.errors import HeadwayError
@@ -17,6 +18,7 @@ _MAX_MESSAGE_CHARS = 500
 _MAX_CLASS_CHARS = 128
 _MAX_LEASES = 100_000  # in one message
 _MAX_LOAD_MS = 86_400_000
+_FOLDERS = re.compile(r"(?<![\w/:])/(?:[^\s/'\"]+/)+")
 
 _OUTCOMES = {
     fleet.LeaseEnded.OUTCOME_COMPLETED: messages.LeaseOutcome.COMPLETED,
@@ -80,12 +82,13 @@ def check_capacity(capacity: fleet.Capacity, settings: SchedulerSettings) -> Non
 def model_changed(
     change: fleet.ModelChange, executor_id: str, session: int
 ) -> messages.ModelChanged:
-    """What became of a model. Raises HeadwayError."""
+    """What became of a model, in words that clients may see: files by their names, without folders
+    of the executor's machine. Raises HeadwayError."""
     state = _MODEL_STATES.get(change.state)
     if state is None:
         raise out_of_turn("a model changes without a state")
     _check_class(change.exactness_class)
-    message = change.failure.message[:_MAX_MESSAGE_CHARS]
+    message = _FOLDERS.sub("", words(change))
     return messages.ModelChanged(
         executor_id, session, change.model, state, _load_ms(change), message
     )
@@ -113,9 +116,9 @@ def failure(ended: fleet.LeaseEnded) -> tuple[Reason, str]:
     return Reason.INTERNAL, "The executor failed."
 
 
-def words(ended: fleet.LeaseEnded) -> str:
+def words(about: fleet.LeaseEnded | fleet.ModelChange) -> str:
     """What the executor says about a failure, cut to a bearable length."""
-    return ended.failure.message[:_MAX_MESSAGE_CHARS]
+    return about.failure.message[:_MAX_MESSAGE_CHARS]
 
 
 def out_of_turn(message: str) -> HeadwayError:

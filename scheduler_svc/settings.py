@@ -364,6 +364,13 @@ class SchedulerSettings(Settings):
     load_backoff_max_ms: int = Field(
         60_000, ge=1, le=_DAY_MS, description="Longest wait after a failed load."
     )
+    max_load_failures: int = Field(
+        3,
+        ge=1,
+        le=1_000,
+        description="A model that every executor failed to load so many times in a row is refused "
+        "until the next try.",
+    )
 
     # --- core: hints and books
     session_ttl_ms: int = Field(

@@ -71,6 +71,14 @@ class Waiting(msgspec.Struct):
     eta_s: float | None
 
 
+class LoadFailure(msgspec.Struct):
+    """Why a model is not loaded; ``refused_s`` is set while nobody can and requests are refused."""
+
+    message: str
+    executors: int
+    refused_s: float | None
+
+
 class ModelStats(msgspec.Struct):
     """One model: granted since the scheduler's start, what waits and runs, and where."""
 
@@ -80,6 +88,7 @@ class ModelStats(msgspec.Struct):
     waiting: int
     running: int
     homes: int
+    load_failure: LoadFailure | None
 
 
 class MonitorData(msgspec.Struct):
@@ -183,7 +192,13 @@ def _model(row: scheduler_pb2.ModelRow) -> ModelStats:
         waiting=row.num_waiting,
         running=row.num_running,
         homes=row.num_homes,
+        load_failure=_load_failure(row.load_failure) if row.HasField("load_failure") else None,
     )
+
+
+def _load_failure(row: scheduler_pb2.LoadFailure) -> LoadFailure:
+    refused_s = seconds(row.refused_for) if row.HasField("refused_for") else None
+    return LoadFailure(row.message, row.num_executors, refused_s)
 
 
 def _accept_time(snapshot: scheduler_pb2.Snapshot) -> AcceptTime | None:

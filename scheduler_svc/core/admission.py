@@ -2,9 +2,9 @@
 
 Rule: what was asked before under the same key is answered first, also while the door closes: it
 is no new work. Then the refusals, cheapest and most lasting first. A model that no executor ever
-offered is not found; one that is merely away (nobody attached yet, its executors gone or
-draining) is a lack of capacity that may pass. The queue's bounds hold for everybody, so a full
-queue refuses even what could run at once.
+offered is not found; one that is merely away (nobody attached yet, its executors gone or draining)
+or that nobody can load (failing.py) is a lack of capacity that may pass. The queue's bounds hold
+for everybody, so a full queue refuses even what could run at once.
 
 Last, a request whose start is predicted beyond its queue deadline is refused at once rather than
 after it waited in vain. Conservative: the rate must be measured, and even twice that rate would
@@ -13,6 +13,7 @@ tenant's backlog closes the door to nobody else.
 """
 
 from headway.reasons import Reason
+from scheduler_svc.core import failing
 from scheduler_svc.core.domain import RETRYABLE
 from scheduler_svc.core.messages import (
     Request,
@@ -61,6 +62,8 @@ def refuse(state: State, request: Request) -> tuple[Reason, str] | None:
         return Reason.MODEL_NOT_FOUND, f"No executor offers the model {request.model!r}."
     if not state.fleet.offer(request.model).is_there:
         return Reason.NO_CAPACITY, f"No executor has the model {request.model!r} at the moment."
+    if failing.is_refused(state, request.model):
+        return Reason.NO_CAPACITY, failing.explain(state, request.model)
     if state.num_live_by_tenant.get(request.tenant, 0) >= limits.max_inflight_per_tenant:
         return Reason.QUOTA_EXCEEDED, "The tenant has too many requests in flight."
     if len(state.requests) >= limits.max_inflight:
@@ -94,11 +97,12 @@ def _is_late_at(state: State, request: Request, position: int) -> bool:
 def _reject(state: State, request: Request, reason: Reason, message: str) -> None:
     state.count(f"rejected.{reason}")
     retry_after_ms = None
-    if reason in (Reason.NO_CAPACITY, Reason.DRAINING):
+    is_away = reason in (Reason.NO_CAPACITY, Reason.DRAINING)
+    if is_away and not failing.is_refused(state, request.model):
         # the time in which a lost executor, or the next scheduler, is expected
         retry_after_ms = state.estimator.clamp(state.settings.executor_grace_ms)
     elif reason in RETRYABLE:
-        retry_after_ms = state.estimator.retry_after_ms(request.model, state.now_ms)
+        retry_after_ms = state.retry_after_ms(request.model)
     if state.settings.has_decision_log:
         state.refuse(request, f"{reason}: {message}")
     state.send(RequestRejected(request.request_id, reason, message, retry_after_ms))

@@ -88,8 +88,21 @@ class SessionTotals:
 
 
 @message(frozen=True, slots=True)
+class FailureRow:
+    """Loads of a model that failed: why the last one did, on how many executors theirs did, and
+    for how long yet it is refused since nobody can load it, 0 if somebody might."""
+
+    message: str
+    num_executors: int
+    refused_ms: int
+
+
+@message(frozen=True, slots=True)
 class ModelRow:
-    """One known model: first grants and their tokens since the start, and what is there now."""
+    """One known model: first grants and their tokens since the start, and what is there now.
+
+    ``failure`` is None unless loads failed since one worked last.
+    """
 
     model: str
     num_requests: int
@@ -98,6 +111,7 @@ class ModelRow:
     num_waiting: int
     num_running: int
     num_homes: int
+    failure: FailureRow | None = None
 
 
 @message(frozen=True, slots=True)

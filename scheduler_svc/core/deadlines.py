@@ -59,8 +59,15 @@ class ModelDue:
     model: str
 
 
+@dataclass(frozen=True, slots=True)
+class RefusalDue:
+    """More of those who wait for a model that nobody can load are to be told."""
+
+    model: str
+
+
 # A RequestRecord: its clock, queueing or executing, ran out.
-Deadline = RequestRecord | RevokeDue | GraceDue | LoadDue | ReservationDue | ModelDue
+Deadline = RequestRecord | RevokeDue | GraceDue | LoadDue | ReservationDue | ModelDue | RefusalDue
 # (falls due at, number of the setting, what): the number is unique, so ``what`` is never compared
 _Entry = tuple[int, int, Deadline]
 

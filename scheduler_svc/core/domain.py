@@ -68,6 +68,7 @@ class CoreSettings:
     load_timeout_ms: int = 600_000
     load_backoff_ms: int = 1_000
     load_backoff_max_ms: int = 60_000
+    max_load_failures: int = 3
     # hints
     session_ttl_ms: int = 300_000
     max_sessions: int = 100_000
@@ -193,10 +194,24 @@ class Load:
 
 @dataclass(slots=True)
 class LoadFailures:
-    """A model could not be loaded on an executor, several times in a row."""
+    """Loads of a model that failed, in a row, and until when none is tried (failing.py)."""
 
-    num: int
-    retry_ms: int
+    num: int = 0
+    retry_ms: int = 0
+
+
+@dataclass(slots=True)
+class Failing:
+    """A model of which loads failed since one worked last."""
+
+    # why the last one did, for clients and operators
+    message: str = ""
+    # loads that their executors did not survive
+    deaths: LoadFailures = field(default_factory=LoadFailures)
+    # until it is known whether an executor that was lost died of it
+    suspected_until_ms: int = 0
+    # nobody could load it, and nobody tries before then; 0: somebody might
+    refused_until_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -216,6 +231,8 @@ class ExecutorRecord:
     loading: Load | None = None
     # of offered models
     failures: dict[str, LoadFailures] = field(default_factory=dict)
+    # what it was loading when it was lost, if it was to be of use; None once it is back
+    lost_load: str | None = None
     # no forced switch before then
     next_switch_ms: int = 0
     # None exactly while it is lost

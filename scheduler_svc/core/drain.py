@@ -25,7 +25,7 @@ executor that still dwells after its last one. Together: a cold head starts at t
 its arrival + the dwell + what still runs there + the load, behind those of its flow before it.
 """
 
-from scheduler_svc.core import explain
+from scheduler_svc.core import explain, failing
 from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
 from scheduler_svc.core.placement import fronts, is_claimed, num_missing
 from scheduler_svc.core.state import State
@@ -138,8 +138,8 @@ class Drain:
         if now_ms < self._aged_ms and any(map(self._is_wanted, executor.active)):
             self._again(self._aged_ms)
             return False
-        failures = executor.failures.get(model)
-        ready_ms = max(executor.next_switch_ms, failures.retry_ms if failures is not None else 0)
+        retry_ms = failing.retry_ms(self._state, executor, model)
+        ready_ms = max(executor.next_switch_ms, retry_ms)
         if ready_ms > now_ms:
             self._again(ready_ms)
             return False

@@ -6,12 +6,13 @@ that it stands for.
 
 from collections import Counter
 
-from scheduler_svc.core import drain, priority, residency
+from scheduler_svc.core import drain, failing, priority, residency
 from scheduler_svc.core.deadlines import (
     Deadline,
     GraceDue,
     LoadDue,
     ModelDue,
+    RefusalDue,
     ReservationDue,
     RevokeDue,
 )
@@ -135,6 +136,16 @@ def _check_models(state: State) -> None:
     assert state.totals.models.keys() == state.known_models.keys()
     assert all(fleet.homes.values())
     assert all(fleet.loading.values())
+    _check_failing(state)
+
+
+def _check_failing(state: State) -> None:
+    """A refused model is nowhere, and nobody is left to wait for it; failures are of known ones."""
+    assert state.failing.keys() <= state.known_models.keys()
+    for model in state.failing:
+        if failing.is_refused(state, model):
+            assert model not in state.fleet.homes
+            assert model not in state.fleet.loading
 
 
 def _check_reservations(state: State) -> None:
@@ -188,6 +199,6 @@ def _check_deadlines(state: State) -> None:
         for lease in executor.leases.values():
             if lease.state is LeaseState.REVOKING:
                 expected.add(RevokeDue(executor.executor_id, lease.key))
-    models = {due for due in state.deadlines if isinstance(due, ModelDue)}
+    models = {due for due in state.deadlines if isinstance(due, ModelDue | RefusalDue)}
     assert {due.model for due in models} <= set(state.queue.num_by_model)
     assert set(state.deadlines) - models == expected

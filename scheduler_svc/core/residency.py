@@ -2,9 +2,8 @@
 
 Rule: an executor has at most max_models models, resident or loading, and loads one at a time.
 Nothing is granted for a model until its executor said that it is resident. Nothing leaves while
-a lease of it is there. A load that fails is not tried again on that executor until its backoff is
-over (doubling, bounded); other executors are. One that is not answered in load_timeout_ms failed,
-and its session is cut. If it fails everywhere its requests wait until their queue deadline.
+a lease of it is there. What a load that fails leads to is in failing.py; one that is not answered
+in load_timeout_ms failed, and its session is cut.
 
 Where: an executor with a free slot; memory that is free before a model that nobody needs, and that
 before a forced switch; then the shortest load, the least used, and of models to drop the one
@@ -25,12 +24,11 @@ places that it has or gets than the load takes; what was never measured is given
 
 from typing import NamedTuple
 
-from scheduler_svc.core import explain
+from scheduler_svc.core import explain, failing
 from scheduler_svc.core.deadlines import LoadDue
 from scheduler_svc.core.domain import (
     ExecutorRecord,
     Load,
-    LoadFailures,
     RequestRecord,
     Residence,
     Why,
@@ -80,9 +78,9 @@ class Search:
         is_ours = reservation is not None and reservation.model == model
         if model in executor.residences or (reservation is not None and not is_ours):
             return None
-        failures = executor.failures.get(model)
-        if failures is not None and failures.retry_ms > now_ms:
-            self._again(failures.retry_ms)
+        retry_ms = failing.retry_ms(self._state, executor, model)
+        if retry_ms > now_ms:
+            self._again(retry_ms)
             return None
         num_evicted = len(executor.residences) + 1 - executor.max_models
         if num_evicted <= 0:
@@ -212,7 +210,7 @@ def changed(state: State, executor: ExecutorRecord, event: ModelChanged) -> None
     if event.state is ModelState.RESIDENT:
         _came(state, executor, event)
     elif is_ordered:
-        failed(state, executor)
+        failed(state, executor, event.message)
         return
     else:
         claim = executor.reservation
@@ -225,18 +223,15 @@ def changed(state: State, executor: ExecutorRecord, event: ModelChanged) -> None
     state.executor_changed(executor)
 
 
-def failed(state: State, executor: ExecutorRecord) -> None:
+def failed(state: State, executor: ExecutorRecord, message: str) -> None:
     """The load that was ordered did not work."""
     load = executor.loading
     assert load is not None
-    settings = state.settings
-    failures = executor.failures.setdefault(load.model, LoadFailures(0, 0))
-    backoff_ms = settings.load_backoff_ms * 2 ** min(failures.num, 30)
-    failures.num += 1
-    failures.retry_ms = state.now_ms + min(backoff_ms, settings.load_backoff_max_ms)
+    failing.failed(state, executor, load.model, message)
     state.count("load.failed")
     stop_loading(state, executor)
     state.executor_changed(executor)
+    failing.review(state, load.model)
 
 
 def stop_loading(state: State, executor: ExecutorRecord) -> None:
@@ -264,7 +259,7 @@ def _came(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
         state.deadlines.discard(LoadDue(executor.executor_id))
     elif event.load_ms is not None:
         state.fleet.load_took(model, executor, event.load_ms)
-    executor.failures.pop(model, None)
+    failing.worked(state, executor, model)
     state.fleet.leave(executor)
     if load is not None and load.model == model:
         executor.loading = None

@@ -15,6 +15,7 @@ its band and those after.
 from headway.reasons import Reason
 from scheduler_svc.core import (
     admission,
+    failing,
     handover,
     invariants,
     leases,
@@ -29,6 +30,7 @@ from scheduler_svc.core.deadlines import (
     GraceDue,
     LoadDue,
     ModelDue,
+    RefusalDue,
     ReservationDue,
     RevokeDue,
 )
@@ -136,13 +138,15 @@ class Scheduler:
                     sessions.forget(state, state.fleet.executors[due.executor_id])
                 case LoadDue():
                     executor = state.fleet.executors[due.executor_id]
-                    residency.failed(state, executor)
+                    residency.failed(state, executor, "It took too long.")
                     state.count("session_closed.load_timeout")
                     sessions.close(state, executor, "A load was not answered in time.")
                 case ReservationDue():
                     state.end_reservation(due.model, "deadline")
                 case ModelDue():
                     state.waking.wake(due.model)
+                case RefusalDue():
+                    failing.end_waiting(state, due.model)
 
     def _place(self) -> None:
         """Grant what can be granted; looks at models that are awake only, best rank first."""

@@ -6,11 +6,13 @@ the same process (incarnation), what it still holds goes on (leases.py). Grace o
 new process: all of it goes back to the head of its flow at once, and each such loss counts as a
 crash of its request; max_attempts of those end it. A record is forgotten with its grace.
 
-Draining ends with an undrain or a new process, not with a new session.
+Draining ends with an undrain or a new process, not with a new session. An executor that was lost
+for good while it loaded a model counts against that model (failing.py), unless it was on its way
+out anyhow.
 """
 
 from headway.reasons import Reason
-from scheduler_svc.core import drain, leases, residency
+from scheduler_svc.core import drain, failing, leases, residency
 from scheduler_svc.core.deadlines import GraceDue, RevokeDue
 from scheduler_svc.core.domain import ExecutorRecord, LeaseState, Residence
 from scheduler_svc.core.messages import (
@@ -53,6 +55,8 @@ def attach(state: State, event: ExecutorAttached) -> None:
         state.prefixes.drop_executor(executor.executor_id)
         executor.is_draining = False
         executor.failures.clear()
+        failing.lost_for_good(state, executor)
+    failing.came_back(state, executor)
     if not is_new:
         state.fleet.part(executor)
     _update(executor, event)
@@ -63,6 +67,7 @@ def attach(state: State, event: ExecutorAttached) -> None:
     state.send(ExecutorWelcomed(executor.executor_id, event.session))
     leases.reconcile(state, executor, event.held)
     state.executor_changed(executor)
+    failing.review_offers(state, executor)
     tell_drained(state, executor)
 
 
@@ -88,6 +93,7 @@ def set_draining(state: State, executor_id: str, is_draining: bool) -> None:
     state.fleet.offers_changed()
     state.executor_changed(executor)
     drain.review(state)
+    failing.review_offers(state, executor)
     tell_drained(state, executor)
 
 
@@ -110,6 +116,7 @@ def close(state: State, executor: ExecutorRecord, message: str) -> None:
 
 def lose(state: State, executor: ExecutorRecord) -> None:
     """A session is over: everything that the executor has is in doubt."""
+    failing.lost(state, executor)
     residency.stop_loading(state, executor)
     state.fleet.leave(executor)
     executor.session = None
@@ -131,6 +138,8 @@ def forget(state: State, executor: ExecutorRecord) -> None:
     del state.fleet.executors[executor.executor_id]
     state.prefixes.drop_executor(executor.executor_id)
     state.sessions.drop_executor(executor.executor_id)
+    failing.lost_for_good(state, executor)
+    failing.review_offers(state, executor)
 
 
 def send_back(state: State, executor: ExecutorRecord, why: str) -> None:

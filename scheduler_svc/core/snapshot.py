@@ -16,8 +16,15 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
-from scheduler_svc.core import priority
-from scheduler_svc.core.answers import ExecutorRow, ModelRow, QueueRow, ReservationRow, Snapshot
+from scheduler_svc.core import failing, priority
+from scheduler_svc.core.answers import (
+    ExecutorRow,
+    FailureRow,
+    ModelRow,
+    QueueRow,
+    ReservationRow,
+    Snapshot,
+)
 from scheduler_svc.core.domain import ExecutorRecord, RequestRecord, Reservation
 from scheduler_svc.core.estimate import Ahead
 from scheduler_svc.core.state import State
@@ -42,11 +49,11 @@ def take(state: State, now_ms: int, max_rows: int) -> Snapshot:
         decisions=dict(state.decisions),
         queue_wait_ms=state.waits.summary(now_ms),
         sessions=state.sessions.totals(),
-        models=tuple(_model_row(state, model) for model in sorted(state.totals.models)),
+        models=tuple(_model_row(state, model, now_ms) for model in sorted(state.totals.models)),
     )
 
 
-def _model_row(state: State, model: str) -> ModelRow:
+def _model_row(state: State, model: str, now_ms: int) -> ModelRow:
     totals = state.totals.models[model]
     num_waiting = state.queue.num_by_model.get(model, 0)
     return ModelRow(
@@ -57,7 +64,16 @@ def _model_row(state: State, model: str) -> ModelRow:
         num_waiting=num_waiting,
         num_running=state.num_live_by_model.get(model, 0) - num_waiting,
         num_homes=len(state.fleet.homes.get(model, ())),
+        failure=_failure_row(state, model, now_ms),
     )
+
+
+def _failure_row(state: State, model: str, now_ms: int) -> FailureRow | None:
+    known = state.failing.get(model)
+    if known is None or not known.message:
+        return None
+    refused_ms = max(0, known.refused_until_ms - now_ms)
+    return FailureRow(known.message, failing.num_failed(state, model), refused_ms)
 
 
 def _queue_rows(state: State, records: Iterator[RequestRecord], now_ms: int) -> Iterator[QueueRow]:

@@ -13,6 +13,7 @@ from scheduler_svc.core.domain import (
     RETRYABLE,
     CoreSettings,
     ExecutorRecord,
+    Failing,
     Lease,
     RequestRecord,
     Reservation,
@@ -53,6 +54,8 @@ class State:
         self.num_leased_by_model: dict[str, int] = {}
         # ever offered, oldest first; at most max_known_models unless more are offered or live
         self.known_models: dict[str, None] = {}
+        # known models of which a load failed, and none worked since (failing.py)
+        self.failing: dict[str, Failing] = {}
         self.queue = Queue(settings)
         self.fleet = Fleet(self.queue.num_by_model)
         self.keys = IdempotencyKeys(settings)
@@ -234,7 +237,7 @@ class State:
         granted_ms, token_ms = record.first_grant_ms, record.first_token_ms
         retry_after_ms = None
         if reason in RETRYABLE:
-            retry_after_ms = self.estimator.retry_after_ms(request.model, self.now_ms)
+            retry_after_ms = self.retry_after_ms(request.model)
         return RequestFinished(
             request.request_id,
             reason,
@@ -246,6 +249,13 @@ class State:
             retry_after_ms=retry_after_ms,
             model_wait_ms=None if granted_ms is None else record.nowhere_ms,
         )
+
+    def retry_after_ms(self, model: str) -> int:
+        """When one more request for a known model may fare better."""
+        failing = self.failing.get(model)
+        if failing is not None and failing.refused_until_ms > self.now_ms:
+            return self.estimator.clamp(failing.refused_until_ms - self.now_ms)
+        return self.estimator.retry_after_ms(model, self.now_ms)
 
     # --- fleet --------------------------------------------------------------------------
 
@@ -276,6 +286,7 @@ class State:
         ]
         for model in idle[:excess]:
             del self.known_models[model]
+            self.failing.pop(model, None)
             self.totals.forget(model)
             self.estimator.forget(model)
 

@@ -176,6 +176,10 @@ class ScriptedScheduler(
     async def stop(self) -> None:
         await self._server.stop(0)
 
+    async def close_door(self) -> None:
+        """Shut down, as far as its health says."""
+        await self._server.set_serving(False)
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something to have happened here."""
         async with asyncio.timeout(WAIT_S), self._news:

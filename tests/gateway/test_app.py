@@ -445,14 +445,16 @@ async def test_keys_are_asked_for_everywhere_but_at_health(
         assert scheduler.runs[0].request.tenant == "team"
 
 
+@pytest.mark.parametrize(("has_models", "status"), [(True, 200), (False, 503)])
 async def test_health_is_the_fleets(
-    client: SchedulerClient, scheduler: ScriptedScheduler, settings: GatewaySettings
+    scheduler: ScriptedScheduler, asgi: httpx.AsyncClient, has_models: bool, status: int
 ) -> None:
-    for models, status in ((scheduler.models, 200), ([], 503)):
-        scheduler.models = models
-        async with serving(client, settings) as url, httpx.AsyncClient(base_url=url) as http:
-            assert (await http.get("/health")).status_code == status
-            assert (await http.get("/ready")).status_code == status
+    if not has_models:
+        scheduler.models = []
+    assert (await asgi.get("/health")).status_code == status
+    ready = await asgi.get("/ready")
+    assert ready.status_code == status
+    assert ready.json()["reason"] == (None if has_models else "no_executor")
 
 
 async def test_many_who_ask_for_health_are_one_call(client: SchedulerClient) -> None:
@@ -474,10 +476,24 @@ async def test_a_gateway_that_shuts_down_is_alive_and_not_ready(
     client: SchedulerClient, asgi: httpx.AsyncClient
 ) -> None:
     assert (await asgi.post(PATH, json=CHAT)).status_code == 200  # so it is connected
-    assert (await asgi.get("/ready")).json() == {"is_ready": True}
+    assert (await asgi.get("/ready")).json() == {"is_ready": True, "reason": None}
     client.drain()
     assert (await asgi.get("/health")).status_code == 200
-    assert (await asgi.get("/ready")).status_code == 503
+    ready = await asgi.get("/ready")
+    assert (ready.status_code, ready.json()["reason"]) == (503, "gateway_draining")
+
+
+async def test_while_its_scheduler_shuts_down_it_is_alive_and_not_ready(
+    scheduler: ScriptedScheduler, asgi: httpx.AsyncClient
+) -> None:
+    assert (await asgi.post(PATH, json=CHAT)).status_code == 200
+    await scheduler.close_door()
+    ready = await asgi.get("/ready")
+    assert (ready.status_code, ready.json()) == (
+        503,
+        {"is_ready": False, "reason": "scheduler_draining"},
+    )
+    assert (await asgi.get("/health")).status_code == 200
 
 
 async def test_without_a_scheduler_every_answer_comes_soon() -> None:
@@ -492,6 +508,7 @@ async def test_without_a_scheduler_every_answer_comes_soon() -> None:
     ):
         for path in ("/health", "/ready", "/v1/models"):
             assert (await http.get(path)).status_code == 503
+        assert (await http.get("/ready")).json()["reason"] == "no_scheduler"
         response = await http.post(PATH, json=CHAT)
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "no_capacity"

@@ -81,6 +81,9 @@ def snapshot() -> scheduler_pb2.Snapshot:
     found.models.add(
         model="a", num_requests=9, num_tokens=900, num_sessions=4, num_waiting=7, num_homes=1
     )
+    broken = found.models.add(model="b").load_failure
+    broken.message, broken.num_executors = "a file is cut short", 2
+    broken.refused_for.FromMilliseconds(1_500)
     found.queue_wait.p10.FromMilliseconds(100)
     found.queue_wait.mean.FromMilliseconds(550)
     found.queue_wait.p90.FromMilliseconds(900)
@@ -149,7 +152,13 @@ def test_a_snapshot_becomes_rows() -> None:
             "waiting": 7,
             "running": 0,
             "homes": 1,
-        }
+            "load_failure": None,
+        },
+        "b": {
+            **dict.fromkeys(("requests", "estimated_tokens", "tracked_sessions"), 0),
+            **dict.fromkeys(("waiting", "running", "homes"), 0),
+            "load_failure": {"message": "a file is cut short", "executors": 2, "refused_s": 1.5},
+        },
     }
 
 

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from headway.reasons import Reason
+from scheduler_svc.core import failing
 from scheduler_svc.core.messages import (
     Cancel,
     CloseDoor,
@@ -120,6 +121,7 @@ class ClientRules(SchedulerModel):
         return (
             request.band < SETTINGS.num_bands
             and not self.is_closing
+            and not failing.is_refused(self.core._state, request.model)
             and any(
                 request.model in self.executors[r.executor_id].offers and r.state != "draining"
                 for r in rows

@@ -57,6 +57,7 @@ SETTINGS = CoreSettings(
     load_timeout_ms=4_000,
     load_backoff_ms=100,
     load_backoff_max_ms=300,
+    max_load_failures=2,
     max_sessions=3,
     max_fair_accounts=2,
     max_known_models=2,

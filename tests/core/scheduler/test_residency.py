@@ -1,6 +1,5 @@
 """Models on executors: what is loaded where, what has to leave, what failure and holds do."""
 
-from headway.reasons import Reason
 from scheduler_svc.core.messages import (
     Action,
     ModelChanged,
@@ -8,7 +7,7 @@ from scheduler_svc.core.messages import (
     ModelState,
     SessionClosed,
 )
-from tests.core.scheduler.helpers import Driver, finished, granted, of_type
+from tests.core.scheduler.helpers import Driver, granted, of_type
 from tests.core.scheduler.test_scenarios import World
 
 
@@ -111,19 +110,6 @@ def test_a_failed_load_backs_off_there_and_goes_elsewhere() -> None:
     assert orders(world.advance(190)) == []
     assert orders(world.advance(20)) == [("b1", "A", ())]
     assert granted(world.loaded("b1", "A")) == [("a", "b1")]
-
-
-def test_a_load_that_fails_everywhere_ends_with_the_queue_timeout() -> None:
-    world = Loading(load_backoff_ms=1_000, load_backoff_max_ms=60_000)
-    world.backend("b1", 1, "A")
-    world.submit("a", "A", queue_timeout_ms=5_000)
-    sent: list[Action] = []
-    for _ in range(60):
-        if world.row("b1").loading_model:
-            sent += world.failed("b1", "A")
-        sent += world.advance(100)
-    assert finished(sent) == {"a": Reason.QUEUE_TIMEOUT}
-    assert len(orders(sent)) == 2  # after 1 s and 2 s more
 
 
 def test_a_load_without_an_answer_costs_the_session() -> None:

@@ -117,12 +117,15 @@ class World(Driver):
         max_models: int = UNLIMITED,
         *,
         resident: str = "",
+        incarnation: str = "i1",
     ) -> list[Action]:
         """b(cap, max) attaches; its models are cold but for ``resident``."""
         self.backends[name] = (num_slots, max_models)
         session = self.sessions[name] = self.sessions.get(name, 0) + 1
         offers = tuple(ModelOffer(model, model in resident, self.load_ms) for model in models)
-        return self.handle(ExecutorAttached(name, session, "i1", num_slots, max_models, offers, ()))
+        return self.handle(
+            ExecutorAttached(name, session, incarnation, num_slots, max_models, offers, ())
+        )
 
     def change(self, name: str, num_slots: int, max_models: int | None = None) -> list[Action]:
         """Capacity changes."""
