@@ -68,6 +68,12 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(changes.items())
 
 
+def _seeds(arguments: argparse.Namespace) -> list[int]:
+    if arguments.seed is not None:
+        return [arguments.seed]
+    return list(range(1, arguments.seeds + 1))
+
+
 def _plans(arguments: argparse.Namespace) -> list[Plan]:
     fleet = Fleet(
         num_executors=arguments.executors,
@@ -77,7 +83,6 @@ def _plans(arguments: argparse.Namespace) -> list[Plan]:
         costs_name=arguments.costs,
         engine=arguments.engine,
     )
-    seeds = [arguments.seed] if arguments.seed is not None else range(1, arguments.seeds + 1)
     return [
         Plan(
             policy=policy,
@@ -93,7 +98,7 @@ def _plans(arguments: argparse.Namespace) -> list[Plan]:
             core=_pairs(arguments.core),
         )
         for load in arguments.load.split(",")
-        for seed in seeds
+        for seed in _seeds(arguments)
         for policy in arguments.policies.split(",")
     ]
 
@@ -134,9 +139,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _about(arguments: argparse.Namespace) -> dict[str, str | int | float]:
     names = [
         *("trace", "executors", "slots", "models", "max_models", "load_time_s", "engine"),
-        *("costs", "seeds", "seconds", "slo_s", "faults", "impatient", "core"),
+        *("costs", "seconds", "slo_s", "faults", "impatient", "core"),
     ]
-    return {name: getattr(arguments, name) for name in names}
+    seeds = ",".join(map(str, _seeds(arguments)))
+    return {name: getattr(arguments, name) for name in names} | {"seeds": seeds}
 
 
 def _scale(arguments: argparse.Namespace) -> int:

@@ -183,8 +183,6 @@ def order(
     state.fleet.enter(executor)
     if evict:
         state.prefixes.drop_executor(executor.executor_id)
-    if is_forced:
-        _dwell(state, executor, load_ms or 0)
     due_ms = state.now_ms + state.settings.load_timeout_ms
     state.deadlines.set(LoadDue(executor.executor_id), due_ms)
     state.count("load.forced" if is_forced else "load")
@@ -243,6 +241,8 @@ def stop_loading(state: State, executor: ExecutorRecord) -> None:
     if reservation is not None and reservation.why is Why.LOAD:
         state.end_reservation(reservation.model, "load ended")
     state.deadlines.discard(LoadDue(executor.executor_id))
+    if load.is_forced:
+        _dwell(state, executor, load.load_ms or 0)
     state.fleet.leave(executor)
     executor.loading = None
     state.fleet.enter(executor)
@@ -272,5 +272,6 @@ def _came(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
 
 
 def _dwell(state: State, executor: ExecutorRecord, load_ms: int) -> None:
-    share = state.settings.switch_time_share
-    executor.next_switch_ms = state.now_ms + round(load_ms / share)
+    """A forced switch is over; what an earlier one forbids for longer stays forbidden."""
+    next_ms = state.now_ms + round(load_ms / state.settings.switch_time_share)
+    executor.next_switch_ms = max(executor.next_switch_ms, next_ms)

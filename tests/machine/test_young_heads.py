@@ -7,10 +7,12 @@ before it has waited long. What the flow may claim must not be as young as its h
 import pytest
 
 from scheduler_svc.core.messages import Action, Event
-from tests.machine.honest_fleet import FOREVER_MS, Executor, Stream, World
-from tests.machine.test_bounds_machine import LEASE_MS, MODEL_MS, SETTINGS
+from tests.machine.honest_executor import FOREVER_MS, Executor
+from tests.machine.honest_fleet import Stream, World
+from tests.machine.scenes import LEASE_MS, SETTINGS, Scene
 
 IMPATIENT_MS = 70
+MODEL_MS = Scene().model_ms
 
 
 def heard(event: Event, sent: list[Action]) -> None:

@@ -65,6 +65,17 @@ def test_the_command_prints_tables_a_picture_and_one_line_of_json(
     assert "http" not in page
 
 
+@pytest.mark.parametrize(
+    ("words", "seeds"), [(["--seeds", "2"], "1,2"), (["--seed", "7"], "7")], ids=["many", "one"]
+)
+def test_the_last_line_names_the_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], seeds: str
+) -> None:
+    few = ["--load", "30", "--seconds", "20", "--processes", "1", "--policies", "headway"]
+    assert main([*few, *words, "--out", str(tmp_path / "sim.html")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["seeds"] == seeds
+
+
 def test_the_big_run_says_what_the_core_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--scale", "--requests", "3000", "--load", "60"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -188,6 +188,46 @@ def test_a_model_that_nobody_holds_or_wants_costs_no_budget() -> None:
     assert world.core.decisions["load"] == 3
 
 
+def test_a_cheap_switch_does_not_shorten_the_dwell_after_a_dear_one() -> None:
+    """W6: 10 s of load at a share of 0.1 are 100 s of dwell, also if the model goes meanwhile
+    because nobody asks for it, and is wanted again."""
+    world = Loading(equalization_ms=1_000, hold_ms=60_000, switch_time_share=0.1)
+    world.backend("b1", 1, "AB", max_models=1, resident="B")
+    world.done(*world.run("B", "b1"))
+    assert orders(world.submit("a", "A")) == [("b1", "A", ("B",))]
+    world.loaded("b1", "A", 10_000)
+    until_ms = world.now_ms + 100_000
+    world.end("a", "b1")
+    assert orders(world.submit("b", "B")) == [("b1", "B", ("A",))]
+    world.loaded("b1", "B", 100)
+    world.submit("a again", "A", queue_timeout_ms=600_000)
+    world.submit("b again", "B", queue_timeout_ms=600_000)
+    world.submit("b once more", "B", queue_timeout_ms=600_000)
+    world.advance(30_000)
+    world.end("b", "b1")
+    sent = world.advance(until_ms - world.now_ms - 1)
+    assert orders(sent) == []
+    assert world.reservation("b1") is None
+    world.advance(1)
+    assert world.reservation("b1") == "A"
+
+
+def test_a_switch_that_fails_dwells_as_long_as_it_was_expected_to() -> None:
+    """Else two models could push each other out as often as loads fail."""
+    world = Loading(equalization_ms=1_000, load_ms=500, switch_time_share=0.1)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    running = world.run("A", "b1")
+    world.submit("b", "B")
+    world.submit("a", "A")
+    world.advance(1_000)
+    assert world.reservation("b1") == "B"
+    assert orders(world.done(*running)) == [("b1", "B", ("A",))]
+    executor = world.core._state.fleet.executors["b1"]
+    world.advance(300)
+    assert orders(world.failed("b1", "B"))[0][1] == "A"
+    assert executor.next_switch_ms == world.now_ms + 5_000
+
+
 def test_a_load_on_an_executor_that_ceases_to_serve_is_no_place() -> None:
     world = Loading()
     world.backend("b1", 1, "A")
