@@ -2,7 +2,7 @@
 
 Rule: a flow's next tenant is the waiting one with the smallest key, its virtual time: tokens that
 it was served and tokens that its running requests may still use, divided by its weight. A grant
-charges the estimate (prompt + w x max output), so that many grants at one instant are spread too; the
+charges the estimate (prompt + w x max output), so that many grants at one instant are spread; the
 end replaces it by what was really used: of the prompt what no cache had, and w x output. (Where a
 request will run, and what is cached there, is not known while it waits for its turn.)
 Source: VTC, Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024, section 4.1,

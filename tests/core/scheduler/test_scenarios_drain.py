@@ -148,7 +148,7 @@ def test_scenario_52_two_cold_models_leave_a_home_to_the_third() -> None:
 def test_scenario_53_one_executor_and_an_endless_stream_of_another_model() -> None:
     """start <= arrival + E + residual execution + load + dwell of the switch budget (+ one step).
 
-    The load of 2 s may take a tenth of the time, so a forced switch dwells at most 2 s / 0.1. Twice:
+    The load of 2 s may take a tenth of the time, so a forced switch dwells up to 2 s / 0.1. Twice:
     the second time B comes while the executor dwells after the switch back to A.
     """
     equalization_ms, run_ms, load_ms, step_ms, share = 5_000, 1_000, 2_000, 500, 0.1
