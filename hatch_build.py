@@ -116,7 +116,8 @@ def _compile(work: Path, modules: list[str], opt_level: int) -> None:
     (work / CORE.parts[0] / "__init__.py").touch()
     for name in modules:
         path = work / name
-        path.write_text(with_constructors(path.read_text(encoding="utf-8")), encoding="utf-8")
+        source = with_constructors(path.read_text(encoding="utf-8"))
+        path.write_text(without_collector(source), encoding="utf-8")
     (work / "mypy.ini").write_text(MYPY_SETTINGS.format(source=SOURCE), encoding="utf-8")
     done = subprocess.run(  # noqa: S603 - this interpreter, on files of this repository
         [sys.executable, "-m", "mypyc", "--config-file", "mypy.ini", *modules],
@@ -149,6 +150,28 @@ def with_constructors(source: str) -> str:
             methods = [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
             if fields and "__init__" not in methods:
                 lines[fields[-1].end_lineno : fields[-1].end_lineno] = _constructor(fields)
+    return "\n".join(lines) + "\n"
+
+
+def without_collector(source: str) -> str:
+    """A module whose dataclasses the garbage collector does not know, which must be in no cycle.
+
+    It would look at each of a million requests, and at all that they refer to, while they are
+    young. tests/core/scheduler/test_cycles.py has it that none of them is ever left to it.
+    """
+    lines = source.splitlines()
+    body = ast.parse(source).body
+    classes = [node for node in body if isinstance(node, ast.ClassDef)]
+    found = [node for node in classes if any(map(_makes_dataclass, node.decorator_list))]
+    if not found:
+        return source
+    for node in reversed(found):
+        lines.insert(node.decorator_list[0].lineno - 1, "@mypyc_attr(acyclic=True)")
+    last = max(
+        node.end_lineno or 0 for node in body if isinstance(node, ast.Import | ast.ImportFrom)
+    )
+    # for the compiler alone: nothing of this is there when the module runs
+    lines[last:last] = ["MYPY = False", "if MYPY:", "    from mypy_extensions import mypyc_attr"]
     return "\n".join(lines) + "\n"
 
 

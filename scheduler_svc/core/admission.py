@@ -12,6 +12,8 @@ not be enough. The place that fairness would give it is counted, not the end of 
 tenant's backlog closes the door to nobody else.
 """
 
+from typing import Final
+
 from headway.reasons import Reason
 from scheduler_svc.core import failing
 from scheduler_svc.core.domain import RETRYABLE
@@ -24,7 +26,7 @@ from scheduler_svc.core.messages import (
 from scheduler_svc.core.state import State
 
 # rates may turn out so many times better than measured
-_OPTIMISM = 2
+_OPTIMISM: Final = 2
 
 
 def submit(state: State, request: Request) -> None:

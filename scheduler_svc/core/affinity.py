@@ -13,14 +13,15 @@ one block in common. A block's executors are one int used as a set of bits.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from scheduler_svc.core import counts
 from scheduler_svc.core.answers import SessionTotals
 from scheduler_svc.core.recency import Link, Recency
 
 # An answer names no more executors than this, those with the longest prefix first.
-MAX_HITS = 32
-_NUM_DEAD_KEPT = 64
+MAX_HITS: Final = 32
+_NUM_DEAD_KEPT: Final = 64
 
 _SessionName = tuple[str, str, str]  # (tenant, session_id, model)
 

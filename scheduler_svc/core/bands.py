@@ -14,8 +14,12 @@ another model, and the earlier bands of that one would wait for ever.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from scheduler_svc.core.domain import CoreSettings, ExecutorRecord
+
+# a whole grant, but for what adding shares up may lose
+_WHOLE: Final = 1.0 - 1e-9
 
 
 class Shares:
@@ -32,16 +36,19 @@ class Shares:
     ) -> None:
         """A grant is made there; ``waiting``: by band the models that requests wait for, the
         granted one as before it."""
-        credits_, residences = executor.band_credits, executor.residences.keys()
+        credits_, residences = executor.band_credits, executor.residences
         if not credits_:
             credits_ = executor.band_credits = [0.0] * self._num_bands
-        executor.owed_band, most = None, 1.0 - 1e-9
+        owed, most = None, _WHOLE
         for other, share in self._shares:
-            credit = 0.0
-            if not residences.isdisjoint(waiting[other].keys()):
-                credit = min(credits_[other] + share, 2.0)
+            credit, wanted = 0.0, waiting[other]
+            for model in residences:
+                if model in wanted:
+                    credit = min(credits_[other] + share, 2.0)
+                    break
             if other == band:
                 credit = max(-1.0, credit - 1.0)
             credits_[other] = credit
-            if credit > most or (credit == most and executor.owed_band is None):
-                executor.owed_band, most = other, credit
+            if credit > most or (credit == most and owed is None):
+                owed, most = other, credit
+        executor.owed_band = owed

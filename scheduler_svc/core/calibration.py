@@ -10,18 +10,19 @@ of its own tenant, since a tenant that asks for less than its fair part goes fir
 
 from dataclasses import dataclass
 from math import exp, log
+from typing import Final
 
 # a new estimate is kept at most so often; waiting ones are at most so many
-_EVERY_MS = 200
-_MAX_SAMPLES = 1_000
+_EVERY_MS: Final = 200
+_MAX_SAMPLES: Final = 1_000
 # part of the error that one sample corrects: 1 / _FIRST of the first one, less of each later one
 # until this much; the most that an error counts, and the factors' bounds
 _GAIN, _FIRST = 0.005, 8
-_MOST = 0.5
+_MOST: Final = 0.5
 _LEAST_FACTOR, _LARGEST_FACTOR = 0.1, 10.0
 # Where nothing was learned: a model with slots is taken at its word; that a place comes later than
 # it looks, since whoever comes may go before, holds at every load that was simulated.
-HOME = "home"
+HOME: Final = "home"
 _FIRST_AT_HOME, _FIRST_ELSEWHERE = 1.0, 1.25
 
 # (situation, distance, part of its own tenant): what an estimate was made of

@@ -15,12 +15,13 @@ same quarter of a second.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 from scheduler_svc.core.domain import LeaseKey, RequestRecord
 from scheduler_svc.core.lazy_heap import LazyHeap
 
-_SHARD_BITS = 8  # of a millisecond: 256 ms
-_SLACK = 16
+_SHARD_BITS: Final = 8  # of a millisecond: 256 ms
+_SLACK: Final = 16
 
 
 @dataclass(frozen=True, slots=True)

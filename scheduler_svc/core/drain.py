@@ -25,13 +25,15 @@ executor that still dwells after its last one. Together: a cold head starts at t
 its arrival + the dwell + what still runs there + the load, behind those of its flow before it.
 """
 
+from typing import Final
+
 from scheduler_svc.core import explain, failing
 from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
 from scheduler_svc.core.placement import fronts, is_claimed, num_missing
 from scheduler_svc.core.state import State
 
 # claims come and go with every wide head; a drain that one of them barred looks again so much later
-_CLAIM_RETRY_MS = 1_000
+_CLAIM_RETRY_MS: Final = 1_000
 
 # (is a last home, empty at, -free slots, number)
 _Key = tuple[bool, int, int, int]

@@ -24,7 +24,7 @@ measured for at least one mean lease, since before that the slots that happened 
 look fast.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from scheduler_svc.core import calibration, priority
 from scheduler_svc.core.answers import RequestStatus
@@ -37,9 +37,9 @@ from scheduler_svc.core.outlook import Outlook
 from scheduler_svc.core.queue import Queue
 
 # a rate at the door is at most so old
-_DOOR_RATE_MS = 100
+_DOOR_RATE_MS: Final = 100
 # "surely": this many times the mean time for a token, and for a lease to begin
-_SAFETY = 2.0
+_SAFETY: Final = 2.0
 
 
 class Ahead(NamedTuple):

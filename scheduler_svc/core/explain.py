@@ -4,11 +4,13 @@ Rule: only with ``has_decision_log``; nothing here changes anything, so that the
 with the log and without it. A line names a few candidates, however many there were.
 """
 
+from typing import Final
+
 from scheduler_svc.core import placement, priority
 from scheduler_svc.core.domain import ExecutorRecord, RequestRecord, Why
 from scheduler_svc.core.state import State
 
-_MOST_NAMED = 4
+_MOST_NAMED: Final = 4
 
 
 def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> str:

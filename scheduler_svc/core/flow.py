@@ -62,8 +62,11 @@ class Order:
             if lane.key == key and lane.turn == turn:
                 return
             self.remove(lane)
-        at = self._find(key, turn)
-        self._keys.insert(at, key)
+        keys = self._keys
+        at = bisect_left(keys, key)
+        if at < len(keys) and keys[at] == key:
+            at = self._among_equals(at, key, turn)
+        keys.insert(at, key)
         self._turns.insert(at, turn)
         self._lanes.insert(at, lane)
         self._oldest.insert(at, first)
@@ -71,11 +74,14 @@ class Order:
 
     def remove(self, lane: Line) -> None:
         """Nobody of it waits any more."""
-        at = self._find(lane.key, lane.turn)
-        assert self._lanes[at] is lane
+        lanes = self._lanes
+        at = 0 if lanes[0] is lane else bisect_left(self._keys, lane.key)
+        if lanes[at] is not lane:
+            at = self._among_equals(at, lane.key, lane.turn)
+            assert lanes[at] is lane
         self._keys.pop(at)
         self._turns.pop(at)
-        del self._lanes[at], self._oldest[at]
+        del lanes[at], self._oldest[at]
         lane.turn = -1
 
     def key(self, at: int) -> float:
@@ -86,12 +92,9 @@ class Order:
         """The oldest request of the tenant with so many before it."""
         return self._oldest[at]
 
-    def _find(self, key: float, turn: int) -> int:
-        keys = self._keys
-        at = bisect_left(keys, key)
-        if at < len(keys) and keys[at] == key:
-            return bisect_left(self._turns, turn, at, bisect_right(keys, key, at))
-        return at
+    def _among_equals(self, at: int, key: float, turn: int) -> int:
+        """Where a line is or belongs among those of one virtual time, which begin there."""
+        return bisect_left(self._turns, turn, at, bisect_right(self._keys, key, at))
 
 
 class Flow:

@@ -18,9 +18,9 @@ def hand_over(state: State, executor: ExecutorRecord) -> None:
         state.wake_users(executor)
         return
     waking = state.waking
-    waking.wake_residents(executor)
-    while executor.num_free and (head := waking.next_awake()) is not None:
+    while executor.num_free and (head := waking.next_resident(executor)) is not None:
         if state.now_ms > head.deadline_ms or head.request.num_samples > 1:
+            waking.wake_residents(executor)
             return
         give(state, head, executor)
         if head.request.model not in state.queue.num_by_model:

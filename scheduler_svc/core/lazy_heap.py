@@ -9,12 +9,12 @@ Equal keys are ordered by item.
 
 import heapq
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
 
-_SLACK = 16
+_SLACK: Final = 16
 
 
 class LazyHeap(Generic[Key, Item]):

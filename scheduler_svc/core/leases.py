@@ -105,6 +105,7 @@ def ended(state: State, executor: ExecutorRecord, event: LeaseEnded) -> None:
         executor.activity.ended(state.now_ms - lease.granted_ms, is_completed, state.now_ms)
         if lease.debtor is not None:
             state.settle(lease.debtor, _num_used(state, lease.debtor, event))
+            lease.debtor = None
         if record is not None:
             if is_completed:
                 _remember(state, record, executor)
@@ -148,7 +149,6 @@ def _open(
     assert record.lease is None
     record.attempt += 1
     key = (record.request.request_id, state.epoch, record.attempt)
-    assert key not in executor.leases
     lease = Lease(key, executor.executor_id, record.request.model, num_slots, granted_ms)
     record.lease = lease
     executor.book(lease)
@@ -161,6 +161,7 @@ def close(state: State, executor: ExecutorRecord, lease: Lease) -> None:
     _give_back(state, executor, lease)
     if lease.debtor is not None:  # what it used will never be known
         state.settle(lease.debtor, 0)
+        lease.debtor = None
     state.executor_changed(executor)
 
 

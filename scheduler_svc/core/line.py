@@ -14,10 +14,11 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
+from typing import Final
 
 from scheduler_svc.core.domain import RequestRecord
 
-_MOST = 512
+_MOST: Final = 512
 
 
 class Chunk:

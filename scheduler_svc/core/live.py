@@ -5,10 +5,11 @@ a larger one, and with a million in it everybody waits 30 to 60 ms for that.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from scheduler_svc.core.domain import RequestRecord
 
-_NUM_SHARDS = 64  # a power of two
+_NUM_SHARDS: Final = 64  # a power of two
 
 
 class LiveRequests:

@@ -6,12 +6,13 @@ arrivals); lengths of leases fade with each later lease.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from scheduler_svc.core.domain import Lease
 
-_HALF_LIFE_MS = 30_000
+_HALF_LIFE_MS: Final = 30_000
 # an ended lease weighs this much less with each later one
-_LEASE_FADING = 0.95
+_LEASE_FADING: Final = 0.95
 
 
 @dataclass(slots=True)
@@ -38,10 +39,12 @@ class Meter:
         if self.since_ms is None:
             return
         elapsed = now_ms - self.since_ms
-        fading = 0.5 ** (elapsed / _HALF_LIFE_MS)
-        self.num_grants = self.num_grants * fading + 1
-        self.backlogged_ms = self.backlogged_ms * fading + elapsed
-        self.since_ms = now_ms
+        if elapsed:
+            fading = 0.5 ** (elapsed / _HALF_LIFE_MS)
+            self.num_grants *= fading
+            self.backlogged_ms = self.backlogged_ms * fading + elapsed
+            self.since_ms = now_ms
+        self.num_grants += 1
 
     def ended(self, lease: Lease, num_tokens: int, now_ms: int) -> None:
         """An executor gave a lease's slots back; ``num_tokens`` were generated, all samples."""

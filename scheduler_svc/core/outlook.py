@@ -12,12 +12,13 @@ Cost: at most ``_MOST`` executors are looked at, as a sample of all that could l
 
 from collections.abc import Callable
 from itertools import islice
+from typing import Final
 
 from scheduler_svc.core.domain import ExecutorRecord
 from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.queue import Queue
 
-_MOST = 16
+_MOST: Final = 16
 
 
 class Outlook:

@@ -12,13 +12,14 @@ executor that was found may pass the head by at most locality_quantum_tokens (fa
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
 from scheduler_svc.core.shelves import RowKey
 from scheduler_svc.core.state import State
 
 # tenants after the first that are looked at for one whose cache is there
-_NUM_RIVALS = 2
+_NUM_RIVALS: Final = 2
 
 
 def pick(state: State, record: RequestRecord, rank: Rank) -> ExecutorRecord | None:

@@ -18,15 +18,17 @@ Warmth counts where the request could really run warm: 1 if the model is residen
 that serves and drains for nobody else, 1/2 if it is only being loaded, 0 otherwise.
 """
 
+from typing import Final
+
 from scheduler_svc.core.domain import CoreSettings
 
-ARRIVAL_BITS = 10
-ARRIVALS_PER_MS = 1 << ARRIVAL_BITS
+ARRIVAL_BITS: Final = 10
+ARRIVALS_PER_MS: Final = 1 << ARRIVAL_BITS
 # A model that is nowhere yet counts as so many times warm (diversity) ...
-_FIRST_PLACE = 2.0
+_FIRST_PLACE: Final = 2.0
 # ... and goes before everything of its band once its head has waited for E.
-_AGED = 1 << 80
-_NEVER_MS = 1 << 60
+_AGED: Final = 1 << 80
+_NEVER_MS: Final = 1 << 60
 
 
 def arrival_number(last: int, now_ms: int) -> int:

@@ -8,12 +8,14 @@ known, not over an hour that it has not seen. Failed leases take time but lower 
 from collections import deque
 from dataclasses import dataclass
 from math import ceil
+from typing import Final
 
 from scheduler_svc.core.answers import ExecutorStats
 
-HOUR_MS = 3_600_000
-_BUCKET_MS = 60_000
-_NUM_BUCKETS = HOUR_MS // _BUCKET_MS
+HOUR_MS: Final = 3_600_000
+_BUCKET_MS: Final = 60_000
+_NEVER: Final = -1
+_NUM_BUCKETS: Final = HOUR_MS // _BUCKET_MS
 
 
 @dataclass(slots=True)
@@ -31,13 +33,15 @@ class Bucket:
 class Activity:
     """The rolling hour of one executor."""
 
-    __slots__ = ("_buckets", "_num_slots", "_num_used", "_since_ms")
+    __slots__ = ("_buckets", "_newest", "_num_slots", "_num_used", "_since_ms")
 
     def __init__(self) -> None:
         # oldest first; at most one hour
         self._buckets: deque[Bucket] = deque()
+        # the last of them; one that never was while there is none
+        self._newest = Bucket(_NEVER)
         # what has held since then
-        self._since_ms: int | None = None
+        self._since_ms = _NEVER
         self._num_used = 0
         self._num_slots = 0
 
@@ -62,7 +66,7 @@ class Activity:
     def summary(self, num_all_leases: int, affinity: float | None, now_ms: int) -> ExecutorStats:
         """For operators; ``num_all_leases`` is over all executors."""
         buckets = self._last_hour(now_ms)
-        open_ms = 0 if self._since_ms is None else now_ms - self._since_ms
+        open_ms = 0 if self._since_ms == _NEVER else now_ms - self._since_ms
         used_ms = sum(bucket.used_slot_ms for bucket in buckets) + self._num_used * open_ms
         slot_ms = sum(bucket.slot_ms for bucket in buckets) + self._num_slots * open_ms
         num_leases = sum(bucket.num_leases for bucket in buckets)
@@ -82,7 +86,7 @@ class Activity:
 
     def _book(self, now_ms: int) -> None:
         """Book the time since the last change, minute by minute; no further back than an hour."""
-        if self._since_ms is not None:
+        if self._since_ms != _NEVER:
             since_ms = max(self._since_ms, now_ms - HOUR_MS)
             while since_ms < now_ms:
                 bucket = self._bucket(since_ms)
@@ -94,12 +98,13 @@ class Activity:
 
     def _bucket(self, at_ms: int) -> Bucket:
         number = at_ms // _BUCKET_MS
-        buckets = self._buckets
-        if not buckets or buckets[-1].number < number:
-            buckets.append(Bucket(number))
+        if self._newest.number < number:
+            buckets = self._buckets
+            self._newest = Bucket(number)
+            buckets.append(self._newest)
             while buckets[0].number <= number - _NUM_BUCKETS:
                 buckets.popleft()
-        return buckets[-1]
+        return self._newest
 
 
 class Waits:

@@ -7,6 +7,7 @@ or has one that is known to have no place.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from scheduler_svc.core import priority
 from scheduler_svc.core.bands import Shares
@@ -16,8 +17,9 @@ from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.queue import Queue
 
 # who goes before everybody of the first band, and who after everybody
-_OWED, _LAST = -1, 1 << 30
-_BITS = priority.ARRIVAL_BITS
+_OWED: Final = -1
+_LAST: Final = 1 << 30
+_BITS: Final = priority.ARRIVAL_BITS
 
 
 class Waking:
@@ -174,13 +176,9 @@ class Waking:
         time, so they are looked through."""
         if not self.awake:
             return None
-        flows_of, first = self._queue.flows, self._first_band()
+        flows_of, first, limits = self._queue.flows, self._first_band(), self._overdue_before()
         contested = self.contested
         owed = None if contested is None else contested.owed_band
-        if self._limits_of_ms != self.now_ms:
-            self._limits_of_ms = self.now_ms
-            self._limits = [self.now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
-        limits = self._limits
         best_turn, best_key, best = _LAST, 0, 0
         found: RequestRecord | None = None
         for model, (bonus, below) in self.awake.items():
@@ -198,6 +196,33 @@ class Waking:
                     best_turn, best_key, best, found = turn, key, standing, flow.first
         assert found is not None
         return found
+
+    def next_resident(self, executor: ExecutorRecord) -> RequestRecord | None:
+        """The head that would be next if just the models that are resident on an executor were
+        awake, all of them warm."""
+        flows_of, owed, found = self._queue.flows, executor.owed_band, None
+        owed_band = -1 if owed is None else owed
+        first, limits = -1, self._overdue_before()
+        best_turn, best = _LAST, 0
+        for model in executor.residences:
+            flows = flows_of.get(model)
+            if flows is None:
+                continue
+            if first < 0:
+                first = self._first_band()
+            for band, flow in flows.items():
+                standing = flow.standing
+                turn = _OWED if band == owed_band else first if standing < limits[band] else band
+                if turn < best_turn or (turn == best_turn and standing < best):
+                    best_turn, best, found = turn, standing, flow.first
+        return found
+
+    def _overdue_before(self) -> list[int]:
+        """By band, the arrival before which its heads are overdue now."""
+        if self._limits_of_ms != self.now_ms:
+            self._limits_of_ms = self.now_ms
+            self._limits = [self.now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
+        return self._limits
 
     def _is_overdue(self, arrival: int, band: int) -> bool:
         """Whether who came then has waited longer than its band may keep it behind others."""
