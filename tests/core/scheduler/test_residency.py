@@ -329,3 +329,27 @@ def test_of_two_executors_the_one_that_loads_sooner_is_chosen() -> None:
         world.load_ms = load_ms
         world.backend(name, 1, "A", max_models=1)
     assert orders(world.submit("a", "A")) == [("b2", "A", ())]
+
+
+def test_a_model_that_nobody_needs_leaves_before_one_that_somebody_waits_for() -> None:
+    """C was used later, but A is wanted, though it is at its limit."""
+    world = Loading(hold_ms=0, model_limits={"A": 1})
+    world.backend("b3", 1, "A", max_models=1, resident="A")
+    world.run("A", "b3")
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    world.backend("b2", 1, "BC", max_models=1, resident="C")
+    world.advance(10)
+    world.done(*world.run("C", "b2"))
+    world.ask("A")
+    assert orders(world.submit("b", "B")) == [("b2", "B", ("C",))]
+
+
+def test_a_lease_that_vanishes_with_its_model_makes_room_below_the_limit() -> None:
+    world = World(model_limits={"A": 1})
+    world.backend("b1", 1, resident="A")
+    [first] = world.run("A", "b1")
+    world.backend("b2", 1, "A", resident="A")
+    [second] = world.ask("A")
+    world.cancel(first)
+    assert world.place(second) is None, "b1 did not say yet that it stopped"
+    assert granted(world.attach("b1", 1, "B")) == [(second, "b2")]
