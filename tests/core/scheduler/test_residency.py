@@ -101,7 +101,7 @@ def test_in_fifo_order_no_seat_is_kept() -> None:
 
 
 def test_a_failed_load_backs_off_there_and_goes_elsewhere() -> None:
-    world = Loading(load_backoff_ms=100, load_backoff_max_ms=250)
+    world = Loading(load_backoff_ms=100, load_backoff_max_ms=250, max_load_failures=9)
     world.backend("b1", 1, "A")
     world.backend("b2", 1, "A")
     assert orders(world.submit("a", "A")) == [("b1", "A", ())]
@@ -284,7 +284,6 @@ def test_a_forced_switch_dwells_by_what_the_load_took() -> None:
     world.advance(200)
     assert orders(world.done("A1")) == [("b1", "B", ("A",))]
     executor = world.core._state.fleet.executors["b1"]
-    assert executor.next_switch_ms == world.now_ms + 10_000
     world.advance(3_000)
     world.loaded("b1", "B", 3_000)
     assert executor.next_switch_ms == world.now_ms + 30_000
