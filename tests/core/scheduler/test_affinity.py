@@ -52,6 +52,14 @@ def test_an_idle_session_is_forgotten_and_use_keeps_it() -> None:
     assert len(known) == 1
 
 
+def test_a_session_that_was_forgotten_is_neither_hit_nor_miss() -> None:
+    known = sessions()
+    known.served("t", "s", "A", "e1", 0)
+    known.served("t", "s", "A", "e2", 300_000)
+    known.served("t", "s", "A", "e2", 600_000)
+    assert (known.tally("e1"), known.tally("e2")) == (Tally(), Tally())
+
+
 def test_sessions_of_tenants_and_models_are_apart() -> None:
     known = sessions()
     known.served("t", "s", "A", "e1", 0)

@@ -258,3 +258,24 @@ def test_a_drain_of_who_aged_becomes_a_time_slice_when_the_other_home_goes() -> 
     row = world.row("b1").reservation
     assert row is not None
     assert (row.model, row.reason, row.age_ms) == ("B", "time_slice", 6_000)
+
+
+def test_a_time_slice_ends_a_younger_drain_that_leaves_nobody_a_home() -> None:
+    """B drains b1 while A has b2; C, which is older and may have b2 only, slices that one."""
+    world = World(equalization_ms=5_000)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    world.run("A", "b1")
+    world.backend("b2", 1, "AC", max_models=1, resident="A")
+    world.run("A", "b2")
+    world.drain("b1")
+    world.ask("C")
+    assert world.reservation("b2") is None, "the last home of A"
+    world.advance(1_000)
+    world.undrain("b1")
+    world.ask("B")
+    assert [world.reservation(name) for name in ("b1", "b2")] == ["B", None]
+    world.advance(4_001)
+    assert [world.reservation(name) for name in ("b1", "b2")] == [None, "C"]
+    world.advance(1_000)
+    rows = [world.row(name).reservation for name in ("b1", "b2")]
+    assert [row.reason for row in rows if row is not None] == ["time_slice", "time_slice"]

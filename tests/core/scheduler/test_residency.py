@@ -2,8 +2,12 @@
 
 from scheduler_svc.core.messages import (
     Action,
+    ExecutorAttached,
+    HeldLease,
+    LeaseOutcome,
     ModelChanged,
     ModelLoadOrdered,
+    ModelOffer,
     ModelState,
     SessionClosed,
 )
@@ -97,7 +101,7 @@ def test_in_fifo_order_no_seat_is_kept() -> None:
 
 
 def test_a_failed_load_backs_off_there_and_goes_elsewhere() -> None:
-    world = Loading(load_backoff_ms=100, load_backoff_max_ms=250)
+    world = Loading(load_backoff_ms=100, load_backoff_max_ms=250, max_load_failures=9)
     world.backend("b1", 1, "A")
     world.backend("b2", 1, "A")
     assert orders(world.submit("a", "A")) == [("b1", "A", ())]
@@ -109,6 +113,10 @@ def test_a_failed_load_backs_off_there_and_goes_elsewhere() -> None:
     world.failed("b2", "A")
     assert orders(world.advance(190)) == []
     assert orders(world.advance(20)) == [("b1", "A", ())]
+    assert orders(world.failed("b1", "A")) == [("b2", "A", ())]
+    world.failed("b2", "A")
+    assert orders(world.advance(240)) == []
+    assert orders(world.advance(20)) == [("b1", "A", ())], "at most 250, not 400"
     assert granted(world.loaded("b1", "A")) == [("a", "b1")]
 
 
@@ -249,3 +257,98 @@ def test_the_shortest_load_time_follows_what_is_measured() -> None:
         shortest.append(fleet.offer("A").load_ms)
     assert shortest == [80, 50, 50, 70, 60, 60, 60]
     assert fleet.offer("B").load_ms is None
+
+
+def test_a_load_that_works_ends_the_backoff() -> None:
+    world = Loading(load_backoff_ms=100, hold_ms=0)
+    world.backend("b1", 1, "AB", max_models=1)
+    world.submit("a", "A")
+    world.failed("b1", "A")
+    assert orders(world.advance(101)) == [("b1", "A", ())]
+    world.loaded("b1", "A")
+    world.end("a", "b1")
+    world.submit("b", "B")
+    world.loaded("b1", "B")
+    world.end("b", "b1")
+    world.submit("a2", "A")
+    world.failed("b1", "A")
+    assert orders(world.advance(101)) == [("b1", "A", ())], "100 ms again, and not 200"
+
+
+def test_a_forced_switch_dwells_by_what_the_load_took() -> None:
+    world = Loading(load_ms=1_000, switch_time_share=0.1, equalization_ms=100)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    world.run("A", "b1")
+    world.submit("b", "B")
+    world.ask("A")
+    world.advance(200)
+    assert orders(world.done("A1")) == [("b1", "B", ("A",))]
+    executor = world.core._state.fleet.executors["b1"]
+    world.advance(3_000)
+    world.loaded("b1", "B", 3_000)
+    assert executor.next_switch_ms == world.now_ms + 30_000
+
+
+def test_a_model_at_its_limit_costs_whoever_takes_its_place_no_budget() -> None:
+    world = Loading(load_ms=1_000, model_limits={"A": 1})
+    world.backend("b1", 1, "A", max_models=1, resident="A")
+    world.run("A", "b1")
+    world.backend("b2", 1, "AB", max_models=1, resident="A")
+    world.core._state.fleet.executors["b2"].next_switch_ms = 10**9
+    world.ask("A")
+    assert orders(world.submit("b", "B")) == [("b2", "B", ("A",))]
+
+
+def test_nothing_is_dropped_while_a_lease_of_a_model_that_nobody_knows_runs() -> None:
+    """An earlier scheduler granted it: it may be of any model that is there."""
+    world = Loading()
+    offers = (ModelOffer("A", is_resident=True), ModelOffer("B", is_resident=False))
+    world.sessions["b1"] = 1
+    ghost = (HeldLease("ghost", 3, 1, has_ended=False),)
+    world.handle(ExecutorAttached("b1", 1, "i1", 2, 1, offers, ghost))
+    assert orders(world.submit("b", "B")) == []
+    sent = world.end("ghost", "b1", LeaseOutcome.REVOKED, attempt=1, epoch=3)
+    assert orders(sent) == [("b1", "B", ("A",))]
+
+
+def test_a_cache_is_forgotten_with_the_model_that_leaves() -> None:
+    world = Loading(hold_ms=0)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    [a] = world.ask("A", prefix_hashes=(1, 2))
+    prefixes = world.core._state.prefixes
+    assert prefixes.longest((1, 2)) == {"b1": 2}
+    world.done(a)
+    assert orders(world.submit("b", "B")) == [("b1", "B", ("A",))]
+    assert prefixes.longest((1, 2)) == {}
+
+
+def test_of_two_executors_the_one_that_loads_sooner_is_chosen() -> None:
+    world = Loading()
+    for name, load_ms in (("b1", 5_000), ("b2", 1_000), ("b3", 3_000)):
+        world.load_ms = load_ms
+        world.backend(name, 1, "A", max_models=1)
+    assert orders(world.submit("a", "A")) == [("b2", "A", ())]
+
+
+def test_a_model_that_nobody_needs_leaves_before_one_that_somebody_waits_for() -> None:
+    """C was used later, but A is wanted, though it is at its limit."""
+    world = Loading(hold_ms=0, model_limits={"A": 1})
+    world.backend("b3", 1, "A", max_models=1, resident="A")
+    world.run("A", "b3")
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    world.backend("b2", 1, "BC", max_models=1, resident="C")
+    world.advance(10)
+    world.done(*world.run("C", "b2"))
+    world.ask("A")
+    assert orders(world.submit("b", "B")) == [("b2", "B", ("C",))]
+
+
+def test_a_lease_that_vanishes_with_its_model_makes_room_below_the_limit() -> None:
+    world = World(model_limits={"A": 1})
+    world.backend("b1", 1, resident="A")
+    [first] = world.run("A", "b1")
+    world.backend("b2", 1, "A", resident="A")
+    [second] = world.ask("A")
+    world.cancel(first)
+    assert world.place(second) is None, "b1 did not say yet that it stopped"
+    assert granted(world.attach("b1", 1, "B")) == [(second, "b2")]
