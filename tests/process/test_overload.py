@@ -20,7 +20,7 @@ def stack() -> Iterator[Stack]:
     with Stack.start(
         scheduler={"max_inflight": LIMIT, "log_level": "debug"},
         executor={"max_num_seqs": 8, "mock_step_ms": 5},
-        gateway={"submit_timeout_s": 60},  # a busy machine may take its time, it is no refusal
+        gateway={"submit_timeout_s": 60, "header_timeout_s": 60},  # the machine may be busy
     ) as stack:
         yield stack
 
