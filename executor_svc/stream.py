@@ -153,8 +153,12 @@ class Stream:
     async def _watch(self, interval_s: float, timeout_s: float) -> None:
         """Ask for heartbeats, and notice when the scheduler's stay away."""
         while True:
+            due_s = self._loop.time() + interval_s
             await asyncio.sleep(interval_s)
-            if self._loop.time() - self._heard_s > timeout_s:
+            now_s = self._loop.time()
+            if now_s - due_s > timeout_s / 2:  # it was us who stood still: much is yet to be read
+                self._heard_s = now_s
+            if now_s - self._heard_s > timeout_s:
                 raise StreamLostError("the scheduler was silent for too long")
             self._is_heartbeat_due = True
             self._wake.set()

@@ -1,8 +1,9 @@
 """Whether an executor's engine goes on, by the step counts in its heartbeats.
 
 Rule: an engine stalls when it made no step for ``stall_timeout_ms`` in which it had leases and no
-model on its way to the device, for steps pause while a model is loaded. A stall is cured by a new
-process only, so the stalled one (its incarnation) is not let in again.
+model on its way to the device, for steps pause while a model is loaded. One silence between two
+heartbeats counts for half of that at most: it may have been us who stood still. A stall is cured by
+a new process only, so the stalled one (its incarnation) is not let in again.
 """
 
 from collections import OrderedDict
@@ -14,7 +15,8 @@ class Progress:
     def __init__(self, stall_timeout_ms: int) -> None:
         self._stall_timeout_ms = stall_timeout_ms
         self._num_steps: int | None = None
-        self._since_ms = 0  # since then it made no step and could have
+        self._idle_ms = 0  # for so long it made no step and could have
+        self._heard_ms = 0
         self._loading: set[str] = set()
 
     def load_ordered(self, model: str) -> None:
@@ -28,8 +30,11 @@ class Progress:
     def is_stalled(self, num_steps: int, *, has_leases: bool, now_ms: int) -> bool:
         """What a heartbeat says."""
         if num_steps != self._num_steps or not has_leases or self._loading:
-            self._num_steps, self._since_ms = num_steps, now_ms
-        return now_ms - self._since_ms >= self._stall_timeout_ms
+            self._num_steps, self._idle_ms = num_steps, 0
+        else:
+            self._idle_ms += min(now_ms - self._heard_ms, self._stall_timeout_ms // 2)
+        self._heard_ms = now_ms
+        return self._idle_ms >= self._stall_timeout_ms
 
 
 class Stalled:
