@@ -17,6 +17,7 @@ only while somebody asks for it; one that was mended needs nobody's hand.
 
 from collections.abc import Iterator
 from itertools import chain, islice
+from typing import Final
 
 from headway.reasons import Reason
 from scheduler_svc.core.deadlines import RefusalDue
@@ -24,7 +25,7 @@ from scheduler_svc.core.domain import ExecutorRecord, Failing, LoadFailures, Req
 from scheduler_svc.core.state import State
 
 # ends decided in one event: more would hold up everything else
-_MOST_ENDS = 256
+_MOST_ENDS: Final = 256
 
 
 def retry_ms(state: State, executor: ExecutorRecord, model: str) -> int:
