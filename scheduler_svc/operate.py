@@ -29,7 +29,7 @@ _EXECUTOR_HEADS = (
     *("executor", "state", "slots", "in doubt", "models", "kept for"),
     *("ended 1 h", "share", "used", "mean", "affinity"),
 )
-_MODEL_HEADS = ("model", "wait", "run", "homes", "granted", "tokens", "sessions")
+_MODEL_HEADS = ("model", "wait", "run", "homes", "granted", "tokens", "sessions", "loads")
 _QUEUE_HEADS = (
     *("place", "model", "tenant", "band", "waited", "starts in"),
     *("priority", "tokens", "request"),
@@ -93,7 +93,12 @@ def _waiting(row: scheduler.QueueRow) -> list[object]:
 
 def _model(row: scheduler.ModelRow) -> list[object]:
     totals = (row.num_requests, row.num_tokens, row.num_sessions)
-    return [row.model, row.num_waiting, row.num_running, row.num_homes, *totals]
+    loads, failure = _UNKNOWN, row.load_failure
+    if row.HasField("load_failure"):
+        loads = f"failed on {failure.num_executors}: {failure.message}"
+        if failure.HasField("refused_for"):
+            loads += f"; refused for {_seconds(failure.refused_for)}"
+    return [row.model, row.num_waiting, row.num_running, row.num_homes, *totals, loads]
 
 
 def text_of(snapshot: scheduler.Snapshot) -> str:

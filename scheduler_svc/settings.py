@@ -13,6 +13,7 @@ _DAY_MS = 86_400_000
 _MAX_TOKEN_BYTES = 19  # of a StepFrame: three varints and a float
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
 Wait = Annotated[int, Field(ge=1, le=30 * _DAY_MS)]
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 Limit = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -235,6 +236,12 @@ class SchedulerSettings(Settings):
     )
     max_queued_bytes: int = Field(
         1 << 30, ge=1, le=1 << 50, description="Memory of waiting requests."
+    )
+    band_queue_shares: tuple[Part, ...] = Field(
+        (1.0, 0.95, 0.9, 0.85),
+        max_length=64,
+        description="Part of these three up to which each band is let in, so that later ones leave "
+        "room to earlier ones; the last holds for all later bands, none means all of it.",
     )
     max_inflight: int = Field(
         20_000, ge=1, le=10_000_000, description="Requests accepted and not ended."

@@ -108,6 +108,7 @@ class Brain:
         most = num_queued + scale.num_executors * scale.num_slots + 10_000
         settings = CoreSettings(
             max_queued_requests=most,
+            band_queue_shares=(1.0,),
             max_queued_tokens=1 << 60,
             max_queued_bytes=1 << 60,
             max_inflight=most,

@@ -4,7 +4,8 @@ Rule: what was asked before under the same key is answered first, also while the
 is no new work. Then the refusals, cheapest and most lasting first. A model that no executor ever
 offered is not found; one that is merely away (nobody attached yet, its executors gone or draining)
 or that nobody can load (failing.py) is a lack of capacity that may pass. The queue's bounds hold
-for everybody, so a full queue refuses even what could run at once.
+for everybody, so a full queue refuses even what could run at once; they are a little lower for
+later bands (queue.py).
 
 Last, a request whose start is predicted beyond its queue deadline is refused at once rather than
 after it waited in vain. Conservative: the rate must be measured, and even twice that rate would

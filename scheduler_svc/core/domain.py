@@ -39,6 +39,7 @@ class CoreSettings:
     max_queued_requests: int = 20_000
     max_queued_tokens: int = 200_000_000
     max_queued_bytes: int = 1 << 30
+    band_queue_shares: tuple[float, ...] = (1.0, 0.95, 0.9, 0.85)
     max_inflight: int = 20_000
     max_inflight_per_tenant: int = 10_000
     max_inflight_per_model: int = 20_000

@@ -5,14 +5,17 @@ with the smallest virtual time goes next (fairness.py), ties by arrival, and of 
 request. What was granted before and came back goes first in its flow, by arrival: its tenant paid
 for it already, and nobody who was behind it is granted while it waits.
 
-Cost: add, remove and head are O(log n) of their flow, whatever waits in others (flow.py). Bounds
-are checked at the door only (``has_room``). What goes back was accepted and is never refused, so
-after losses more may wait than a new request would find room for; the whole is still bounded by
-max_inflight.
+Cost: add, remove and head are O(log n) of their flow, whatever waits in others (flow.py).
+
+Bounds are checked at the door only (``has_room``), where a later band finds the queue full a little
+earlier than those before it (band_queue_shares), so that it cannot shut them out, however much of it
+comes. What goes back was accepted and is never refused, so after losses more may wait than a new
+request would find room for; the whole is still bounded by max_inflight.
 """
 
 import heapq
 from collections.abc import Iterable, Iterator
+from math import ceil
 
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.fairness import Fairness
@@ -25,6 +28,7 @@ class Queue:
 
     def __init__(self, settings: CoreSettings) -> None:
         self._settings = settings
+        self._room = _room_by_band(settings)
         self._num_waiting = 0
         # by band; no empty flows
         self.bands: list[dict[str, Flow]] = [{} for _ in range(settings.num_bands)]
@@ -51,12 +55,13 @@ class Queue:
         return flow is not None and record in flow
 
     def has_room(self, request: Request) -> bool:
-        """Whether one more stays within the bounds on requests, tokens and bytes."""
-        limits = self._settings
+        """Whether one more stays within the bounds on requests, tokens and bytes, or within its
+        band's share of them."""
+        max_requests, max_tokens, max_bytes = self._room[request.band]
         return (
-            self._num_waiting < limits.max_queued_requests
-            and self.num_tokens + request.num_tokens <= limits.max_queued_tokens
-            and self.num_bytes + request.num_bytes <= limits.max_queued_bytes
+            self._num_waiting < max_requests
+            and self.num_tokens + request.num_tokens <= max_tokens
+            and self.num_bytes + request.num_bytes <= max_bytes
         )
 
     def cost(self, request: Request) -> int:
@@ -207,3 +212,15 @@ class Queue:
                 else:
                     key = following.arrival - shifts.get(model, 0)
                     heapq.heapreplace(heads, (key, following.arrival, following))
+
+
+def _room_by_band(settings: CoreSettings) -> list[tuple[int, int, int]]:
+    """For each band the most requests, tokens and bytes that may wait, of all bands together, for
+    one more of it to be let in; the last share that is given holds for all later bands."""
+    given = settings.band_queue_shares or (1.0,)
+    shares = [given[min(band, len(given) - 1)] for band in range(settings.num_bands)]
+    bounds = (settings.max_queued_requests, settings.max_queued_tokens, settings.max_queued_bytes)
+    return [
+        (ceil(share * bounds[0]), ceil(share * bounds[1]), ceil(share * bounds[2]))
+        for share in shares
+    ]

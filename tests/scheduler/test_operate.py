@@ -43,6 +43,9 @@ def snapshot() -> scheduler.Snapshot:
     second = shot.queue.add(request_id="req_2", model="common", band=2)
     second.status.position, second.status.depth = 3, 5
     shot.models.add(model="rare", num_requests=2, num_tokens=60, num_waiting=1, num_homes=0)
+    broken = shot.models.add(model="broken", num_homes=0).load_failure
+    broken.num_executors, broken.message = 2, "no such file"
+    broken.refused_for.FromMilliseconds(4_000)
     shot.queue_wait.mean.FromMilliseconds(550)
     return shot
 
@@ -58,8 +61,9 @@ def test_a_snapshot_reads_like_tables() -> None:
         " | rare (drain since 1.5 s, given up in 60.0 s) | 9 | 75 % | 12 % | 1.2 s | 50 %",
         "e2 | lost | 1/2 | 1 | - | - | 0 | - | - | - | -",
         "",
-        "model | wait | run | homes | granted | tokens | sessions",
-        "rare | 1 | 0 | 0 | 2 | 60 | 0",
+        "model | wait | run | homes | granted | tokens | sessions | loads",
+        "rare | 1 | 0 | 0 | 2 | 60 | 0 | -",
+        "broken | 0 | 0 | 0 | 0 | 0 | 0 | failed on 2: no such file; refused for 4.0 s",
         "",
         "place | model | tenant | band | waited | starts in | priority | tokens | request",
         "1 of 1 | rare | lab | 1 | 2.5 s | 9.0 s | 2.0 | 30 | req_1",

@@ -56,6 +56,7 @@ def test_what_is_sent_fits_into_a_message(values: dict[str, int]) -> None:
         ("aging_equalization_ms", 0),
         ("band_min_shares", (0.5, 0.5)),
         ("band_max_wait_ms", (0,)),
+        ("band_queue_shares", (1.5,)),
         ("tenant_weights", {"a": 0}),
         ("model_hold_ms", -1),
         ("switch_time_share", 0),

@@ -202,3 +202,28 @@ def test_of_equal_keys_of_two_models_the_earlier_arrival_goes_first() -> None:
     assert queue.num_before(0, "B", place[warm], shifts) == 1
     assert queue.num_before(0, "A", place[cold], shifts) == 0
     assert list(queue.in_order(shifts)) == [cold, warm]
+
+
+def test_later_bands_leave_the_last_part_of_each_bound_to_earlier_ones() -> None:
+    """Whoever is least urgent cannot close the door to the others, however much of it comes."""
+    for bound, limit in (
+        ("max_queued_requests", 10),
+        ("max_queued_tokens", 10 * 30),
+        ("max_queued_bytes", 10 * 100),
+    ):
+        driver = Driver(num_bands=4, band_queue_shares=(1.0, 0.8, 0.5), **{bound: limit})
+        driver.attach()
+        driver.submit("running")
+        for band, num_let_in in ((3, 5), (2, 0), (1, 3), (0, 2)):
+            before = driver.core.num_waiting
+            for number in range(12):
+                driver.submit(f"{band} {number}", band=band)
+            assert driver.core.num_waiting - before == num_let_in
+
+
+def test_no_share_of_a_small_queue_is_nothing() -> None:
+    driver = Driver(max_queued_requests=1, band_queue_shares=(0.1,))
+    driver.attach()
+    driver.submit("running")
+    driver.submit("waits")
+    assert driver.core.num_waiting == 1
