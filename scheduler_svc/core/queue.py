@@ -8,7 +8,7 @@ for it already, and nobody who was behind it is granted while it waits.
 Cost: add, remove and head are O(log n) of their flow, whatever waits in others (flow.py).
 
 Bounds are checked at the door only (``has_room``), where a later band finds the queue full a little
-earlier than those before it (band_queue_shares), so that it cannot shut them out, however much of it
+earlier than those before it (band_queue_shares), so that it cannot shut them out, however much
 comes. What goes back was accepted and is never refused, so after losses more may wait than a new
 request would find room for; the whole is still bounded by max_inflight.
 """
