@@ -269,3 +269,14 @@ def test_what_was_never_measured_refuses_nobody() -> None:
     for number in range(50):
         driver.submit(f"r{number}", queue_timeout_ms=1)
     assert driver.core.num_waiting == 49
+
+
+def test_a_lull_does_not_close_the_door() -> None:
+    """One grant a second was measured of one slot; four slots are there now."""
+    driver = backlog()
+    driver.resize("e1", 4)
+    driver.submit("hopeful", queue_timeout_ms=4_000)
+    assert driver.core.is_live("hopeful"), "28 grants before it, four a second, twice as good"
+    assert rejection(driver.submit("late", queue_timeout_ms=3_000)).reason is (
+        Reason.DEADLINE_UNREACHABLE
+    )

@@ -279,3 +279,22 @@ def test_a_time_slice_ends_a_younger_drain_that_leaves_nobody_a_home() -> None:
     world.advance(1_000)
     rows = [world.row(name).reservation for name in ("b1", "b2")]
     assert [row.reason for row in rows if row is not None] == ["time_slice", "time_slice"]
+
+
+def test_a_model_that_loses_its_home_to_a_drain_may_be_loaded_elsewhere_at_once() -> None:
+    """One more place was not worth its load to A; a first one is."""
+    world = World(load_ms=1_000, equalization_ms=5_000)
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    [measured] = world.run("A", "b1")
+    world.advance(400)
+    world.done(measured)
+    world.run("A", "b1")
+    world.backend("b2", 1, "A", max_models=1)
+    [a] = world.ask("A")
+    world.ask("B")
+    world.advance(4_900)
+    assert (world.reservation("b1"), world.row("b2").loading_model) == (None, None)
+    world.advance(101)
+    assert (world.reservation("b1"), world.row("b2").loading_model) == ("B", "A")
+    world.advance(1_000)
+    assert world.place(a) == "b2"

@@ -6,6 +6,7 @@ import pytest
 
 from scheduler_svc.core.estimate import Ahead, Estimator
 from tests.core.scheduler.helpers import Driver, interpreted_only, rejection
+from tests.core.scheduler.test_scenarios import World
 
 
 def test_position_counts_what_will_be_granted_earlier_in_the_pool() -> None:
@@ -175,3 +176,25 @@ def test_a_model_that_waits_for_a_place_keeps_its_turn_whatever_else_is_measured
         driver.submit(model, model)
         driver.end(model)
     assert state.estimator.placeless_ms("X", driver.now_ms) == 3_000
+
+
+def test_a_place_that_is_coming_is_nearer_with_every_millisecond() -> None:
+    """Before anything was learned an estimate for a model without a home is a quarter longer."""
+    world = World(load_ms=4_000)
+    world.run_ms = {"A": 10_000}
+    for name in ("b1", "b2"):
+        world.backend(name, 1, "AB", max_models=1, resident="A")
+    world.ask("AA")
+    world.advance(10_000)
+    world.ask("AA")
+    world.advance(2_000)
+    [b] = world.ask("B")
+    assert world.reservation("b1") == "B"
+    assert world.status(b).estimated_wait_ms == (8_000 + 4_000) * 1.25
+    world.advance(5_000)
+    assert world.status(b).estimated_wait_ms == (3_000 + 4_000) * 1.25
+    world.advance(3_000)
+    assert world.row("b1").loading_model == "B"
+    assert world.status(b).estimated_wait_ms == 4_000 * 1.25
+    world.advance(3_000)
+    assert world.status(b).estimated_wait_ms == 1_000 * 1.25

@@ -87,3 +87,23 @@ def test_a_model_that_nobody_serves_now_has_no_outlook() -> None:
     world.submit("c", "C")
     world.disconnect("b0")
     assert world.status("c").estimated_wait_ms is None
+
+
+def test_who_waits_is_spread_over_the_homes_of_a_model() -> None:
+    world = fleet("A", "A")
+    for name in "wxyz":
+        world.submit(name, "A")
+        world.advance(1)
+    world.submit("c", "C")
+    assert place_in_ms(world, "C") == 4_000 + 2 * 4_000
+
+
+def test_an_executor_that_loads_has_that_before_it() -> None:
+    world = fleet("A")
+    world.backend("b1", 1, "FG", max_models=1)
+    world.submit("f", "F")
+    assert world.row("b1").loading_model == "F"
+    # then the one who waits for it, and half a lease until the last slot is idle
+    assert place_in_ms(world, "G") == LOAD_MS + 4_000 + 2_000
+    world.advance(200)
+    assert place_in_ms(world, "G") == LOAD_MS - 200 + 4_000 + 2_000

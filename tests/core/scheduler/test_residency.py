@@ -352,3 +352,31 @@ def test_a_lease_that_vanishes_with_its_model_makes_room_below_the_limit() -> No
     world.cancel(first)
     assert world.place(second) is None, "b1 did not say yet that it stopped"
     assert granted(world.attach("b1", 1, "B")) == [(second, "b2")]
+
+
+def test_one_more_place_is_worth_less_where_many_slots_serve_the_model() -> None:
+    world = Loading(load_ms=1_000)
+    world.backend("b1", 4, "A", resident="A")
+    running = world.run("AAAA", "b1")
+    world.advance(400)
+    world.done(*running)
+    world.run("AAAA", "b1")
+    world.backend("b2", 1, "A")
+    sent = [action for number in range(9) for action in world.submit(f"w{number}", "A")]
+    assert orders(sent) == [], "9 x 400 ms / 4"
+    assert orders(world.submit("w9", "A")) == [("b2", "A", ())]
+
+
+def test_a_model_that_nobody_wants_any_more_makes_room_for_one_more_place_of_another() -> None:
+    """A wide request for A claims b4, so A stays on b1 too, which is idle; then it gives up."""
+    world = Loading(hold_ms=0)
+    world.backend("b4", 2, "YA", max_models=2, resident="YA")
+    world.run("Y", "b4")
+    world.backend("b1", 2, "XAC", max_models=2, resident="XA")
+    world.run("X", "b1")
+    world.backend("b2", 1, "C", max_models=1, resident="C")
+    world.run("C", "b2")
+    [a] = world.ask("A", num_samples=2)
+    assert [world.reservation(name) for name in ("b4", "b1")] == ["A", None]
+    assert orders(world.submit("c", "C")) == []
+    assert orders(world.cancel(a)) == [("b1", "C", ("A",))]

@@ -253,3 +253,29 @@ def test_an_empty_executor_is_drained_at_once_and_again_in_a_new_session() -> No
     assert driver.attach()[-1] == ExecutorDrained("e1", 2)
     assert of_type(driver.attach(incarnation="i2"), ExecutorDrained) == []
     assert driver.row().state == "attached"
+
+
+def test_an_empty_executor_is_drained_once_in_a_session_whatever_else_it_says() -> None:
+    driver = Driver()
+    driver.attach()
+    driver.submit("a")
+    driver.drain()
+    assert of_type(driver.end("a"), ExecutorDrained) == [ExecutorDrained("e1", 1)]
+    assert of_type(driver.end("a") + driver.end("a"), ExecutorDrained) == []
+
+
+def test_an_executor_that_was_forgotten_comes_back_without_its_statistics() -> None:
+    driver = Driver(executor_grace_ms=100)
+    driver.attach()
+    for name in ("a", "b"):
+        driver.submit(name, session_id="s")
+        driver.end(name)
+    stats = driver.row().stats
+    assert stats is not None
+    assert (stats.num_leases, stats.affinity) == (2, 1.0)
+    driver.disconnect()
+    driver.advance(101)
+    driver.attach()
+    stats = driver.row().stats
+    assert stats is not None
+    assert (stats.num_leases, stats.affinity) == (0, None)
