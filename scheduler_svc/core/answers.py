@@ -34,7 +34,7 @@ class QueueRow:
 
 @message(frozen=True, slots=True)
 class ReservationRow:
-    """A persistent drain reservation: who it is for, why, and until when."""
+    """Room that is kept on an executor: for which model, why (domain.Why), and until when."""
 
     model: str
     reason: str
