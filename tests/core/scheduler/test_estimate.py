@@ -198,3 +198,24 @@ def test_a_place_that_is_coming_is_nearer_with_every_millisecond() -> None:
     assert world.status(b).estimated_wait_ms == 4_000 * 1.25
     world.advance(3_000)
     assert world.status(b).estimated_wait_ms == 1_000 * 1.25
+
+
+def test_a_row_of_the_snapshot_says_what_its_client_is_told() -> None:
+    """Also where it matters whose backlog stands before it (calibration.py)."""
+    driver = Driver()
+    driver.attach()
+    driver.submit("running", tenant="a")
+    driver.advance(1_000)
+    driver.end("running")
+    for number in range(12):
+        driver.submit(f"a{number}", tenant="a")
+        driver.submit(f"b{number}", tenant="b", max_tokens=1)
+    calibration = driver.core._state.estimator._calibration
+    for part in range(4):
+        for distance in (2, 3):
+            calibration._factors["home", distance, part] = 1.0 + part, 9
+    rows = driver.core.snapshot(driver.now_ms, 100).queue
+    assert len(rows) == 23
+    assert {row.request_id: row.status for row in rows} == {
+        row.request_id: driver.status(row.request_id) for row in rows
+    }

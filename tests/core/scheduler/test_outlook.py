@@ -107,3 +107,12 @@ def test_an_executor_that_loads_has_that_before_it() -> None:
     assert place_in_ms(world, "G") == LOAD_MS + 4_000 + 2_000
     world.advance(200)
     assert place_in_ms(world, "G") == LOAD_MS - 200 + 4_000 + 2_000
+
+
+def test_an_executor_that_an_operator_drains_is_not_counted_on() -> None:
+    world = fleet("A", "B")
+    world.submit("c", "C")
+    world.submit("b", "B")
+    assert place_in_ms(world, "C") == 4_000
+    world.drain("b0")
+    assert place_in_ms(world, "C") == 8_000
