@@ -1,14 +1,28 @@
 """Weaknesses and ambiguities of the reference (scheduling.md, part C) that no scenario covers.
 
-W1: scenario 53. W2: 40. W4: 52. W7: 59, 60, 77, 78. W9: 58. W10: bench/core.
+W1: scenario 53. W2: 40. W4: 52. W7: 59, 60, 77, 78. W9: 58.
 """
 
 import random
+import sys
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from scheduler_svc.core.messages import LeaseEnded, LeaseOutcome, ModelLoadOrdered
-from tests.core.scheduler.helpers import EPOCH, granted, of_type
+from scheduler_svc.core.domain import CoreSettings
+from scheduler_svc.core.messages import (
+    Event,
+    ExecutorAttached,
+    LeaseEnded,
+    LeaseGranted,
+    LeaseOutcome,
+    ModelLoadOrdered,
+    ModelOffer,
+    Submit,
+)
+from scheduler_svc.core.scheduler import Scheduler
+from tests.core.scheduler.helpers import EPOCH, granted, interpreted_only, of_type, request
 from tests.core.scheduler.test_scenarios import World
 
 MINUTE_MS = 60_000
@@ -88,6 +102,50 @@ def test_w8_the_drain_takes_the_executor_that_is_empty_soonest() -> None:
     assert (world.reservation("b2"), world.reservation("b16")) == ("B", None)
     world.advance(2_001)
     assert world.place(b) == "b2"
+
+
+def instructions_of_a_decision(num_waiting: int) -> float:
+    """Mean of the Python instructions that an end with the grant that follows takes: four executors
+    that are full, eight models, ten tenants, and so many who wait."""
+    core = Scheduler(CoreSettings(), EPOCH)
+    models = "ABCDEFGH"
+    offers = tuple(ModelOffer(model, is_resident=True) for model in models)
+    running: list[LeaseGranted] = []
+
+    def tell(event: Event) -> None:
+        granted = core.handle(event, 1_000).send
+        running.extend(action for action in granted if isinstance(action, LeaseGranted))
+
+    for number in range(4):
+        tell(ExecutorAttached(f"e{number}", 1, "i", 8, 8, offers))
+    for number in range(num_waiting + 32):
+        name, tenant = f"r{number}", f"t{number % 10}"
+        tell(Submit(request(name, models[number % 8], tenant=tenant, band=number % 3)))
+    assert core.num_waiting == num_waiting
+    num_done = 0
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal num_done
+        frame.f_trace_opcodes = True
+        num_done += event == "opcode"
+        return count
+
+    before = sys.gettrace()
+    for _ in range(50):
+        lease = running.pop(0)
+        ref = (lease.executor_id, lease.session, lease.request_id, EPOCH, lease.attempt)
+        sys.settrace(count)
+        tell(LeaseEnded(*ref, LeaseOutcome.COMPLETED, 20))
+        sys.settrace(before)
+    assert len(running) == 32
+    return num_done / 50
+
+
+@interpreted_only
+def test_w10_a_decision_takes_no_longer_for_a_longer_queue() -> None:
+    few = instructions_of_a_decision(100)
+    assert few > 500, "it is counted"
+    assert instructions_of_a_decision(5_000) < 1.2 * few
 
 
 def test_w11_a_resident_model_is_used_before_an_idle_executor_loads_it() -> None:
