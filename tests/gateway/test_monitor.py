@@ -307,4 +307,6 @@ async def test_a_browser_shows_names_as_text(http: httpx.AsyncClient, tmp_path: 
     assert "&lt;img src=x&gt;" in page
     assert "<img" not in page
     assert ">live<" in page
-    assert ">kept for cold (time slice) for 1.5s of at most 1m 01s<" in page
+    assert ">cold (time slice) for 1.5s of at most 1m 01s<" in page
+    assert "<td>session-</td><td>1</td><td>2.5s</td>" in page, "the band beside the age"
+    assert '<td class="bad">lost</td>' in page
