@@ -62,3 +62,12 @@ def test_memory_stays_near_what_is_set() -> None:
     sizes = [len(shard.heap) for shard in deadlines._shards.values()]
     assert len(sizes) <= 3
     assert sum(sizes) < 100
+
+
+def test_deadlines_that_are_moved_all_the_time_leave_little_behind() -> None:
+    deadlines = Deadlines()
+    deadlines.set(GraceDue("stays"), 1_000)
+    for number in range(10_000):
+        deadlines.set(ModelDue("A"), 1_000 + number % 7)
+    assert sum(len(shard.heap) for shard in deadlines._shards.values()) < 50
+    assert deadlines.pop_due(1_000) == GraceDue("stays")

@@ -2,7 +2,9 @@
 
 import pytest
 
+from scheduler_svc.core.domain import ExecutorRecord
 from scheduler_svc.core.messages import ExecutorAttached, LeaseOutcome, ModelOffer
+from scheduler_svc.core.shelves import Shelf
 from tests.core.scheduler.helpers import Driver, granted
 
 
@@ -246,3 +248,13 @@ def test_the_longest_cached_prefix_goes_before_a_shorter_one() -> None:
     assert [driver.row(name).num_free for name in ("short", "long")] == [3, 2]
     assert granted(driver.submit("d", prefix_hashes=(1, 2, 3, 4))) == [("d", "long")]
     assert granted(driver.submit("e", prefix_hashes=(1, 9))) == [("e", "short")]
+
+
+def test_an_executor_stands_in_the_row_of_its_size_alone() -> None:
+    shelf, executor = Shelf(), ExecutorRecord("e1", "i1", 1, num_slots=2)
+    shelf.put(executor, 0, 1)
+    executor.num_slots = 4
+    shelf.put(executor, 0, 1)
+    assert {size: list(row) for size, row in shelf.rows.items()} == {4: ["e1"]}
+    shelf.take("e1")
+    assert not shelf.rows

@@ -10,6 +10,7 @@ from scheduler_svc.core.messages import (
     ModelOffer,
     ModelState,
     SessionClosed,
+    Tick,
 )
 from tests.core.scheduler.helpers import Driver, granted, of_type
 from tests.core.scheduler.test_scenarios import World
@@ -380,3 +381,16 @@ def test_a_model_that_nobody_wants_any_more_makes_room_for_one_more_place_of_ano
     assert [world.reservation(name) for name in ("b4", "b1")] == ["A", None]
     assert orders(world.submit("c", "C")) == []
     assert orders(world.cancel(a)) == [("b1", "C", ("A",))]
+
+
+def test_a_backlog_gets_all_the_places_that_are_worth_it_at_once() -> None:
+    """Both executors failed in the same millisecond and may try again in the same one."""
+    world = Loading(load_backoff_ms=100, max_load_failures=9)
+    world.backend("b1", 1, "A")
+    world.backend("b2", 1, "A")
+    world.submit("x", "A")
+    world.submit("y", "A")
+    world.failed("b1", "A")
+    world.failed("b2", "A")
+    world.now_ms += 100
+    assert orders(world.handle(Tick())) == [("b1", "A", ()), ("b2", "A", ())]
