@@ -34,8 +34,12 @@ def check_limits(body: Sampling, settings: GatewaySettings, has_tokenizer: bool)
         if not 0 < len(stop) <= settings.max_stop_string_chars:
             limit = settings.max_stop_string_chars
             raise invalid(f"A stop string has 1 to {limit} characters.", "stop")
-    if body.stop_strings and not has_tokenizer:
+    if has_tokenizer:
+        return
+    if body.stop_strings:
         raise invalid("The model has no tokenizer: use stop_token_ids.", "stop")
+    if (field := grammar_field(body)) != "tools":
+        raise invalid("The model has no tokenizer, so no text of it fits anything.", field)
 
 
 def sampling_params(

@@ -19,11 +19,12 @@ from gateway_http import openapi_answers as answers
 from gateway_http import openapi_openai_answers as openai_answers
 from gateway_http.openai_schema import ANY
 from gateway_http.openapi_operations import JSON, OPERATIONS, PATH, STRUCT, Operation
-from gateway_http.openapi_parameters import Parameter
+from gateway_http.openapi_parameters import CALL_NAMED, CHALLENGE, Parameter
 from headway.errors import TABLE
 from headway.reasons import Reason
 
 _REFERENCE = "#/components/schemas/{name}"
+_NOBODY = TABLE[Reason.UNAUTHENTICATED].http_status
 _NOT_OVER_HTTP = (Reason.STALE_LEASE,)
 _ERRORS: dict[str, STRUCT] = {
     "openai": openai_answers.OpenAIError,
@@ -62,7 +63,7 @@ def document() -> dict[str, Any]:
             "responses": {
                 f"{family}-{status}": answer
                 for family, struct in _ERRORS.items()
-                for status, answer in _failures(schemas[struct]).items()
+                for status, answer in _failures(family, schemas[struct]).items()
             },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -129,7 +130,7 @@ def _text(parameter: Parameter) -> dict[str, Any]:
 def _responses(operation: Operation, schemas: dict[STRUCT, Any]) -> dict[str, Any]:
     family = f"#/components/responses/{operation.family}"
     found: dict[str, Any] = {
-        str(status): {"$ref": f"{family}-{status}"} for status in _failures({})
+        str(status): {"$ref": f"{family}-{status}"} for status in _failures(operation.family, {})
     }
     for other in operation.others:
         found[str(other.status)] = {
@@ -149,8 +150,8 @@ def _headers(told: Sequence[Parameter]) -> dict[str, Any]:
     return {one.name: _text(one) for one in told}
 
 
-def _failures(schema: dict[str, Any]) -> dict[int, Any]:
-    """The error table's answers by status, with a body of this schema."""
+def _failures(family: str, schema: dict[str, Any]) -> dict[int, Any]:
+    """The error table's answers by status, in a family's words, with a body of this schema."""
     found: dict[int, Any] = {}
     for reason, row in TABLE.items():
         if reason not in _NOT_OVER_HTTP:
@@ -158,6 +159,8 @@ def _failures(schema: dict[str, Any]) -> dict[int, Any]:
             words = [*answer.get("description", "").split(", "), reason.value]
             answer["description"] = ", ".join(filter(None, words))
             answer["headers"] = _failure_headers(is_retryable=row.is_retryable)
+            answer["headers"] |= _headers((CALL_NAMED,) if family == "openai" else ())
+    found[_NOBODY]["headers"] |= _headers((CHALLENGE,))
     return found
 
 

@@ -12,6 +12,7 @@ from gateway_http.openai_chat_schema import ChatRequest, DetokenizeRequest, Toke
 from gateway_http.openai_responses_schema import ResponsesRequest
 from gateway_http.openai_schema import CompletionRequest
 from gateway_http.openapi_parameters import (
+    CALL_NAMED,
     CALLERS_ID,
     PLACES,
     POLLS,
@@ -71,10 +72,15 @@ _GENERATES: dict[str, Any] = {"media": (_EVENTS,), "parameters": WISHES, "told":
 
 
 def _openai(
-    method: str, path: str, summary: str, parameters: tuple[Parameter, ...] = (), **rest: Any
+    method: str,
+    path: str,
+    summary: str,
+    parameters: tuple[Parameter, ...] = (),
+    told: tuple[Parameter, ...] = (),
+    **rest: Any,
 ) -> Operation:
-    parameters = (CALLERS_ID, *parameters)
-    return Operation(method, path, summary, "openai", parameters=parameters, **rest)
+    parameters, told = (CALLERS_ID, *parameters), (CALL_NAMED, *told)
+    return Operation(method, path, summary, "openai", parameters=parameters, told=told, **rest)
 
 
 def _tinker(method: str, path: str, summary: str, **rest: Any) -> Operation:
@@ -90,6 +96,7 @@ _HEALTH: dict[str, Any] = {
     "others": (Other(503, answers.Health),),
     "is_open": True,
 }
+_PAGE: dict[str, Any] = {"media": (_HTML,), "is_open": True}  # which holds nothing
 OPERATIONS: tuple[Operation, ...] = (
     _plain("get", "/health", "Whether any executor is live.", **_HEALTH),
     _plain("get", "/health/", "The same.", **_HEALTH),
@@ -103,8 +110,8 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     _plain("get", PATH, "This document.", media=(JSON,), is_open=True),
     _plain("get", "/metrics", "Figures for Prometheus.", media=(_TEXT,)),
-    _plain("get", "/monitor", "A page that shows queue and fleet.", media=(_HTML,)),
-    _plain("get", "/monitor/", "The same.", media=(_HTML,)),
+    _plain("get", "/monitor", "A page that shows queue and fleet.", **_PAGE),
+    _plain("get", "/monitor/", "The same.", **_PAGE),
     _plain("get", "/monitor/data", "What the page shows.", answer=MonitorData),
     _plain("get", "/monitor/data/", "The same.", answer=MonitorData),
     _openai(

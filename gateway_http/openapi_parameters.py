@@ -29,13 +29,18 @@ _SECONDS = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"
 CALLERS_ID = Parameter(
     "x-request-id", "The caller's own name for this call; it is said back.", f"^{CALLER_ID}$"
 )
+CALL_NAMED = Parameter(
+    "x-request-id", "As the caller named this call; else the scheduler's name of the request."
+)
+CHALLENGE = Parameter("www-authenticate", "How to show a key.")
 _LAST_EVENT = Parameter(
     "Last-Event-ID", "The last event of the stream that was seen.", f"^.+:{_COUNTS[1:]}"
 )
 WISHES = (
     Parameter(
         "Idempotency-Key",
-        "A repeated call with the key gets the first one's answer, or the rest of its stream.",
+        "A repeated call with the key gets the first one's answer, unless that said to try again, "
+        "or the rest of its stream.",
         _PRINTABLE,
     ),
     _LAST_EVENT,

@@ -309,9 +309,11 @@ class ResidentModel:
         *,
         reason: Reason = Reason.INTERNAL,
     ) -> None:
-        """End a lease; unless it is to blame itself, its blocks are not to be trusted."""
-        self.abort(lease_key, is_sound=reason is not Reason.INTERNAL)
-        output.failures.append(LeaseFailure(lease_key, reason, detail))
+        """End a lease. If it is to blame itself, its client is told, and its blocks are sound."""
+        is_internal = reason is Reason.INTERNAL
+        self.abort(lease_key, is_sound=not is_internal)
+        message = "" if is_internal else detail
+        output.failures.append(LeaseFailure(lease_key, reason, detail, message))
 
 
 def _fill_num_top(output: StepOutput) -> None:

@@ -106,6 +106,10 @@ def test_failures_are_the_sdks_own_errors(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(extra_body={"structured_outputs": {"regex": "("}})
     assert caught.value.param == "structured_outputs"
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(extra_body={"structured_outputs": {"regex": "a"}, "min_tokens": 5})
+    assert caught.value.param == "structured_outputs"
+    assert "min_tokens" in caught.value.message
     with pytest.raises(openai.InternalServerError) as late:
         ask(extra_body={"execution_timeout_s": 0.02, "ignore_eos": True})
     assert late.value.status_code == 504

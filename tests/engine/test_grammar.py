@@ -240,7 +240,7 @@ def test_a_text_that_is_complete_before_min_tokens_is_an_error(
     short = lease(0, PROMPT, _params(_regex("abc"), min_tokens=5))
     record = run(shared_engine, short, lease(1, PROMPT, SamplingParams(max_tokens=9)))
     assert record.failures[0].reason is Reason.INVALID_REQUEST
-    assert "min_tokens" in record.failures[0].detail
+    assert "min_tokens" in record.failures[0].message, "the client is told"
     assert record.ends.keys() == {1}
 
 
@@ -270,7 +270,7 @@ def test_a_dead_end_ends_its_lease_only(shared_engine: TorchEngine, grammar: Gra
         lease(1, PROMPT, SamplingParams(max_tokens=9, seed=4)),
     )
     assert record.failures[0].reason is Reason.INVALID_REQUEST
-    assert "dead end" in record.failures[0].detail
+    assert "dead end" in record.failures[0].message
     assert record.tokens[1] == whole.tokens[1]
 
 

@@ -198,10 +198,16 @@ async def test_a_model_without_tokenizer_takes_and_gives_token_ids(asgi: httpx.A
     assert choice["token_ids"] == tiny_model.encode(tiny_model.REPLY)[:3]
     assert choice["text"] == ""
     assert choice["logprobs"]["tokens"][0] == f"token_id:{choice['token_ids'][0]}"
-    for change in ({"prompt": "text"}, {"stop": "x"}):
+    for change in (
+        {"prompt": "text"},
+        {"stop": "x"},
+        {"structured_outputs": {"choice": ["x"]}},
+        {"response_format": {"type": "json_object"}},
+    ):
         refused = await asgi.post("/v1/completions", json={**body, **change})
         assert refused.status_code == 400
         assert "no tokenizer" in refused.json()["error"]["message"]
+        assert refused.json()["error"]["param"] == next(iter(change))
 
 
 PARAMETERS: list[tuple[str, dict[str, Any]]] = [

@@ -20,12 +20,18 @@ from gateway_http.tinker_tokens import SamplingSession, Signer
 from headway.errors import TABLE, HeadwayError
 from headway.reasons import Reason
 from tests.gateway import tiny_model
+from tests.gateway.conftest import settings_for
 from tests.gateway.scripted import ScriptedScheduler, leave_alone
 
 METHODS = {"GET", "POST"}
 # of HTTP itself, keys, and how a caller came here: no parameters
 NO_PARAMETERS = {"accept", "host", "authorization", "x-api-key", "via", "forwarded"}
 NO_PARAMETERS |= {"x-forwarded-for", "x-forwarded-host"}
+# of HTTP itself, and of pages
+NOT_NAMED = {"content-type", "content-length", "cache-control", "x-accel-buffering"}
+NOT_NAMED |= {"content-security-policy", "x-content-type-options", "referrer-policy"}
+NOT_NAMED |= {"x-frame-options"}
+SECRET = "a signing key for tests"
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": tiny_model.NAME, "prompt": "Hi"}
 RESPONSE = {"model": tiny_model.NAME, "input": "Hi"}
@@ -155,6 +161,44 @@ async def test_the_headers_that_count_are_those_that_are_named(
         where = re.sub(r"{\w+}", "some", path)
         await asgi.request(method, where, json=body, headers=headers)
     assert looked_up - NO_PARAMETERS == named
+
+
+@pytest.mark.parametrize("key", ["", "wrong", "key"])
+async def test_answers_have_the_headers_that_are_named(
+    client: SchedulerClient, scheduler: ScriptedScheduler, found: dict[str, Any], key: str
+) -> None:
+    """Of every operation, refused and not; and who needs a key is said as it is."""
+    settings = settings_for(scheduler, api_keys="team=key", signing_key=SECRET, monitor="key")
+    transport = httpx.ASGITransport(build_app(client, settings))
+    headers = {"x-request-id": "mine"} | ({"x-api-key": key} if key else {})
+    bodies: dict[str, Any] = {
+        "/v1/completions": COMPLETION,
+        "/v1/chat/completions": CHAT,
+        "/v1/responses": RESPONSE,
+    }
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers=headers
+    ) as http:
+        for path, item in found["paths"].items():
+            for method, operation in item.items():
+                where = re.sub(r"{\w+}", "some", path)
+                body: dict[str, Any] = bodies.get(path, {})
+                for more in ({}, {"stream": True}) if path in bodies else ({},):
+                    response = await http.request(method, where, json={**body, **more})
+                    assert (response.status_code == 401) == (
+                        key != "key" and operation["security"] != []
+                    ), path
+                    answer = resolved(found, operation["responses"][str(response.status_code)])
+                    told = set(response.headers) - NOT_NAMED
+                    assert told <= set(answer["headers"]), (path, response.status_code)
+                    required = (n for n, one in answer["headers"].items() if one.get("required"))
+                    assert set(required) <= told
+
+
+def resolved(found: dict[str, Any], answer: dict[str, Any]) -> Any:
+    if "$ref" in answer:
+        return found["components"]["responses"][answer["$ref"].rpartition("/")[2]]
+    return answer
 
 
 def test_names_of_operations_differ(found: dict[str, Any]) -> None:
