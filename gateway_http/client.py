@@ -210,7 +210,7 @@ class SchedulerClient:
         """Whether the scheduler takes new requests: it says no as soon as it shuts down."""
         request = health_pb2.HealthCheckRequest(service=_SERVICE)
         response = await self._call(lambda on, t: on.health.Check(request, timeout=t))
-        return response.status == health_pb2.HealthCheckResponse.SERVING
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def snapshot(self) -> scheduler_pb2.Snapshot:
         """Queue and fleet at one instant, for the monitor."""

@@ -179,7 +179,7 @@ class Waking:
         owed = None if contested is None else contested.owed_band
         if self._limits_of_ms != self.now_ms:
             self._limits_of_ms = self.now_ms
-            self._limits = [self.now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
+            self._limits = self.overdue_before(self.now_ms)
         limits = self._limits
         best_turn, best_key, best = _LAST, 0, 0
         found: RequestRecord | None = None
@@ -198,6 +198,10 @@ class Waking:
                     best_turn, best_key, best, found = turn, key, standing, flow.first
         assert found is not None
         return found
+
+    def overdue_before(self, now_ms: int) -> list[int]:
+        """By band: a head that stands before this has waited longer than its band's limit."""
+        return [now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
 
     def _is_overdue(self, arrival: int, band: int) -> bool:
         """Whether who came then has waited longer than its band may keep it behind others."""
