@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import structlog
 from google.protobuf import timestamp_pb2
@@ -20,6 +21,10 @@ from scheduler_svc.streams import Context, Places
 _MIN_WATCH_INTERVAL_MS = 100
 _MAX_WATCH_INTERVAL_MS = 60_000
 _DEFAULT_WATCH_INTERVAL_MS = 1_000
+_MAX_PAUSE_S = 1.0  # between two snapshots
+_ROWS_AT_ONCE = 256
+
+T = TypeVar("T")
 
 _STATES = {
     "attached": scheduler.ExecutorRow.STATE_ATTACHED,
@@ -30,6 +35,14 @@ _STATES = {
 _log = structlog.get_logger()
 
 
+class Made(NamedTuple):
+    """The last snapshot."""
+
+    num_rows: int
+    began_s: float
+    snapshot: scheduler.Snapshot
+
+
 class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
     """The door for operators."""
 
@@ -37,12 +50,15 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
         self._runtime = runtime
         self._settings = settings
         self._watchers = Places(settings.max_snapshot_watchers)
+        self._making = asyncio.Lock()
+        self._made: Made | None = None
+        self._free_s = 0.0  # no snapshot is made before
 
     async def GetSnapshot(  # noqa: N802
         self, request: scheduler.GetSnapshotRequest, context: Context
     ) -> scheduler.GetSnapshotResponse:
         """See scheduler.proto."""
-        return scheduler.GetSnapshotResponse(snapshot=self._snapshot(request.max_rows))
+        return scheduler.GetSnapshotResponse(snapshot=await self._snapshot(request.max_rows))
 
     async def WatchSnapshot(  # noqa: N802
         self, request: scheduler.WatchSnapshotRequest, context: Context
@@ -58,7 +74,7 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
             )
         self._watchers.take(context)
         while True:
-            yield scheduler.WatchSnapshotResponse(snapshot=self._snapshot(request.max_rows))
+            yield scheduler.WatchSnapshotResponse(snapshot=await self._snapshot(request.max_rows))
             await asyncio.sleep(interval_ms / 1_000)
 
     async def DrainExecutor(  # noqa: N802
@@ -82,25 +98,40 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
         return scheduler.UndrainExecutorResponse()
 
     def _executor(self, executor_id: str) -> answers.ExecutorRow:
-        for row in self._runtime.snapshot(0).executors:
-            if row.executor_id == executor_id:
-                return row
-        raise HeadwayError(Reason.INVALID_REQUEST, "No such executor.", field="executor_id")
+        row = self._runtime.executor(executor_id)
+        if row is None:
+            raise HeadwayError(Reason.INVALID_REQUEST, "No such executor.", field="executor_id")
+        return row
 
-    def _snapshot(self, max_rows: int) -> scheduler.Snapshot:
+    async def _snapshot(self, max_rows: int) -> scheduler.Snapshot:
+        """One that is made after it was asked for. One at a time, and all of them together take at
+        most ``snapshot_time_share`` of the time; who waits for the same rows gets the same one."""
         num_rows = min(
             max_rows or self._settings.default_snapshot_rows, self._settings.max_snapshot_rows
         )
-        found = self._runtime.snapshot(num_rows)
+        asked_s = time.monotonic()
+        async with self._making:
+            made = self._made
+            if made is not None and made.num_rows == num_rows and made.began_s >= asked_s:
+                return made.snapshot
+            await asyncio.sleep(self._free_s - time.monotonic())
+            began_s = time.monotonic()
+            snapshot = await self._make(num_rows)
+            self._made = Made(num_rows, began_s, snapshot)
+            now_s = time.monotonic()
+            pause_s = (now_s - began_s) * (1 / self._settings.snapshot_time_share - 1)
+            self._free_s = now_s + min(pause_s, _MAX_PAUSE_S)
+            return snapshot
+
+    async def _make(self, num_rows: int) -> scheduler.Snapshot:
+        found = await self._runtime.snapshot(num_rows)
         taken_at = timestamp_pb2.Timestamp()
         taken_at.FromNanoseconds(time.time_ns())
-        return scheduler.Snapshot(
+        snapshot = scheduler.Snapshot(
             taken_at=taken_at,
             epoch=self._runtime.epoch,
             num_waiting=found.num_waiting,
             num_running=found.num_running,
-            queue=[queue_row(row) for row in found.queue],
-            executors=[executor_row(row) for row in found.executors],
             decisions=found.decisions,
             queue_wait=queue_wait(found.queue_wait_ms),
             uptime=translate.duration(self._runtime.uptime_ms),
@@ -109,8 +140,22 @@ class AdminService(scheduler_pb2_grpc.AdminServiceServicer):
                 num_hits=found.sessions.num_hits,
                 num_misses=found.sessions.num_misses,
             ),
-            models=[model_row(row) for row in found.models],
         )
+        async for queued in _little_by_little(found.queue):
+            snapshot.queue.append(queue_row(queued))
+        async for executor in _little_by_little(found.executors):
+            snapshot.executors.append(executor_row(executor))
+        async for model in _little_by_little(found.models):
+            snapshot.models.append(model_row(model))
+        return snapshot
+
+
+async def _little_by_little(rows: Sequence[T]) -> AsyncIterator[T]:
+    """All of them, with chances for others in between."""
+    for number, row in enumerate(rows):
+        if number % _ROWS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        yield row
 
 
 def queue_row(row: answers.QueueRow) -> scheduler.QueueRow:

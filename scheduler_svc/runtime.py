@@ -136,9 +136,21 @@ class Runtime:
             return generation.QueueStatus(state=running, num_generated_tokens=num_tokens)
         return translate.status_to_proto(status, num_tokens)
 
-    def snapshot(self, max_rows: int) -> answers.Snapshot:
-        """Queue and fleet, for operators."""
-        return self._core.snapshot(self.clock_ms(), max_rows)
+    async def snapshot(self, max_rows: int) -> answers.Snapshot:
+        """Queue and fleet, for operators; everything else goes on while it is made."""
+        parts = self._core.snapshot_in_parts(self.clock_ms(), max_rows)
+        try:
+            next(parts)
+            while True:
+                await asyncio.sleep(0)
+                parts.send(self.clock_ms())
+        except StopIteration as end:
+            found: answers.Snapshot = end.value
+            return found
+
+    def executor(self, executor_id: str) -> answers.ExecutorRow | None:
+        """One executor, for operators."""
+        return self._core.executor(executor_id, self.clock_ms())
 
     @property
     def uptime_ms(self) -> int:

@@ -146,10 +146,16 @@ class SchedulerSettings(Settings):
         4_096, ge=0, le=100_000, description="Retrieve calls waiting at once; others answer now."
     )
     max_snapshot_rows: int = Field(
-        1_000, ge=1, le=100_000, description="Most queue rows of a snapshot."
+        1_000,
+        ge=1,
+        le=100_000,
+        description="Most queue rows of a snapshot; each takes some 10 us, all in one go.",
     )
     default_snapshot_rows: int = Field(
         100, ge=1, le=100_000, description="Queue rows of a snapshot when none are asked for."
+    )
+    snapshot_time_share: float = Field(
+        0.1, ge=0.001, le=1, description="Most of the scheduler's time that snapshots may take."
     )
     max_snapshot_watchers: int = Field(16, ge=1, le=1_000, description="WatchSnapshot at once.")
 

@@ -27,6 +27,9 @@ from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.fairness import Fairness
 from scheduler_svc.core.line import Crowd, Line
 
+# of a tenant's next request in its flow: virtual time, arrival, it, and those after it
+_Start = tuple[float, int, RequestRecord, Iterator[tuple[float, int, RequestRecord]]]
+
 
 class Place(NamedTuple):
     """Where a request stands in its flow."""
@@ -87,6 +90,10 @@ class Order:
     def key(self, at: int) -> float:
         """Virtual time of the tenant with so many before it."""
         return self._keys[at]
+
+    def entry(self, at: int) -> tuple[float, int]:
+        """What that tenant is sorted by."""
+        return self._keys[at], self._turns[at]
 
     def oldest(self, at: int) -> RequestRecord:
         """The oldest request of the tenant with so many before it."""
@@ -212,9 +219,35 @@ class Flow:
         return self._before(tenant, num, start, arrival)
 
     def in_order(self) -> Iterator[RequestRecord]:
-        """As they will be granted; lazy."""
+        """As they will be granted; the first few cost no more where there are many tenants."""
         yield from self._returned
-        yield from (record for _, _, record in heapq.merge(*map(self._starts, self._lanes)))
+        starts: list[_Start] = []
+        order, num_begun = self._order, 0
+        while starts or num_begun < len(order):
+            # the next tenant's first request starts at its virtual time
+            if num_begun < len(order) and (not starts or order.entry(num_begun) < starts[0][:2]):
+                others = self._starts(order.oldest(num_begun).request.tenant)
+                heapq.heappush(starts, (*next(others), others))
+                num_begun += 1
+                continue
+            _, _, record, others = starts[0]
+            following = next(others, None)
+            if following is None:
+                heapq.heappop(starts)
+            else:
+                heapq.heapreplace(starts, (*following, others))
+            yield record
+
+    def turns(self) -> Iterator[tuple[int, RequestRecord]]:
+        """The same, each with what the flow's standing will be when it goes next."""
+        arrivals, gone = iter(self.everybody), set[int]()
+        oldest = next(arrivals)
+        for record in self.in_order():
+            while oldest in gone:
+                gone.remove(oldest)
+                oldest = next(arrivals)
+            yield min(record.arrival, oldest + self._patience), record
+            gone.add(record.arrival)
 
     def _starts(self, tenant: str) -> Iterator[tuple[float, int, RequestRecord]]:
         lane, cost = self._lanes[tenant], 0

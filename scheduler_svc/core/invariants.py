@@ -57,7 +57,7 @@ def _check_requests(state: State) -> None:
 
 def _check_queue(state: State) -> None:
     waiting = _waiting(state)
-    in_order = list(state.queue.in_order({}))
+    in_order = list(state.queue.in_order({}, [0] * state.settings.num_bands))
     assert sorted(record.arrival for record in in_order) == [r.arrival for r in waiting]
     assert [r.request.band for r in in_order] == sorted(r.request.band for r in waiting)
     assert state.queue.num_tokens == sum(record.request.num_tokens for record in waiting)

@@ -14,13 +14,16 @@ request would find room for; the whole is still bounded by max_inflight.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.fairness import Fairness
 from scheduler_svc.core.flow import Flow, Place
 from scheduler_svc.core.messages import Request
+
+# (key, standing, arrival, request): who goes next in a flow, by rank in its band
+_Head = tuple[int, int, int, RequestRecord]
 
 
 class Queue:
@@ -192,26 +195,48 @@ class Queue:
                 count += self.bands[band][other].everybody.count_before(key + shift + ties)
         return count
 
-    def in_order(self, shifts: dict[str, int]) -> Iterator[RequestRecord]:
-        """All waiting requests as they will be granted; lazy, so that the first few cost little."""
-        for flows in self.bands:
-            streams = {model: flow.in_order() for model, flow in flows.items()}
-            heads = [
-                (record.arrival - shifts.get(model, 0), record.arrival, record)
-                for model, stream in streams.items()
-                for record in [next(stream)]
-            ]
-            heapq.heapify(heads)
-            while heads:
-                record = heads[0][2]
-                yield record
-                model = record.request.model
-                following = next(streams[model], None)
-                if following is None:
-                    heapq.heappop(heads)
-                else:
-                    key = following.arrival - shifts.get(model, 0)
-                    heapq.heapreplace(heads, (key, following.arrival, following))
+    def in_order(
+        self, shifts: Mapping[str, int], overdue_before: Sequence[int]
+    ) -> Iterator[RequestRecord]:
+        """All waiting requests as they will be granted; lazy, so that the first few cost little.
+
+        ``shifts``: what the warmth of models is worth. ``overdue_before``: by band, heads that
+        stand before it count as of the first band that waits. What bands are owed is left out: it
+        differs from executor to executor.
+        """
+        # by band, and of all bands who is overdue there; heads of flows
+        waiting: list[list[_Head]] = [[] for _ in self.bands]
+        overdue: list[_Head] = []
+        num_overdue = [0] * len(self.bands)
+
+        def put(model: str, band: int, standing: int, record: RequestRecord) -> None:
+            is_overdue = standing < overdue_before[band]
+            num_overdue[band] += is_overdue
+            head = standing - shifts.get(model, 0), standing, record.arrival, record
+            heapq.heappush(overdue if is_overdue else waiting[band], head)
+
+        turns: dict[tuple[int, str], Iterator[tuple[int, RequestRecord]]] = {}
+        for band, flows in enumerate(self.bands):
+            for model, flow in flows.items():
+                assert flow.first is not None
+                put(model, band, flow.standing, flow.first)
+        while True:
+            first = next((band for band, heads in enumerate(waiting) if heads), len(waiting))
+            is_overdue = bool(overdue) and (
+                any(num_overdue[:first]) or not waiting[first:] or overdue[0] < waiting[first][0]
+            )
+            if not is_overdue and first == len(waiting):
+                return
+            record = heapq.heappop(overdue if is_overdue else waiting[first])[3]
+            yield record
+            band, model = record.request.band, record.request.model
+            num_overdue[band] -= is_overdue
+            if (band, model) not in turns:
+                turns[band, model] = self.bands[band][model].turns()
+                next(turns[band, model])
+            following = next(turns[band, model], None)
+            if following is not None:
+                put(model, band, *following)
 
 
 def _room_by_band(settings: CoreSettings) -> list[tuple[int, int, int]]:

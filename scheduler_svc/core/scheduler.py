@@ -12,6 +12,8 @@ their turn once they have waited for E; bands one after another except for what 
 its band and those after.
 """
 
+from collections.abc import Generator
+
 from headway.reasons import Reason
 from scheduler_svc.core import (
     admission,
@@ -25,7 +27,7 @@ from scheduler_svc.core import (
     snapshot,
     waiting,
 )
-from scheduler_svc.core.answers import RequestStatus, Snapshot
+from scheduler_svc.core.answers import ExecutorRow, RequestStatus, Snapshot
 from scheduler_svc.core.deadlines import (
     GraceDue,
     LoadDue,
@@ -215,6 +217,15 @@ class Scheduler:
     def snapshot(self, now_ms: int, max_rows: int) -> Snapshot:
         """The first ``max_rows`` of the queue as it will be granted, and the whole fleet."""
         return snapshot.take(self._state, now_ms, max_rows)
+
+    def snapshot_in_parts(self, now_ms: int, max_rows: int) -> Generator[None, int, Snapshot]:
+        """The same for a large fleet: events may be handled whenever it yields, and it is sent the
+        time then."""
+        return snapshot.parts(self._state, now_ms, max_rows)
+
+    def executor(self, executor_id: str, now_ms: int) -> ExecutorRow | None:
+        """One executor, without its share of all leases; None if it is not known."""
+        return snapshot.executor_row(self._state, executor_id, now_ms)
 
     def check_invariants(self) -> None:
         """Assert what must hold between events; for tests, it looks at everything."""

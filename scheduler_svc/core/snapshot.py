@@ -14,7 +14,7 @@ one does.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 
 from scheduler_svc.core import failing, priority
@@ -30,28 +30,64 @@ from scheduler_svc.core.domain import ExecutorRecord, RequestRecord, Reservation
 from scheduler_svc.core.estimate import Ahead
 from scheduler_svc.core.state import State
 
+# executors or models between two chances for others: a few milliseconds
+_ROWS_AT_ONCE = 256
+
 
 def take(state: State, now_ms: int, max_rows: int) -> Snapshot:
-    """The first ``max_rows`` of the queue, and the whole fleet."""
+    """The first ``max_rows`` of the queue, and the whole fleet, at one instant."""
+    made = parts(state, now_ms, max_rows)
+    try:
+        next(made)
+        while True:
+            made.send(now_ms)
+    except StopIteration as end:
+        found: Snapshot = end.value
+        return found
+
+
+def parts(state: State, now_ms: int, max_rows: int) -> Generator[None, int, Snapshot]:
+    """The same, made bit by bit: events may be handled whenever it yields, and it is sent the time
+    then. The queue is of one instant, of executors and models each row."""
     shifts = {
         model: priority.shift(state.settings, state.fleet.warmth(model))
         for model in state.queue.num_by_model
     }
-    records = islice(state.queue.in_order(shifts), max_rows)
-    executors = state.fleet.executors.values()
-    num_leases = sum(executor.activity.num_leases(now_ms) for executor in executors)
+    overdue_before = state.waking.overdue_before(now_ms)
+    records = islice(state.queue.in_order(shifts, overdue_before), max_rows)
+    num_waiting, num_live = len(state.queue), len(state.requests)
+    queue = tuple(_queue_rows(state, records, now_ms))
+    now_ms = yield
+    known = list(state.fleet.executors.values())
+    num_leases = sum(executor.activity.num_leases(now_ms) for executor in known)
+    executors: list[ExecutorRow] = []
+    for first in range(0, len(known), _ROWS_AT_ONCE):
+        now_ms = yield
+        for executor in known[first : first + _ROWS_AT_ONCE]:
+            executors.append(_executor_row(state, executor, num_leases, now_ms))
+    names = sorted(state.totals.models)
+    models: list[ModelRow] = []
+    for first in range(0, len(names), _ROWS_AT_ONCE):
+        now_ms = yield
+        for model in names[first : first + _ROWS_AT_ONCE]:
+            if model in state.totals.models:  # not forgotten meanwhile
+                models.append(_model_row(state, model, now_ms))
     return Snapshot(
-        num_waiting=len(state.queue),
-        num_running=len(state.requests) - len(state.queue),
-        queue=tuple(_queue_rows(state, records, now_ms)),
-        executors=tuple(
-            _executor_row(state, executor, num_leases, now_ms) for executor in executors
-        ),
+        num_waiting=num_waiting,
+        num_running=num_live - num_waiting,
+        queue=queue,
+        executors=tuple(executors),
         decisions=dict(state.decisions),
         queue_wait_ms=state.waits.summary(now_ms),
         sessions=state.sessions.totals(),
-        models=tuple(_model_row(state, model, now_ms) for model in sorted(state.totals.models)),
+        models=tuple(models),
     )
+
+
+def executor_row(state: State, executor_id: str, now_ms: int) -> ExecutorRow | None:
+    """One executor; None if it is not known."""
+    executor = state.fleet.executors.get(executor_id)
+    return None if executor is None else _executor_row(state, executor, 0, now_ms)
 
 
 def _model_row(state: State, model: str, now_ms: int) -> ModelRow:

@@ -176,7 +176,11 @@ class Waking:
         time, so they are looked through."""
         if not self.awake:
             return None
-        flows_of, first, limits = self._queue.flows, self._first_band(), self._overdue_before()
+        flows_of, first, limits = (
+            self._queue.flows,
+            self._first_band(),
+            self.overdue_before(self.now_ms),
+        )
         contested = self.contested
         owed = None if contested is None else contested.owed_band
         best_turn, best_key, best = _LAST, 0, 0
@@ -202,7 +206,7 @@ class Waking:
         awake, all of them warm."""
         flows_of, owed, found = self._queue.flows, executor.owed_band, None
         owed_band = -1 if owed is None else owed
-        first, limits = -1, self._overdue_before()
+        first, limits = -1, self.overdue_before(self.now_ms)
         best_turn, best = _LAST, 0
         for model in executor.residences:
             flows = flows_of.get(model)
@@ -217,11 +221,11 @@ class Waking:
                     best_turn, best, found = turn, standing, flow.first
         return found
 
-    def _overdue_before(self) -> list[int]:
-        """By band, the arrival before which its heads are overdue now."""
-        if self._limits_of_ms != self.now_ms:
-            self._limits_of_ms = self.now_ms
-            self._limits = [self.now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
+    def overdue_before(self, now_ms: int) -> list[int]:
+        """By band: a head that stands before this has waited longer than its band's limit."""
+        if self._limits_of_ms != now_ms:
+            self._limits_of_ms = now_ms
+            self._limits = [now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
         return self._limits
 
     def _is_overdue(self, arrival: int, band: int) -> bool:

@@ -110,13 +110,30 @@ class SchedulerChecks(SchedulerModel):
 
     @invariant()
     def snapshot_is_in_grant_order(self) -> None:
+        flows = {
+            (band, model): self.order_in_flow(band, model)
+            for band in range(SETTINGS.num_bands)
+            for model in MODELS
+        }
         expected: list[str] = []
-        for band in range(SETTINGS.num_bands):
-            flows = {model: self.order_in_flow(band, model) for model in MODELS}
-            while any(flows.values()):
-                heads = [
-                    (f[0].arrival - self.bonus(m), f[0].arrival, m) for m, f in flows.items() if f
-                ]
-                expected.append(flows[min(heads)[2]].pop(0).request.request_id)
+        while any(flows.values()):
+            first = min(band for (band, _), flow in flows.items() if flow)
+            heads = [self.turn(flow, first) for flow in flows.values() if flow]
+            head = min(heads)[-1].request
+            expected.append(head.request_id)
+            flows[head.band, head.model].pop(0)
         rows = self.core.snapshot(self.now_ms, 4).queue
         assert [row.request_id for row in rows] == expected[:4]
+
+    def turn(
+        self, flow: list[RequestRecord], first_band: int
+    ) -> tuple[int, int, int, int, RequestRecord]:
+        """When the head of a flow goes, against those of others."""
+        head = flow[0]
+        oldest = min(record.arrival for record in flow)
+        standing = min(head.arrival, oldest + SETTINGS.aging_equalization_ms * 1_024)
+        limits_ms = SETTINGS.band_max_wait_ms
+        limit_ms = limits_ms[min(head.request.band, len(limits_ms) - 1)]
+        is_overdue = self.now_ms - standing // 1_024 >= limit_ms
+        band = first_band if is_overdue else head.request.band
+        return band, standing - self.bonus(head.request.model), standing, head.arrival, head

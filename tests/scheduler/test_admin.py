@@ -1,5 +1,6 @@
 """AdminService over real gRPC."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from headway.v1 import scheduler_pb2 as scheduler
 from headway.v1 import scheduler_pb2_grpc
 from scheduler_svc import admin, translate
 from scheduler_svc.core import answers
+from scheduler_svc.settings import SchedulerSettings
+from tests.scheduler.inside import turn
 from tests.scheduler.world import world
 
 
@@ -45,6 +48,40 @@ async def test_a_watch_goes_on_until_its_caller_ends_it() -> None:
         assert from_rpc_error(caught.value).reason is Reason.QUOTA_EXCEEDED
         assert (await call.read()).HasField("snapshot")
         call.cancel()
+
+
+class SlowRuntime:
+    """Makes a snapshot when the test lets it."""
+
+    epoch, uptime_ms = 1, 0
+
+    def __init__(self) -> None:
+        self.num_made = 0
+        self.may_go_on = asyncio.Event()
+
+    async def snapshot(self, max_rows: int) -> answers.Snapshot:
+        self.num_made += 1
+        await self.may_go_on.wait()
+        return answers.Snapshot(0, 0, (), (), {"made": self.num_made})
+
+
+async def test_who_asks_meanwhile_gets_the_next_one_and_all_of_them_the_same() -> None:
+    runtime: Any = SlowRuntime()
+    service = admin.AdminService(runtime, SchedulerSettings(snapshot_time_share=1))
+    context: Any = None
+
+    def ask(max_rows: int = 0) -> asyncio.Task[scheduler.GetSnapshotResponse]:
+        request = scheduler.GetSnapshotRequest(max_rows=max_rows)
+        return asyncio.create_task(service.GetSnapshot(request, context))
+
+    first = ask()
+    await turn()
+    others = [ask() for _ in range(5)]
+    more = ask(max_rows=7)
+    await turn()
+    runtime.may_go_on.set()
+    shots = [(await asked).snapshot for asked in (first, *others, more)]
+    assert [shot.decisions["made"] for shot in shots] == [1, *[2] * 5, 3]
 
 
 async def test_drain_and_undrain() -> None:

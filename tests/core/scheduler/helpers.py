@@ -113,12 +113,21 @@ class Driver:
         holds: tuple[HeldLease, ...] = (),
     ) -> list[Action]:
         """An executor opens its next session; models are single letters, all resident."""
+        return self.handle(self.attachment(executor_id, num_slots, models, incarnation, holds))
+
+    def attachment(
+        self,
+        executor_id: str,
+        num_slots: int = 1,
+        models: str = "A",
+        incarnation: str = "i1",
+        holds: tuple[HeldLease, ...] = (),
+    ) -> ExecutorAttached:
+        """The event of that, not handled yet."""
         self.sessions[executor_id] = self.sessions.get(executor_id, 0) + 1
         offers = tuple(ModelOffer(model, is_resident=True) for model in models)
         session = self.sessions[executor_id]
-        return self.handle(
-            ExecutorAttached(executor_id, session, incarnation, num_slots, 4, offers, holds)
-        )
+        return ExecutorAttached(executor_id, session, incarnation, num_slots, 4, offers, holds)
 
     def disconnect(self, executor_id: str = "e1") -> list[Action]:
         """Its session breaks."""

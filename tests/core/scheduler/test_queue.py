@@ -126,7 +126,7 @@ def test_removal_anywhere_and_return_to_the_head() -> None:
         queue.remove(records[gone])
     for back in (1, 0):
         queue.add(records[back])
-    assert [each.arrival for each in queue.in_order({})] == [0, 1, 3, 4]
+    assert [each.arrival for each in queue.in_order({}, [0] * 4)] == [0, 1, 3, 4]
     assert queue.head("A") is records[0]
     assert records[2] not in queue
 
@@ -136,7 +136,7 @@ def test_bands_come_before_arrival() -> None:
     records = [record(0, band=2), record(1, band=1), record(2, model="B"), record(3, band=1)]
     for each in records:
         queue.add(each)
-    assert [each.arrival for each in queue.in_order({})] == [2, 1, 3, 0]
+    assert [each.arrival for each in queue.in_order({}, [0] * 4)] == [2, 1, 3, 0]
     assert queue.head("A") is records[1]
     place = queue.bands[2]["A"].place(records[0])
     assert queue.num_before(2, "A", place, {"A": 0}) == 2
@@ -201,7 +201,7 @@ def test_of_equal_keys_of_two_models_the_earlier_arrival_goes_first() -> None:
     place = {each: queue.bands[0][each.request.model].place(each) for each in (cold, warm)}
     assert queue.num_before(0, "B", place[warm], shifts) == 1
     assert queue.num_before(0, "A", place[cold], shifts) == 0
-    assert list(queue.in_order(shifts)) == [cold, warm]
+    assert list(queue.in_order(shifts, [0] * 4)) == [cold, warm]
 
 
 def test_later_bands_leave_the_last_part_of_each_bound_to_earlier_ones() -> None:
