@@ -18,6 +18,7 @@ from gateway_http.core.messages import (
     Tokens,
 )
 from gateway_http.core.streams import Streams
+from headway.bell import Bell
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2, scheduler_pb2
 
@@ -47,11 +48,13 @@ class Generation:
         streams: Streams,
         on_command: Callable[[], None],
         accept_timeout_s: float,
-        changed: asyncio.Event,
+        loop: asyncio.AbstractEventLoop,
+        changed: Bell,
     ) -> None:
         self._streams = streams
         self._on_command = on_command
         self._accept_timeout_s = accept_timeout_s
+        self._loop = loop
         self._stream: Stream | None = None
         self._accepted: Accepted | None = None
         self._events: deque[Event] = deque()
@@ -67,8 +70,7 @@ class Generation:
 
     async def accepted(self) -> Accepted:
         """Wait until the scheduler has it. Raises its refusal, or NO_CAPACITY after a while."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._accept_timeout_s, self._give_up)
+        timer = self._loop.call_later(self._accept_timeout_s, self._give_up)
         try:
             while True:
                 self._read()

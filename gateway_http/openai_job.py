@@ -1,6 +1,5 @@
 """One OpenAI request as ``openai_serve`` runs it, and the samples that come of it."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from gateway_http.openai_place import MAX_CHOICES, Place
 from gateway_http.openai_refusals import in_clients_words
 from gateway_http.openai_responses_output import ResponsesFormat
 from gateway_http.openai_usage import Outcome
+from headway.bell import Bell
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2
 
@@ -73,7 +73,7 @@ class Job:
         """What the scheduler says is wrong, as the client understands it."""
         return in_clients_words(error, self.grammar_field)
 
-    def start(self, client: SchedulerClient, changed: asyncio.Event) -> Iterator[Generation]:
+    def start(self, client: SchedulerClient, changed: Bell) -> Iterator[Generation]:
         """Submit everything, or follow. Raises what the client refuses."""
         if self.follow is not None:
             for request_id in self.follow.request_ids:
@@ -132,7 +132,7 @@ class Samples:
 
 
 async def batches(
-    generations: Sequence[Generation], changed: asyncio.Event
+    generations: Sequence[Generation], changed: Bell
 ) -> AsyncIterator[list[tuple[int, Event]]]:
     """What all generations have to tell, with their numbers, as it comes, to their ends.
 

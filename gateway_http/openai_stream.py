@@ -18,6 +18,7 @@ from gateway_http.openai_echo import add_scores
 from gateway_http.openai_job import Job, Samples, batches
 from gateway_http.openai_output import Format
 from gateway_http.stall_guard import StallGuard, StreamCutError
+from headway.bell import Bell
 from headway.errors import INTERNAL_MESSAGE, HeadwayError
 from headway.reasons import Reason
 
@@ -53,7 +54,7 @@ class Stream:
     async def run(
         self,
         generations: Sequence[Generation],
-        changed: asyncio.Event,
+        changed: Bell,
         headers: Sequence[tuple[bytes, bytes]],
     ) -> None:
         """All of it, from the headers on. Raises StreamCutError."""
@@ -74,7 +75,7 @@ class Stream:
         finally:
             self.guard.close()
 
-    async def _tell(self, generations: Sequence[Generation], changed: asyncio.Event) -> None:
+    async def _tell(self, generations: Sequence[Generation], changed: Bell) -> None:
         """All events; whatever goes wrong is the last one.
 
         What is there already when the stream begins goes out with its opening, and the end with
