@@ -20,7 +20,7 @@ from gateway_http.cancellation import is_cancelled
 from gateway_http.connection import Connection, Stubs, unreachable
 from gateway_http.core.messages import Accepted, Failure, Positioned, SampleEnded, Scored, Tokens
 from gateway_http.core.streams import Streams
-from gateway_http.generation import Event, Finish, Generation
+from gateway_http.generation import Event, Finish, Generation, SampleEvent
 from gateway_http.models import LoadedModel, Models
 from gateway_http.settings import GatewaySettings
 from headway.bell import Bell
@@ -29,7 +29,7 @@ from headway.reasons import Reason
 from headway.v1 import generation_pb2, scheduler_pb2
 
 __all__ = ["Accepted", "Event", "Finish", "Generation", "LoadedModel", "Positioned"]
-__all__ += ["SampleEnded", "SchedulerClient", "Scored", "Tokens"]
+__all__ += ["SampleEnded", "SampleEvent", "SchedulerClient", "Scored", "Tokens"]
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from headway.errors import HeadwayError
 from headway.v1 import generation_pb2, scheduler_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finish:
     """Last event of a generation; ``error`` is set when it did not succeed."""
 
@@ -32,7 +32,8 @@ class Finish:
     error: HeadwayError | None
 
 
-Event = Positioned | Scored | Tokens | SampleEnded | Finish
+SampleEvent = Tokens | SampleEnded
+Event = Positioned | Scored | SampleEvent | Finish
 
 
 class Generation:

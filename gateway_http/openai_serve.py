@@ -9,7 +9,7 @@ from functools import partial
 
 from starlette.types import Scope, Send
 
-from gateway_http.client import Finish, Generation, SampleEnded, SchedulerClient, Scored, Tokens
+from gateway_http.client import Finish, Generation, SampleEvent, SchedulerClient, Scored
 from gateway_http.http_protocol import DEPARTURE, Departure
 from gateway_http.openai_choice import Delta
 from gateway_http.openai_echo import add_scores
@@ -83,7 +83,7 @@ async def _collect(
     deltas = [Delta() for _ in samples.choices]
     async for batch in batches(generations, changed):
         for number, event in batch:
-            if isinstance(event, Tokens | SampleEnded):
+            if isinstance(event, SampleEvent):
                 index = samples.index(number, event.sample)
                 deltas[index].extend(samples.push(index, event))
             elif isinstance(event, Scored) and job.echoes:

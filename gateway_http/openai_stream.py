@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from starlette.types import Message, Scope, Send
 
-from gateway_http.client import Event, Finish, Generation, SampleEnded, Scored, Tokens
+from gateway_http.client import Event, Finish, Generation, SampleEnded, SampleEvent, Scored, Tokens
 from gateway_http.http_errors import log_fault
 from gateway_http.http_protocol import CONNECTION
 from gateway_http.openai_echo import add_scores
@@ -104,7 +104,7 @@ class Stream:
         """Make events of it; raises the failure of a request after the tokens that came before."""
         error: HeadwayError | None = None
         for number, event in batch:
-            if isinstance(event, Tokens | SampleEnded):
+            if isinstance(event, SampleEvent):
                 self._unwritten.append(self._encode(number, event))
             elif isinstance(event, Scored) and self._job.echoes:
                 add_scores(self._job.echoes[number], event.scores)
@@ -117,7 +117,7 @@ class Stream:
         if error is not None:
             raise error
 
-    def _encode(self, number: int, event: Tokens | SampleEnded) -> bytes:
+    def _encode(self, number: int, event: SampleEvent) -> bytes:
         index = self._samples.index(number, event.sample)
         if self._output.counts_events:
             events = [event] if isinstance(event, SampleEnded) else _one_by_one(event)

@@ -84,8 +84,9 @@ def request_from_proto(
     body = generation.GenerationRequest()
     body.CopyFrom(received)
     check_names(body, settings)
-    check_quota(body.quota, settings)
-    body.ClearField("quota")
+    if body.HasField("quota"):
+        check_quota(body.quota, settings)
+        body.ClearField("quota")
     digest = body_hash(body) if body.idempotency_key else b""
     num_samples = max(1, body.num_samples)
     if num_samples > settings.max_samples:
@@ -96,9 +97,10 @@ def request_from_proto(
         raise bad("band", f"must be below {settings.num_bands}")
     check_prompt(body, card)
     check_sampling(body.sampling, card, settings)
-    check_scoring(body, card, settings)
-    if not scores.num_expected(body.prompt_scoring, len(body.prompt_token_ids)):
-        body.ClearField("prompt_scoring")  # nothing is asked
+    if body.HasField("prompt_scoring"):
+        check_scoring(body, card, settings)
+        if not scores.num_expected(body.prompt_scoring, len(body.prompt_token_ids)):
+            body.ClearField("prompt_scoring")  # nothing is asked
     _fill_max_tokens(body, card, settings)
     if not body.sampling.HasField("seed"):
         body.sampling.seed = int.from_bytes(_entropy.take(8), "little") >> 1
