@@ -82,6 +82,7 @@ class Application:
     """Everything that is served, as ASGI: errors are answered, bodies bounded, a route found.
 
     Starlette's own application would put two more layers around these, which do the same again.
+    Its router tries one pattern after the other, so a path without parameters is looked up first.
     """
 
     def __init__(
@@ -89,14 +90,28 @@ class Application:
     ) -> None:
         self.routes = routes
         # a slash too many is no redirect: that would build an address from the Host header
-        router = Router(routes, redirect_slashes=False)
-        bounded = BodyLimit(router.app, settings)
+        self._router = Router(routes, redirect_slashes=False)
+        self._by_path = {
+            (method, route.path): route
+            for route in routes
+            for method in route.methods or ()
+            if not route.param_convertors
+        }
+        bounded = BodyLimit(self._route, settings)
         self._served = ErrorTranslator(bounded, settings, counted.count, counted.count_cut)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         scope["app"] = self  # Starlette's routes answer by themselves where there is no application
         await self._served(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._by_path.get((scope["method"], scope["path"]))
+        if route is None:  # it has parameters, or there is no such route
+            await self._router.app(scope, receive, send)
+        else:
+            scope["route"] = route
+            await route.app(scope, receive, send)
 
 
 def build_app(client: SchedulerClient, settings: GatewaySettings) -> Application:
@@ -108,7 +123,7 @@ def build_app(client: SchedulerClient, settings: GatewaySettings) -> Application
     counted = metrics.Metrics(client)
 
     routes = [
-        *openai.routes(client, settings, tenants),  # first, because routes are tried in turn
+        *openai.routes(client, settings, tenants),
         *tinker.routes(client, settings, tenants),
         Route("/health", health.health, methods=["GET"]),
         Route("/health/", health.health, methods=["GET"]),

@@ -7,8 +7,9 @@ is NO_CAPACITY after ``submit_timeout_s`` or ``unary_timeout_s``.
 
 import asyncio
 import contextlib
+import itertools
 import random
-import uuid
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self, TypeVar
 
@@ -20,15 +21,16 @@ from gateway_http.cancellation import is_cancelled
 from gateway_http.connection import Connection, Stubs, unreachable
 from gateway_http.core.messages import Accepted, Failure, Positioned, SampleEnded, Scored, Tokens
 from gateway_http.core.streams import Streams
-from gateway_http.generation import Event, Finish, Generation
+from gateway_http.generation import Event, Finish, Generation, SampleEvent
 from gateway_http.models import LoadedModel, Models
 from gateway_http.settings import GatewaySettings
+from headway.bell import Bell
 from headway.errors import HeadwayError, from_rpc_error
 from headway.reasons import Reason
 from headway.v1 import generation_pb2, scheduler_pb2
 
 __all__ = ["Accepted", "Event", "Finish", "Generation", "LoadedModel", "Positioned"]
-__all__ += ["SampleEnded", "SchedulerClient", "Scored", "Tokens"]
+__all__ += ["SampleEnded", "SampleEvent", "SchedulerClient", "Scored", "Tokens"]
 
 T = TypeVar("T")
 
@@ -43,6 +45,8 @@ class SchedulerClient:
         self._streams = Streams()
         self._connection = Connection(self._streams, settings)
         self._models = Models(self._get_model, settings)
+        self._own_keys = f"gateway-{secrets.token_hex(16)}"  # nobody else can guess one
+        self._num_own_keys = itertools.count(1)
         self.draining = asyncio.Event()
         """Set when new requests are refused, and nobody should be held any more."""
 
@@ -93,7 +97,7 @@ class SchedulerClient:
         wants_positions: bool = False,
         is_detached: bool = False,
         is_kept: bool = False,
-        changed: asyncio.Event | None = None,
+        changed: Bell | None = None,
     ) -> Generation:
         """Submit and follow; a missing idempotency key is filled in, so that we may resubmit.
 
@@ -104,7 +108,7 @@ class SchedulerClient:
         """
         self._check_room()
         if not request.idempotency_key:
-            request.idempotency_key = f"gateway-{uuid.uuid4().hex}"
+            request.idempotency_key = f"{self._own_keys}-{next(self._num_own_keys)}"
         num_bytes = request.ByteSize()
         if num_bytes > self._settings.max_request_bytes:
             raise HeadwayError(Reason.BODY_TOO_LARGE, "The request is too large.")
@@ -130,7 +134,7 @@ class SchedulerClient:
         *,
         num_samples: int,
         wants_logprobs: bool = False,
-        changed: asyncio.Event | None = None,
+        changed: Bell | None = None,
     ) -> Generation:
         """Follow an accepted request from its first token on, whoever submitted it.
 
@@ -158,13 +162,18 @@ class SchedulerClient:
         if len(self._streams) >= self._settings.max_inflight:
             raise HeadwayError(Reason.NO_CAPACITY, "This gateway follows too many requests.")
 
-    def _generation(self, changed: asyncio.Event | None) -> Generation:
+    def _generation(self, changed: Bell | None) -> Generation:
         return Generation(
             self._streams,
             self._connection.wake,
             self._settings.submit_timeout_s,
-            changed or asyncio.Event(),
+            self._connection.loop,
+            changed or self.bell(),
         )
+
+    def bell(self) -> Bell:
+        """For a task that waits for generations."""
+        return Bell(self._connection.loop)
 
     async def submit(self, request: generation_pb2.GenerationRequest) -> Accepted:
         """Hand over a future; ``retrieve`` reads it. Raises what the scheduler refuses.

@@ -8,7 +8,9 @@ next address of the list is tried after a jittered pause. Reads and writes are n
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator
+from functools import cached_property
 from typing import NamedTuple
 
 import grpc.aio
@@ -20,12 +22,14 @@ from gateway_http.core.frames import Alternatives, Frame
 from gateway_http.core.messages import Commands, Failure
 from gateway_http.core.streams import Streams
 from gateway_http.settings import GatewaySettings
+from headway.bell import Bell
 from headway.errors import HeadwayError, from_rpc_error
 from headway.reasons import Reason
 from headway.server import connect
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 _log = structlog.get_logger()
+_now = time.monotonic
 _REASONS = {reason.value: reason for reason in Reason}
 
 Call = grpc.aio.StreamStreamCall[scheduler_pb2.OpenRequest, scheduler_pb2.OpenResponse]
@@ -49,7 +53,6 @@ class Connection:
     def __init__(self, streams: Streams, settings: GatewaySettings) -> None:
         self._streams = streams
         self._settings = settings
-        self._wake = asyncio.Event()
         self._ready = asyncio.Event()
         self._is_closing = False
         self._stubs: Stubs | None = None
@@ -57,6 +60,15 @@ class Connection:
         self._last_heard = 0.0
         self._last_said = 0.0
         self._is_beat_due = False
+
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Where all of this runs."""
+        return asyncio.get_running_loop()
+
+    @cached_property
+    def _wake(self) -> Bell:
+        return Bell(self.loop)
 
     @property
     def is_ready(self) -> bool:
@@ -244,10 +256,6 @@ async def _opened(
 
 async def _ending(call: Call) -> str:
     return f"ended: {(await call.code()).name}"
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _seconds(duration: duration_pb2.Duration, default: float) -> float:

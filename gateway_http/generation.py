@@ -18,11 +18,12 @@ from gateway_http.core.messages import (
     Tokens,
 )
 from gateway_http.core.streams import Streams
+from headway.bell import Bell
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2, scheduler_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Finish:
     """Last event of a generation; ``error`` is set when it did not succeed."""
 
@@ -31,7 +32,8 @@ class Finish:
     error: HeadwayError | None
 
 
-Event = Positioned | Scored | Tokens | SampleEnded | Finish
+SampleEvent = Tokens | SampleEnded
+Event = Positioned | Scored | SampleEvent | Finish
 
 
 class Generation:
@@ -47,11 +49,13 @@ class Generation:
         streams: Streams,
         on_command: Callable[[], None],
         accept_timeout_s: float,
-        changed: asyncio.Event,
+        loop: asyncio.AbstractEventLoop,
+        changed: Bell,
     ) -> None:
         self._streams = streams
         self._on_command = on_command
         self._accept_timeout_s = accept_timeout_s
+        self._loop = loop
         self._stream: Stream | None = None
         self._accepted: Accepted | None = None
         self._events: deque[Event] = deque()
@@ -67,8 +71,7 @@ class Generation:
 
     async def accepted(self) -> Accepted:
         """Wait until the scheduler has it. Raises its refusal, or NO_CAPACITY after a while."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._accept_timeout_s, self._give_up)
+        timer = self._loop.call_later(self._accept_timeout_s, self._give_up)
         try:
             while True:
                 self._read()

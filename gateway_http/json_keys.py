@@ -19,7 +19,7 @@ _Pairs = list[tuple[str, object]]
 
 def check_keys(body: bytes) -> None:
     """Raises INVALID_REQUEST with the key's name. ``body`` is valid JSON, or ValueError comes."""
-    _scan(_NUMBERS.sub(b"[]", body).decode())
+    _scan(_NUMBERS.sub(b"[]", body).decode().lstrip())
 
 
 def _check(pairs: _Pairs) -> None:
@@ -38,4 +38,4 @@ def _refuse(pairs: _Pairs) -> NoReturn:
 
 
 # A number's value does not matter, and an int of many digits would be refused.
-_scan = json.JSONDecoder(object_pairs_hook=_check, parse_int=float).decode
+_scan = json.JSONDecoder(object_pairs_hook=_check, parse_int=float).raw_decode

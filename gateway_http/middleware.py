@@ -114,19 +114,20 @@ class BodyLimit:
         is_openai = scope["path"].startswith("/v1/")
         max_bytes = settings.max_openai_body_bytes if is_openai else settings.max_body_bytes
         self._check_announced(scope, max_bytes)
-        started = asyncio.get_running_loop().time()
+        started: float | None = None  # when we began to wait
         num_bytes = num_values = 0
         is_complete = False
         is_whole = scope.get("state", {}).get(IS_WHOLE, _is_never)
 
         async def bounded_receive() -> Message:
-            nonlocal num_bytes, num_values, is_complete
+            nonlocal started, num_bytes, num_values, is_complete
             if is_complete:
                 return await receive()  # waits for the client to hang up
-            patience_s = settings.body_timeout_s + num_bytes / settings.min_body_bytes_per_s
             if is_whole():
                 message = await receive()
             else:
+                started = started or asyncio.get_running_loop().time()
+                patience_s = settings.body_timeout_s + num_bytes / settings.min_body_bytes_per_s
                 message = await _received_by(started + patience_s, receive)
             body = message.get("body", b"")
             num_bytes += len(body)

@@ -86,9 +86,10 @@ class Text:
                     return template.render(chat)
                 return await self._pool.run(partial(template.render, chat))
             if is_small and self._is_template_quick:
-                started = time.thread_time()
+                # not the thread's own time, which is a system call: a worker knows it exactly
+                started = time.monotonic()
                 text = template.render(chat)
-                self._is_template_quick = time.thread_time() - started < 5 * QUICK_RENDER_S
+                self._is_template_quick = time.monotonic() - started < 5 * QUICK_RENDER_S
                 return text
             answer = await self._pool.ask(text_worker.Render(self._files.key, chat), self._files)
             assert isinstance(answer, text_worker.Rendered)

@@ -5,6 +5,7 @@ only when they changed. While the scheduler is away an old answer is better than
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ class Models:
     async def get(self, name: str) -> LoadedModel:
         """Raises MODEL_NOT_FOUND, or NO_CAPACITY when it cannot be known."""
         entry = self._entries.get(name)
-        if entry is not None and asyncio.get_running_loop().time() < entry.fresh_until:
+        if entry is not None and time.monotonic() < entry.fresh_until:
             self._entries.move_to_end(name)
             return entry.model
         lookup = self._lookups.get(name)
@@ -86,7 +87,7 @@ class Models:
             text = Text(response.card, files, self._pool)
             defaults = read_defaults(response.card.name, response.assets.generation_config_json)
             model = LoadedModel(response.card, text, defaults)
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         self._entries[name] = _Entry(model, now + self._settings.model_ttl_s)
         self._entries.move_to_end(name)
         while len(self._entries) > self._settings.max_cached_models:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from gateway_http.auth import Tenants
 from gateway_http.client import SchedulerClient
 from gateway_http.http_errors import invalid, json_response
+from gateway_http.http_request import whole_body
 from gateway_http.model_text import Text
 from gateway_http.openai_caller_id import CallerId
 from gateway_http.openai_chat_schema import ChatRequest
@@ -59,7 +60,7 @@ def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants)
 
 class _Chat(Endpoint):
     async def prepare(self, call: Call) -> Job:
-        body = decode(ChatRequest, await call.request.body())
+        body = decode(ChatRequest, await whole_body(call.request.receive))
         max_tokens = _chat_max_tokens(body)
         self.check_counts(body, 1)
         num_top = _num_top(body, self.settings)
@@ -107,7 +108,7 @@ class _Completions(Endpoint):
         super().set_max_tokens(sampling, room)
 
     async def prepare(self, call: Call) -> Job:
-        body = decode(CompletionRequest, await call.request.body())
+        body = decode(CompletionRequest, await whole_body(call.request.receive))
         check_most("logprobs", body.num_top, self.settings.max_top_logprobs)
         if body.max_tokens == 0 and not body.echo:
             raise invalid("At least one token must be generated, but for an echo.", "max_tokens")

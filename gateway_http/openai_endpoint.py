@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from google.protobuf import duration_pb2
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from gateway_http.auth import Caller, Tenants
 from gateway_http.client import LoadedModel, SchedulerClient
 from gateway_http.http_errors import invalid
+from gateway_http.http_request import header
 from gateway_http.model_text import Text, prompt_too_long
 from gateway_http.openai_choice import Kind, ReplySpec, tail_of
 from gateway_http.openai_job import Job
@@ -28,8 +29,7 @@ _MAX_BAND = 2**31 - 1
 _NEXT_PROMPT = "\u2192"  # what no client can write into a header
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One HTTP call, and whose it is."""
 
     request: Request
@@ -66,7 +66,7 @@ class Endpoint:
         num_samples: int = 1,
     ) -> list[generation_pb2.GenerationRequest]:
         """The scheduler's requests: one for each prompt."""
-        key = call.request.headers.get("idempotency-key", "")
+        key = header(call.request.scope, b"idempotency-key") or ""
         requests = []
         for number, prompt in enumerate(prompts):
             one = generation_pb2.GenerationRequest(
@@ -176,14 +176,14 @@ def check_prompt(prompt: Sequence[int], card: generation_pb2.ModelCard) -> None:
 def _session_id(request: Request, body: Sampling) -> str:
     if body.session_id is not None:
         return body.session_id
-    value = request.headers.get("x-headway-session-id", "")
+    value = header(request.scope, b"x-headway-session-id") or ""
     if len(value) > 256 or not value.isprintable():
         raise invalid("A session's id has up to 256 characters.", "x-headway-session-id")
     return value
 
 
 def _band(request: Request, body: Sampling) -> int | None:
-    value = request.headers.get("x-headway-priority")
+    value = header(request.scope, b"x-headway-priority")
     if body.priority is not None or value is None:
         return body.priority
     if not is_count(value):

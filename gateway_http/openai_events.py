@@ -3,6 +3,7 @@
 from starlette.requests import Request
 
 from gateway_http.http_errors import invalid
+from gateway_http.http_request import header
 from gateway_http.openai_choice import ReplySpec, decode_spec
 from gateway_http.openai_endpoint import Call, Endpoint
 from gateway_http.openai_job import RESUME_HEADER, Follow, Job
@@ -13,7 +14,7 @@ class Events(Endpoint):
     """For whoever has the stream's state and its tenant's key."""
 
     async def prepare(self, call: Call) -> Job:
-        spec = decode_spec(call.request.headers.get(RESUME_HEADER, ""), RESUME_HEADER)
+        spec = decode_spec(header(call.request.scope, RESUME_HEADER.encode()) or "", RESUME_HEADER)
         request_ids = [call.request.path_params["request_id"], *spec.others]
         place = _place(call.request, spec, stream_name(request_ids))
         model = await self.client.model(spec.model)

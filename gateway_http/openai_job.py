@@ -1,8 +1,6 @@
 """One OpenAI request as ``openai_serve`` runs it, and the samples that come of it."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -10,7 +8,7 @@ from gateway_http.client import (
     Event,
     Finish,
     Generation,
-    SampleEnded,
+    SampleEvent,
     SchedulerClient,
     Tokens,
 )
@@ -18,9 +16,10 @@ from gateway_http.model_text import Text
 from gateway_http.openai_choice import Choice, Delta, ReplySpec
 from gateway_http.openai_output import ChatFormat, CompletionFormat, Echo, Format
 from gateway_http.openai_place import MAX_CHOICES, Place
-from gateway_http.openai_refusals import in_clients_words
 from gateway_http.openai_responses_output import ResponsesFormat
 from gateway_http.openai_usage import Outcome
+from gateway_http.refusals import in_clients_words, openai_names
+from headway.bell import Bell
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2
 
@@ -33,16 +32,14 @@ _FORMATS: dict[str, Callable[[str, ReplySpec, Text], Format]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Follow:
+class Follow(msgspec.Struct, frozen=True):
     """Requests that were accepted before, and whose they are."""
 
     request_ids: Sequence[str]
     tenant: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A generation for each prompt, in their order, or some to follow.
 
     ``echoes`` has an entry for each prompt that is submitted, or is empty. ``is_kept``: there is a
@@ -71,9 +68,9 @@ class Job:
 
     def told(self, error: HeadwayError) -> HeadwayError:
         """What the scheduler says is wrong, as the client understands it."""
-        return in_clients_words(error, self.grammar_field)
+        return in_clients_words(error, openai_names(self.grammar_field))
 
-    def start(self, client: SchedulerClient, changed: asyncio.Event) -> Iterator[Generation]:
+    def start(self, client: SchedulerClient, changed: Bell) -> Iterator[Generation]:
         """Submit everything, or follow. Raises what the client refuses."""
         if self.follow is not None:
             for request_id in self.follow.request_ids:
@@ -109,7 +106,7 @@ class Samples:
         """Of a prompt's sample among all choices."""
         return number * self._spec.num_samples + sample
 
-    def push(self, index: int, event: Tokens | SampleEnded) -> Delta:
+    def push(self, index: int, event: SampleEvent) -> Delta:
         """What the choice gained."""
         choice = self.choices[index]
         if isinstance(event, Tokens):
@@ -132,7 +129,7 @@ class Samples:
 
 
 async def batches(
-    generations: Sequence[Generation], changed: asyncio.Event
+    generations: Sequence[Generation], changed: Bell
 ) -> AsyncIterator[list[tuple[int, Event]]]:
     """What all generations have to tell, with their numbers, as it comes, to their ends.
 

@@ -7,6 +7,7 @@ would cost more than all the rest of the path.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import orjson
@@ -90,12 +91,15 @@ class _Base:
             "created": spec.created,
             "model": spec.model,
         }
-        head = orjson.dumps({**self._head, "object": self.chunk_kind})
-        self._prefix = b"data: " + head[:-1] + b',"choices":[{"index":'
         self._is_bare = not (spec.wants_logprobs or spec.wants_token_ids)
         # A stream that ends with its usage says in every event before that it is not there yet.
         self._tail = b"]%b}\n\n" % (b',"usage":null' if spec.has_usage_chunk else b"")
         self._bare_suffix = b',"logprobs":null,"finish_reason":null}' + self._tail
+
+    @cached_property
+    def _prefix(self) -> bytes:
+        head = orjson.dumps({**self._head, "object": self.chunk_kind})
+        return b"data: " + head[:-1] + b',"choices":[{"index":'
 
     def opening(self, place: Place | None) -> bytes:
         return b""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from gateway_http.http_errors import invalid
+from gateway_http.http_request import header
 
 MAX_CHOICES = 64  # of a stream that can be continued: the ids of its events end in a header
 _HEADER = "Last-Event-ID"
@@ -37,7 +38,7 @@ def stream_name(request_ids: Sequence[str]) -> str:
 
 def last_event(request: Request, num_counts: int) -> Place | None:
     """What the Last-Event-ID says. Raises INVALID_REQUEST."""
-    value = request.headers.get("last-event-id")
+    value = header(request.scope, b"last-event-id")
     if value is None:
         return None
     stream, _, counts = value.rpartition(":")

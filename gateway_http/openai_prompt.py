@@ -7,7 +7,7 @@ mark for that, so that the model goes on in its own way.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import msgspec
@@ -35,8 +35,7 @@ _MAX_TEXT_CHARS = 1_024
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatWish:
+class ChatWish(msgspec.Struct, frozen=True, kw_only=True):
     """What an endpoint wants to be asked of a model. ``grammar``: the answer has to fit it."""
 
     messages: Sequence[ChatMessage]
@@ -50,8 +49,7 @@ class ChatWish:
     grammar: generation_pb2.Grammar | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
+class ChatPrompt(msgspec.Struct, frozen=True):
     """What to ask, and how to read the reply."""
 
     token_ids: list[int]
@@ -65,15 +63,16 @@ class Prompts:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._reasoning = cast(dict[str, ReasoningFormat], _pairs(settings.reasoning_formats))
-        self._tools = cast(dict[str, ToolFormat], _pairs(settings.tool_formats))
+        reasoning = cast(dict[str, ReasoningFormat], _pairs(settings.reasoning_formats))
+        tools = cast(dict[str, ToolFormat], _pairs(settings.tool_formats))
+        formats = partial(formats_of, reasoning_formats=reasoning, tool_formats=tools)
+        self._formats = lru_cache(maxsize=settings.max_cached_models)(formats)
         self._kwargs = dict(entry.split(":") for entry in settings.chat_template_kwargs)
 
     async def make(self, model: LoadedModel, wish: ChatWish) -> ChatPrompt:
         """Raises INVALID_REQUEST, by the name of what cannot be had."""
         check_most("messages", len(wish.messages), self._settings.max_messages)
-        source = model.text.template_source
-        formats = formats_of(model.card.name, source, self._reasoning, self._tools)
+        formats = self._formats(model.card.name, model.text.template_source)
         form = ReplyFormat(reasoning=formats.reasoning)
         chat = Chat(messages=template_messages(wish.messages), names=self._names(wish.kwargs))
         _continue(chat, wish)

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from gateway_http.http_errors import invalid
+from gateway_http.http_request import whole_body
 from gateway_http.openai_endpoint import Call, Endpoint
 from gateway_http.openai_job import Job
 from gateway_http.openai_prompt import ChatWish
@@ -21,7 +22,7 @@ class Responses(Endpoint):
     """A chat in other words: items in, items out."""
 
     async def prepare(self, call: Call) -> Job:
-        body = decode(ResponsesRequest, await call.request.body())
+        body = decode(ResponsesRequest, await whole_body(call.request.receive))
         num_top = body.top_logprobs or 0
         check_most("top_logprobs", num_top, self.settings.max_top_logprobs)
         wants_logprobs = body.wants_logprobs

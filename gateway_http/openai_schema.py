@@ -5,6 +5,8 @@ the same as absent. Types bound the depth of JSON, and msgspec refuses NaN and i
 """
 
 import re
+from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import msgspec
@@ -186,23 +188,21 @@ class CompletionRequest(Common, forbid_unknown_fields=True, kw_only=True):
 
 
 RequestT = TypeVar("RequestT", bound=msgspec.Struct)
+_parameters = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def decode(kind: type[RequestT], body: bytes) -> RequestT:
     """A checked body. Raises INVALID_REQUEST with the parameter's name."""
-    harmless: dict[str, Any] = getattr(kind, "harmless", {})
     try:
-        raw = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        raw = _parameters.decode(body)
         check_keys(body)
         if len(raw) > _MAX_PARAMETERS:
             raise invalid("The body has too many parameters.")
-        wanted = {
-            name: value
-            for name, value in raw.items()
-            if not _is_dropped(name, value, kind.__struct_fields__, harmless)
-        }
-        if len(wanted) != len(raw):
-            body = msgspec.json.encode(wanted)
+        if others := [name for name in raw if name not in _names(kind)]:
+            harmless: dict[str, Any] = getattr(kind, "harmless", {})
+            for name in others:
+                _check_harmless(name, raw.pop(name), harmless)
+            body = msgspec.json.encode(raw)
         try:
             return msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError:
@@ -217,23 +217,21 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
         raise invalid("The body's JSON is nested too deeply.") from None
 
 
-def _is_dropped(
-    name: str, value: msgspec.Raw, fields: tuple[str, ...], harmless: dict[str, Any]
-) -> bool:
-    """Whether the parameter asks for nothing; refuses what is not known."""
-    if name in fields:
-        return False
-    if bytes(value) == b"null":
-        return True
+@cache
+def _names(kind: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(kind.__struct_fields__)
+
+
+def _check_harmless(name: str, value: msgspec.Raw, harmless: Mapping[str, Any]) -> None:
+    """Refuses a parameter that is not declared, unless it asks for nothing."""
     values = harmless.get(name, ())
-    if values is ANY:
-        return True
+    if bytes(value) == b"null" or values is ANY:
+        return
     hint = _HINTS.get(name)
     if name not in harmless:
         raise UnsupportedParameterError(name[:100], hint or "")
     if msgspec.json.decode(value) not in values:
         raise UnsupportedParameterError(name, hint or " with this value")
-    return True
 
 
 def _refusal(text: str) -> Exception:

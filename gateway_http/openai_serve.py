@@ -4,13 +4,12 @@ Headers go out after every prompt was accepted, so a refusal has its real status
 hangs up cancels its work, unless that has a key: then it may come back.
 """
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 
 from starlette.types import Scope, Send
 
-from gateway_http.client import Finish, Generation, SampleEnded, SchedulerClient, Scored, Tokens
+from gateway_http.client import Finish, Generation, SampleEvent, SchedulerClient, Scored
 from gateway_http.http_protocol import DEPARTURE, Departure
 from gateway_http.openai_choice import Delta
 from gateway_http.openai_echo import add_scores
@@ -19,6 +18,7 @@ from gateway_http.openai_output import Format
 from gateway_http.openai_place import stream_name
 from gateway_http.openai_stream import Stream
 from gateway_http.settings import GatewaySettings
+from headway.bell import Bell
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 
@@ -38,7 +38,7 @@ async def serve(
 
     After it, StreamCutError for a client that does not take its stream.
     """
-    changed = asyncio.Event()
+    changed = client.bell()
     generations: list[Generation] = []
     departure: Departure = scope.get("state", {}).get(DEPARTURE) or Departure()
     departure.listen(partial(_cancel, generations))
@@ -77,13 +77,13 @@ def _cancel(generations: Sequence[Generation]) -> None:
 
 
 async def _collect(
-    job: Job, output: Format, generations: Sequence[Generation], changed: asyncio.Event
+    job: Job, output: Format, generations: Sequence[Generation], changed: Bell
 ) -> bytes:
     samples = Samples(job)
     deltas = [Delta() for _ in samples.choices]
     async for batch in batches(generations, changed):
         for number, event in batch:
-            if isinstance(event, Tokens | SampleEnded):
+            if isinstance(event, SampleEvent):
                 index = samples.index(number, event.sample)
                 deltas[index].extend(samples.push(index, event))
             elif isinstance(event, Scored) and job.echoes:

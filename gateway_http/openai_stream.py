@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 
 from starlette.types import Message, Scope, Send
 
-from gateway_http.client import Event, Finish, Generation, SampleEnded, Scored, Tokens
+from gateway_http.client import Event, Finish, Generation, SampleEnded, SampleEvent, Scored, Tokens
 from gateway_http.http_errors import log_fault
 from gateway_http.http_protocol import CONNECTION
 from gateway_http.openai_echo import add_scores
 from gateway_http.openai_job import Job, Samples, batches
 from gateway_http.openai_output import Format
 from gateway_http.stall_guard import StallGuard, StreamCutError
+from headway.bell import Bell
 from headway.errors import INTERNAL_MESSAGE, HeadwayError
 from headway.reasons import Reason
 
@@ -53,7 +54,7 @@ class Stream:
     async def run(
         self,
         generations: Sequence[Generation],
-        changed: asyncio.Event,
+        changed: Bell,
         headers: Sequence[tuple[bytes, bytes]],
     ) -> None:
         """All of it, from the headers on. Raises StreamCutError."""
@@ -74,7 +75,7 @@ class Stream:
         finally:
             self.guard.close()
 
-    async def _tell(self, generations: Sequence[Generation], changed: asyncio.Event) -> None:
+    async def _tell(self, generations: Sequence[Generation], changed: Bell) -> None:
         """All events; whatever goes wrong is the last one.
 
         What is there already when the stream begins goes out with its opening, and the end with
@@ -103,7 +104,7 @@ class Stream:
         """Make events of it; raises the failure of a request after the tokens that came before."""
         error: HeadwayError | None = None
         for number, event in batch:
-            if isinstance(event, Tokens | SampleEnded):
+            if isinstance(event, SampleEvent):
                 self._unwritten.append(self._encode(number, event))
             elif isinstance(event, Scored) and self._job.echoes:
                 add_scores(self._job.echoes[number], event.scores)
@@ -116,7 +117,7 @@ class Stream:
         if error is not None:
             raise error
 
-    def _encode(self, number: int, event: Tokens | SampleEnded) -> bytes:
+    def _encode(self, number: int, event: SampleEvent) -> bytes:
         index = self._samples.index(number, event.sample)
         if self._output.counts_events:
             events = [event] if isinstance(event, SampleEnded) else _one_by_one(event)

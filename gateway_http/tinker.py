@@ -18,6 +18,7 @@ from starlette.routing import Route
 from gateway_http.auth import Caller, Tenants
 from gateway_http.client import SchedulerClient
 from gateway_http.http_errors import invalid, json_response
+from gateway_http.refusals import TINKER, in_clients_words
 from gateway_http.settings import GatewaySettings
 from gateway_http.tinker_futures import (
     finished,
@@ -26,7 +27,6 @@ from gateway_http.tinker_futures import (
     pending,
 )
 from gateway_http.tinker_polls import Polls
-from gateway_http.tinker_refusals import in_clients_words
 from gateway_http.tinker_schema import (
     CreateSamplingSession,
     Future,
@@ -218,7 +218,7 @@ class _Door:
         try:
             accepted = await self._client.submit(wish)
         except HeadwayError as error:
-            raise in_clients_words(error) from None
+            raise in_clients_words(error, TINKER) from None
         request_id = accepted.request_id
         # distinct, and the same again for a resent request
         sequence_ids = [f"{request_id}:{number}" for number in range(body.num_samples)]

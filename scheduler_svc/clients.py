@@ -34,8 +34,10 @@ def submission_from_proto(
     """Check a request of a client. Raises HeadwayError."""
     card = catalog.card(body.model)
     request, own = translate.request_from_proto(body, card, pulse.settings)
-    quota = generation.Quota()
-    quota.CopyFrom(body.quota)
+    quota = None
+    if body.HasField("quota"):
+        quota = generation.Quota()
+        quota.CopyFrom(body.quota)
     return Submission(request, own, card.vocab_size, is_detached, sink, quota)
 
 

@@ -8,6 +8,7 @@ each peer.
 import asyncio
 from collections import deque
 
+from headway.bell import Bell
 from scheduler_svc.core.messages import Event
 
 
@@ -17,7 +18,8 @@ class Mailbox:
     def __init__(self, max_events: int) -> None:
         self._max_events = max_events
         self._events: deque[Event] = deque()
-        self._has_mail = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._has_mail = Bell(self._loop)
         self._has_room = asyncio.Event()
         self._has_room.set()
         # wakes the reader; one for all waits, as most of them end early
@@ -51,13 +53,12 @@ class Mailbox:
         return events
 
     def _set_alarm(self, wait_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        due_s = loop.time() + wait_s
+        due_s = self._loop.time() + wait_s
         if self._alarm is not None:
             if self._alarm.when() <= due_s:
                 return
             self._alarm.cancel()
-        self._alarm = loop.call_at(due_s, self._ring)
+        self._alarm = self._loop.call_at(due_s, self._ring)
 
     def _ring(self) -> None:
         self._alarm = None

@@ -8,7 +8,7 @@ runtime speaks to whoever submitted a request or runs it.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2 as generation
@@ -52,16 +52,15 @@ class SubmitSink(Protocol):
         """The request was never queued."""
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A valid request on its way to the core."""
+class Submission(NamedTuple):
+    """A valid request on its way to the core. ``quota``: the limits of whoever asks, if any."""
 
     request: messages.Request
     body: generation.GenerationRequest
     vocab_size: int
     is_detached: bool
     sink: SubmitSink
-    quota: generation.Quota
+    quota: generation.Quota | None
 
     def to_live(self) -> LiveRequest:
         """As it is once the core admitted it."""

@@ -84,11 +84,12 @@ class Runtime:
     def submit(self, submission: Submission) -> None:
         """Ask for admission; the sink is answered after the commit, or now where the quota of
         whoever asks is exceeded."""
-        try:
-            self._quotas.admit(submission.request, submission.quota, self.clock_ms())
-        except HeadwayError as error:
-            submission.sink.rejected(error)
-            return
+        if submission.quota is not None:
+            try:
+                self._quotas.admit(submission.request, submission.quota, self.clock_ms())
+            except HeadwayError as error:
+                submission.sink.rejected(error)
+                return
         self._is_idle.clear()
         self._requests.pending[submission.request.request_id] = submission
         self.post(messages.Submit(submission.request))

@@ -16,6 +16,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 
+from headway.bell import Bell
 from headway.errors import INTERNAL_MESSAGE, HeadwayError
 from headway.reasons import Reason
 from scheduler_svc.settings import SchedulerSettings
@@ -67,7 +68,8 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
 
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
-        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._wake = Bell(self._loop)
         self._taken = asyncio.Event()
         self._is_closed = False
         self._has_ended = False
@@ -107,8 +109,7 @@ class PeerStream(ABC, Generic[RequestT, ResponseT]):
     def wake_within(self, wait_ms: int) -> None:
         """There is something to take that can wait for company."""
         if self._late_wake is None:
-            loop = asyncio.get_running_loop()
-            self._late_wake = loop.call_later(wait_ms / 1_000, self.wake)
+            self._late_wake = self._loop.call_later(wait_ms / 1_000, self.wake)
 
     def close(self, error: HeadwayError | None) -> None:
         """End the stream soon, with this error."""

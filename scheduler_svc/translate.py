@@ -5,8 +5,8 @@ the core and the executors may rely on every bound.
 """
 
 import hashlib
-import secrets
 from array import array
+from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -25,6 +25,7 @@ from scheduler_svc.checks import (
     too_long,
 )
 from scheduler_svc.core import answers, messages
+from scheduler_svc.entropy import Entropy
 from scheduler_svc.outputs import Output
 from scheduler_svc.settings import SchedulerSettings
 
@@ -32,11 +33,12 @@ _OVERHEAD_BYTES = 4_096  # what a request costs besides its prompt and tokens
 _ALTERNATIVE_BYTES = 8  # of an alternative or a score, at most: its token and its logprob
 _UINT32_MAX = (1 << 32) - 1
 _MAX_PREFIX_HASHES = 64
+_entropy = Entropy()
 
 
 def new_request_id() -> str:
     """Unguessable: whoever knows it and the tenant may read the result."""
-    return "req_" + secrets.token_urlsafe(18)
+    return "req_" + urlsafe_b64encode(_entropy.take(18)).decode()
 
 
 @lru_cache(maxsize=4_096)
@@ -82,8 +84,9 @@ def request_from_proto(
     body = generation.GenerationRequest()
     body.CopyFrom(received)
     check_names(body, settings)
-    check_quota(body.quota, settings)
-    body.ClearField("quota")
+    if body.HasField("quota"):
+        check_quota(body.quota, settings)
+        body.ClearField("quota")
     digest = body_hash(body) if body.idempotency_key else b""
     num_samples = max(1, body.num_samples)
     if num_samples > settings.max_samples:
@@ -94,12 +97,13 @@ def request_from_proto(
         raise bad("band", f"must be below {settings.num_bands}")
     check_prompt(body, card)
     check_sampling(body.sampling, card, settings)
-    check_scoring(body, card, settings)
-    if not scores.num_expected(body.prompt_scoring, len(body.prompt_token_ids)):
-        body.ClearField("prompt_scoring")  # nothing is asked
+    if body.HasField("prompt_scoring"):
+        check_scoring(body, card, settings)
+        if not scores.num_expected(body.prompt_scoring, len(body.prompt_token_ids)):
+            body.ClearField("prompt_scoring")  # nothing is asked
     _fill_max_tokens(body, card, settings)
     if not body.sampling.HasField("seed"):
-        body.sampling.seed = secrets.randbits(63)
+        body.sampling.seed = int.from_bytes(_entropy.take(8), "little") >> 1
     body.num_samples = num_samples
     queue_timeout_ms, execution_timeout_ms = _timeouts(body, settings)
     if body.HasField("abandon_after"):

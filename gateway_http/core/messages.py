@@ -2,18 +2,18 @@
 
 A stream of tokens is kept whole until its request ends (at most max_tokens long): frames are
 compared with it, and a consumer that lags reads it in larger pieces. ``payload``, ``status`` and
-``detail`` belong to the shell and pass through untouched.
+``detail`` belong to the shell and pass through untouched. Named tuples, because there are some for
+each request: to make a frozen dataclass takes three times as long.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from headway.reasons import Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """Why a request did not succeed, in the words of the error table."""
 
     reason: Reason
@@ -24,8 +24,7 @@ class Failure:
 # --- what the shell sends ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(NamedTuple):
     """Ask for a request; ``handle`` and its successors name its samples."""
 
     handle: int
@@ -34,8 +33,7 @@ class Submit:
     wants_positions: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+class Resume(NamedTuple):
     """Follow an accepted request from ``next_index`` of each sample on."""
 
     handle: int
@@ -44,8 +42,7 @@ class Resume:
     next_index: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(NamedTuple):
     """End a request, or only stop following it."""
 
     handle: int
@@ -67,24 +64,20 @@ class Commands:
 # --- what a consumer reads --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """The request is in the scheduler's care."""
 
     request_id: str
     status: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Positioned:
+class Positioned(NamedTuple):
     """Where the waiting request stands now; older positions are skipped."""
 
     status: Any
 
 
-@dataclass(
-    slots=True
-)  # one for each token of a stream: to freeze it would cost three times as much
+@dataclass(slots=True)
 class Tokens:
     """Tokens ``first_index``.. of one sample; ``logprobs`` is empty unless they were asked for.
 
@@ -100,23 +93,20 @@ class Tokens:
     top_logprobs: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(NamedTuple):
     """What the model thinks of the prompt; once, before the first tokens, if it was asked for."""
 
     scores: Any
 
 
-@dataclass(frozen=True, slots=True)
-class SampleEnded:
+class SampleEnded(NamedTuple):
     """One sample is complete."""
 
     sample: int
     detail: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """Last event: the request succeeded, or not."""
 
     failure: Failure | None

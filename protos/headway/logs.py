@@ -32,22 +32,32 @@ class Lines:
         self._file = file
         self._lines: list[bytes] = []
         self._due_in: asyncio.AbstractEventLoop | None = None
+        self._due_thread = 0  # of that loop
         self._lock = threading.Lock()
 
     def msg(self, line: bytes) -> None:
         """Takes a line without its end."""
         with self._lock:
             self._lines.append(line)
+        if self._is_due():
+            return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.write()
             return
-        if self._due_in is not loop:  # a loop that ended early may owe us its turn
-            self._due_in = loop
-            loop.call_soon(self.write)
+        self._due_in, self._due_thread = loop, threading.get_ident()
+        loop.call_soon(self.write)
 
     debug = info = msg
+
+    def _is_due(self) -> bool:
+        """Whether the loop that runs in this thread will write: one that ended early may owe us its
+        turn. Which loop runs is a system call to ask."""
+        due_in = self._due_in
+        if due_in is None or self._due_thread != threading.get_ident():
+            return False
+        return due_in.is_running()
 
     def urgent(self, line: bytes) -> None:
         """Takes a line that must not wait."""

@@ -5,12 +5,10 @@ the batch before it returned. Reading consumes nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedRecord:
+class AcceptedRecord(NamedTuple):
     """A request in our care; ``body`` is its serialized GenerationRequest with all defaults."""
 
     request_id: str
@@ -20,8 +18,7 @@ class AcceptedRecord:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FinishedRecord:
+class FinishedRecord(NamedTuple):
     """The one end of a request; ``result`` is its serialized GenerationResult."""
 
     request_id: str

@@ -82,6 +82,16 @@ async def test_unknown_paths_and_methods_answer_in_the_style_of_their_place(
         assert response.headers["x-should-retry"] == "false"
 
 
+async def test_a_path_that_is_spelled_like_a_route_is_none(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    """Routes with parameters are patterns, however a path reads."""
+    for path in ("/v1/models/{name:path}", "/v1/requests/{request_id}/events"):
+        response = await http.get(path)
+        assert response.status_code in (400, 404), response.text
+    assert (await http.get("/v1/models/" + tiny_model.NAME)).status_code == 200
+
+
 @pytest.mark.parametrize("headers", [{}, {"x-request-id": "mine"}])
 async def test_unknown_exceptions_tell_nothing_but_their_name_in_the_log(
     client: SchedulerClient,
