@@ -112,7 +112,7 @@ def test_a_decode_that_differs_past_a_block_of_keys_promises_nothing(
         self: CpuAttention, layer_index: int, q: Tensor, k: Tensor, v: Tensor
     ) -> Tensor:
         out = run_attention(self, layer_index, q, k, v)
-        is_far = any(tile.keys.stop > 512 for tile in self._groups[None][0].tiles)
+        is_far = any(tile.keys.stop > 512 for tile in self._plans[None].groups[0].tiles)
         return out * (1 + 1e-6) if len(self._slots) == 1 and is_far else out
 
     monkeypatch.setattr(CpuAttention, "run", decode_differs)
