@@ -71,6 +71,19 @@ class Headway:
             num_made += len(self._engine.step().key)
         assert num_made == batch * num_tokens
 
+    def decode_steps_s(self, num_tokens: int) -> list[float]:
+        """Seconds of each decode step of one sequence; the first token comes from the prefill."""
+        self._num_leases += 1
+        params = SamplingParams(num_tokens, temperature=0.0, ignore_eos=True)
+        (prompt,) = self._prompts.take(1)
+        self._engine.add(LeaseRequest(self._num_leases, MODEL, prompt, params))
+        took_s = []
+        while self._engine.has_work():
+            started_s = time.perf_counter()
+            if self._engine.step().num_decoded:
+                took_s.append(time.perf_counter() - started_s)
+        return took_s
+
     def cpu_s(self) -> dict[str, float]:
         return {"process": time.process_time()}
 

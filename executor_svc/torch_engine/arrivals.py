@@ -36,6 +36,38 @@ class Arrival:
             self.compilation.cancel()
 
 
+class Waiting:
+    """Arrivals whose grammars are being compiled."""
+
+    def __init__(self) -> None:
+        self._arrivals: dict[int, Arrival] = {}  # by lease key
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._arrivals
+
+    def __len__(self) -> int:
+        return len(self._arrivals)
+
+    def add(self, arrival: Arrival) -> None:
+        self._arrivals[arrival.request.key] = arrival
+
+    def drop(self, key: int) -> None:
+        """Its lease is gone, if it was here at all."""
+        if (arrival := self._arrivals.pop(key, None)) is not None:
+            arrival.cancel()
+
+    def clear(self) -> None:
+        """All leases are gone."""
+        for key in list(self._arrivals):
+            self.drop(key)
+
+    def take_ready(self, *, timeout_s: float) -> list[Arrival]:
+        """Those that wait no longer, after at most so long; the first one to come is waited for."""
+        next(iter(self._arrivals.values())).wait(timeout_s)
+        ready = [key for key, arrival in self._arrivals.items() if arrival.is_ready]
+        return [self._arrivals.pop(key) for key in ready]
+
+
 class Arrivals:
     """Takes the leases of one model."""
 

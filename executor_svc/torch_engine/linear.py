@@ -6,7 +6,8 @@ numbers of rows: oneDNN's packed product from 2 rows on, MKL's for multiples of 
 ``row_multiple`` says to what number the caller has to pad; see ``pad_rows``.
 
 Memory: oneDNN compiles a product for each number of rows that it meets, a millisecond and up to a
-megabyte for each shape of weight, and keeps a thousand of them. So a CPU sees few numbers of rows.
+megabyte for each shape of weight, and keeps most of that for good. So a CPU sees few numbers of
+rows.
 """
 
 from functools import cache

@@ -18,7 +18,6 @@ else a broken device would go on taking leases and fail them faster than healthy
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 
@@ -32,13 +31,13 @@ from executor_svc.core.engine import (
     StepOutput,
 )
 from executor_svc.core.sequence import Sequence
-from executor_svc.torch_engine.arrivals import Arrival, Arrivals
+from executor_svc.torch_engine.arrivals import Arrival, Arrivals, Waiting
 from executor_svc.torch_engine.attention.choice import make_attention
 from executor_svc.torch_engine.config import EngineConfig
-from executor_svc.torch_engine.host_step import PENDING
+from executor_svc.torch_engine.flight import Flight
 from executor_svc.torch_engine.known_model import KnownModel
 from executor_svc.torch_engine.models.decoder import Model
-from executor_svc.torch_engine.runner import Launched, Runner, Top
+from executor_svc.torch_engine.runner import Runner, Top
 from executor_svc.torch_engine.sampler import Row
 from executor_svc.torch_engine.scoring import PromptScorer
 from executor_svc.torch_engine.tensor_parallel import RankDiedError
@@ -46,21 +45,6 @@ from headway.reasons import Reason
 
 _COMPILE_WAIT_S = 0.01  # of a step that has nothing else to do
 _NOT_FINITE = "the model's logits are not finite"
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A step that was launched and not taken in yet."""
-
-    chunks: list[Chunk]
-    rows: list[Row]  # parallel to chunks
-    launched: Launched
-
-    @property
-    def needs_landing(self) -> bool:
-        """The next step cannot be planned before this one's tokens are known."""
-        pairs = zip(self.chunks, self.rows, strict=True)
-        return any(chunk.is_last and row.needs_text for chunk, row in pairs)
 
 
 class ResidentModel:
@@ -98,39 +82,39 @@ class ResidentModel:
         if self._overlaps is None:
             # A CPU has computed a step by the time it is launched.
             self._overlaps = device.type == "cuda"
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
         self._leases: dict[int, list[Sequence]] = {}  # by lease key: the sequences that live
         self._rows: dict[Sequence, Row] = {}  # of the same sequences
         self._early_ends: dict[int, list[SequenceEnd]] = {}  # by lease key: known before a step
         self._fresh: set[int] = set()  # keys of leases that did not begin yet
-        self._compiling: dict[int, Arrival] = {}  # by lease key: they wait for their grammars
+        self._waiting = Waiting()  # for their grammars
 
     @property
     def num_preemptions(self) -> int:
         return self._batcher.num_preemptions
 
     def has_work(self) -> bool:
-        return bool(self._leases or self._early_ends or self._compiling)
+        return bool(self._leases or self._early_ends or self._waiting)
 
     def close(self) -> None:
         """Forget all leases."""
         for key in list(self._leases):
             self.abort(key)
-        for key in list(self._compiling):
-            self.abort(key)
+        self._waiting.clear()
         self._early_ends.clear()
         self._flight = None
 
     def add(self, request: LeaseRequest) -> None:
         """Take a lease; raises InvalidLeaseError and then holds nothing of it."""
-        assert request.key not in (self._leases | self._early_ends | self._compiling)
+        assert request.key not in (self._leases | self._early_ends)
+        assert request.key not in self._waiting
         keys = range(request.key, request.key + request.num_samples)
         assert not any(sequence.key in keys for sequence in self._rows)
         arrival = self._arrivals.take(request)
         if arrival.is_ready:
             self._enlist(arrival)
         else:
-            self._compiling[request.key] = arrival
+            self._waiting.add(arrival)
         if arrival.ends:
             self._early_ends[request.key] = arrival.ends
 
@@ -147,8 +131,7 @@ class ResidentModel:
     def abort(self, key: int, *, is_sound: bool = True) -> None:
         """Forget a lease, if it is here; the cache keeps what it computed, if that is sound."""
         self._early_ends.pop(key, None)
-        if (arrival := self._compiling.pop(key, None)) is not None:
-            arrival.cancel()
+        self._waiting.drop(key)
         self._fresh.discard(key)
         for sequence in self._leases.pop(key, ()):
             self._batcher.remove(sequence, is_sound=is_sound)
@@ -159,7 +142,7 @@ class ResidentModel:
         for ends in self._early_ends.values():
             output.ends += ends
         self._early_ends.clear()
-        if self._compiling:
+        if self._waiting:
             self._take_compiled(output)
         chunks = self._batcher.schedule()
         num_decoded = sum(chunk.num_tokens == 1 for chunk in chunks)
@@ -175,18 +158,14 @@ class ResidentModel:
         if not self._overlaps or flight.needs_landing:
             self._land(output)
             return
-        for sequence in flight.launched.row_of:
-            may_go_on = sequence.num_output_tokens + 1 < sequence.stops.max_tokens
-            if sequence in self._rows and may_go_on:
-                sequence.token_ids.append(PENDING)
+        flight.leave_places(self._rows)
 
     def _take_compiled(self, output: StepOutput) -> None:
         """Let leases join whose grammar is compiled, or say why it cannot be."""
-        if not self._leases:
-            next(iter(self._compiling.values())).wait(_COMPILE_WAIT_S)
-        for key in [key for key, arrival in self._compiling.items() if arrival.is_ready]:
+        for arrival in self._waiting.take_ready(timeout_s=0 if self._leases else _COMPILE_WAIT_S):
+            key = arrival.request.key
             try:
-                self._enlist(self._compiling.pop(key))
+                self._enlist(arrival)
             except InvalidLeaseError as refusal:
                 failure = LeaseFailure(key, refusal.reason, str(refusal), message=str(refusal))
                 output.failures.append(failure)
@@ -201,12 +180,12 @@ class ResidentModel:
                 num_cached = min(sequence.num_cached_tokens, sequence.num_prompt_tokens)
                 output.num_cached[sequence.lease_key] = num_cached
 
-    def _launch(self, chunks: list[Chunk], output: StepOutput) -> _Flight | None:
+    def _launch(self, chunks: list[Chunk], output: StepOutput) -> Flight | None:
         """Start chunks together; if that raises, run them one by one, and none is left to land."""
         rows = [self._rows[chunk.sequence] for chunk in chunks]
         previous = self._flight.launched if self._flight is not None else None
         try:
-            return _Flight(chunks, rows, self._runner.launch(chunks, rows, previous))
+            return Flight(chunks, rows, self._runner.launch(chunks, rows, previous))
         except (torch.AcceleratorError, RankDiedError):
             raise  # whatever comes after it fails too
         except Exception as fault:
@@ -231,10 +210,7 @@ class ResidentModel:
         flight, self._flight = self._flight, None
         if flight is None:
             return
-        result = flight.launched.result()
-        for sequence in flight.launched.row_of:
-            if sequence.token_ids[-1] == PENDING:
-                sequence.token_ids.pop()
+        result = flight.result()
         self._batcher.complete([chunk for chunk in flight.chunks if chunk.sequence in self._rows])
         for chunk, row in zip(flight.chunks, flight.rows, strict=True):
             if row.scorer is not None and chunk.sequence in self._rows:

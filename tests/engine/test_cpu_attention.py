@@ -128,11 +128,11 @@ def test_keys_before_the_window_are_not_gathered(qwen3: Path) -> None:
     backend, _ = both_backends(spec, 1, 1300)
     assert isinstance(backend, CpuAttention)
     backend.plan(layout_of([(1, 1300, [0])], 1300))
-    (group,) = backend._groups[100]
+    (group,) = backend._plans[100].groups
     slots = [*range(1024, 1300), *[backend._cache.null_slot] * 108]
     for head, of_head in enumerate(group.slots.view(spec.num_kv_heads, -1)):
         first = head * backend._cache.keys.shape[2]
         assert of_head.tolist() == [first + slot for slot in slots]
     backend.plan(layout_of([(300, 1300, [0])], 1300))
-    (group,) = backend._groups[100]
+    (group,) = backend._plans[100].groups
     assert [tile.keys.start for tile in group.tiles] == [0, 0, 512, 512, 512]

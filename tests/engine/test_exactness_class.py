@@ -88,34 +88,29 @@ def test_a_model_that_feels_its_company_promises_nothing(
     assert _class(qwen3) == ""
 
 
+def _decode_alone_differs(patch: pytest.MonkeyPatch, *, past_key: int) -> None:
+    """A decode step of one sequence that sees more keys than so many comes out a little larger."""
+    run_attention = CpuAttention.run
+
+    def run(self: CpuAttention, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = run_attention(self, layer_index, q, k, v)
+        sees_more = any(tile.keys.stop > past_key for tile in self._plans[None].groups[0].tiles)
+        return out * (1 + 1e-6) if len(self._slots) == 1 and sees_more else out
+
+    patch.setattr(CpuAttention, "run", run)
+
+
 def test_a_decode_that_differs_from_prefill_promises_nothing(
     qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_attention = CpuAttention.run
-
-    def decode_differs(
-        self: CpuAttention, layer_index: int, q: Tensor, k: Tensor, v: Tensor
-    ) -> Tensor:
-        out = run_attention(self, layer_index, q, k, v)
-        return out * (1 + 1e-6) if len(self._slots) == 1 else out
-
-    monkeypatch.setattr(CpuAttention, "run", decode_differs)
+    _decode_alone_differs(monkeypatch, past_key=0)
     assert _class(qwen3) == ""
 
 
 def test_a_decode_that_differs_past_a_block_of_keys_promises_nothing(
     qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_attention = CpuAttention.run
-
-    def decode_differs(
-        self: CpuAttention, layer_index: int, q: Tensor, k: Tensor, v: Tensor
-    ) -> Tensor:
-        out = run_attention(self, layer_index, q, k, v)
-        is_far = any(tile.keys.stop > 512 for tile in self._groups[None][0].tiles)
-        return out * (1 + 1e-6) if len(self._slots) == 1 and is_far else out
-
-    monkeypatch.setattr(CpuAttention, "run", decode_differs)
+    _decode_alone_differs(monkeypatch, past_key=512)
     assert _class(qwen3) == ""
     assert _class(qwen3, max_model_len=400) != ""
 

@@ -10,8 +10,11 @@ model, see exactness.py):
 - queries come in tiles of at most 128 rows, and of a multiple of 4.
 
 The query heads of a group share their keys, so they are folded into rows: a decode token of a
-model with 8 query heads to a kv head is one [8, head_dim] matrix. Chunks are computed a few at a
-time: what was gathered is then still in the processor's caches when it is read.
+model with 8 query heads to a kv head is one [8, head_dim] matrix. One gather folds them and fills
+them up, and one brings the results of all groups back: at a few rows a layer's time is the number
+of its operations. Decode tokens are computed a few at a time: what was gathered is then still in
+the processor's caches when it is read. Longer chunks fill a call each, and the shapes of calls
+stay few.
 """
 
 from collections.abc import Iterator
@@ -19,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
 from executor_svc.torch_engine.attention.base import StepLayout
@@ -29,19 +31,15 @@ from executor_svc.torch_engine.windows import Windows, first_seen
 
 _KEY_BLOCK = 512  # that of torch's fused attention
 _TILE_ROWS = 128
-_CHUNKS_AT_A_TIME = 8  # or 4, 2, 1
+_TOKENS_AT_A_TIME = 8  # or 4, 2, 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """Rows [start, end) of the folded queries of each chunk, and what they see.
-
-    The last rows may fill the tile up and be those of the next tile; they are dropped.
-    """
+    """Rows [start, end) of the folded queries of each chunk, and what they see."""
 
     start: int
     end: int
-    num_rows: int
     keys: slice  # of the group's; those outside nobody sees
     mask: Tensor  # [1, chunks, rows or 1, keys]: 0 or -inf
 
@@ -50,11 +48,19 @@ class _Tile:
 class _Group:
     """Chunks of equal length and width, computed together."""
 
-    rows: Tensor  # [chunks * query_len]: their rows in the step
     num_chunks: int
+    queries: Tensor  # [kv_heads * chunks * rows]: where they are in q [tokens * heads, head_dim]
     slots: Tensor  # [kv_heads * chunks * width]: where their keys are in one layer's cache
-    num_folded: int  # rows of a kv head, padded
     tiles: list[_Tile]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A step as the layers of one window see it."""
+
+    groups: list[_Group]
+    # [tokens * heads]: where the result of each head of each token is, groups one after the other
+    results: Tensor
 
 
 class CpuAttention:
@@ -75,16 +81,16 @@ class CpuAttention:
         self._group_size = num_heads // self._num_kv_heads
         self._queries_per_tile = max(1, tile_rows // self._group_size)
         self._device = cache.keys.device
-        self._groups: dict[int | None, list[_Group]] = {window: [] for window in windows}
-        self._slots = torch.empty(0, dtype=torch.int64)
+        nothing = torch.empty(0, dtype=torch.int64)
+        self._plans = {window: _Plan([], nothing) for window in windows}
+        self._slots = nothing
 
     def plan(self, layout: StepLayout) -> None:
         self._slots = layout.kv_slot_mapping
-        for window in self._groups:
-            self._groups[window] = self._plan_groups(layout, window)
+        for window in self._plans:
+            self._plans[window] = self._plan(layout, window)
 
-    def _plan_groups(self, layout: StepLayout, window: int | None) -> list[_Group]:
-        """The step as layers of one window see it."""
+    def _plan(self, layout: StepLayout, window: int | None) -> _Plan:
         first_keys = []
         chunks_of: dict[tuple[int, int], list[int]] = {}
         lens = zip(layout.query_lens, layout.context_lens, strict=True)
@@ -92,73 +98,84 @@ class CpuAttention:
             first_keys.append(_first_block(context - query_len, window))
             key = query_len, self._attend.width(context - first_keys[chunk])
             chunks_of.setdefault(key, []).append(chunk)
-        return [
-            self._group(layout, some, first_keys, width, window)
-            for (_, width), chunks in chunks_of.items()
-            for some in _pieces(chunks)
-        ]
+        starts = np.cumsum([0, *layout.query_lens])
+        groups, queries = [], []
+        for (query_len, width), chunks in chunks_of.items():
+            tiles = self._fold(query_len)
+            for some in _pieces(chunks, _TOKENS_AT_A_TIME if query_len == 1 else 1):
+                queries.append(self._queries(starts[some], np.concatenate(tiles)))
+                slots = self._key_slots(layout, some, first_keys, width)
+                # Counted from the first key, which may be another one for each chunk.
+                num_keys = [layout.context_lens[chunk] - first_keys[chunk] for chunk in some]
+                positions = np.array(num_keys) - query_len
+                groups.append(
+                    _Group(
+                        num_chunks=len(some),
+                        queries=self._to(queries[-1]),
+                        slots=self._to(slots),
+                        tiles=list(self._tiles(positions, tiles, width, window)),
+                    )
+                )
+        return _Plan(groups, self._to(_inverse(np.concatenate(queries))))
 
-    def _group(
-        self,
-        layout: StepLayout,
-        chunks: list[int],
-        first_keys: list[int],
-        width: int,
-        window: int | None,
-    ) -> _Group:
-        """Some chunks of equal length, the first key of each of all the step's, and a width."""
-        starts = np.cumsum([0, *layout.query_lens])[chunks]
-        query_len = layout.query_lens[chunks[0]]
+    def _fold(self, query_len: int) -> list[np.ndarray]:
+        """The folded rows of each tile; it is filled up with its last one.
+
+        Row r of a kv head is query r // group_size with the head r % group_size of its group.
+        """
+        step = self._queries_per_tile * self._group_size
+        num_rows = query_len * self._group_size
+        tiles = []
+        for start in range(0, num_rows, step):
+            rows = np.arange(start, min(start + step, num_rows))
+            tiles.append(np.pad(rows, (0, self._attend.rows(len(rows)) - len(rows)), mode="edge"))
+        return tiles
+
+    def _queries(self, starts: np.ndarray, folded: np.ndarray) -> np.ndarray:
+        """``_Group.queries`` of chunks that begin at these tokens of the step."""
+        tokens = starts[:, None] + folded // self._group_size
+        heads = np.arange(self._num_kv_heads)[:, None, None] * self._group_size
+        places = tokens * self._num_kv_heads * self._group_size + folded % self._group_size
+        return (heads + places).ravel()
+
+    def _key_slots(
+        self, layout: StepLayout, chunks: list[int], first_keys: list[int], width: int
+    ) -> np.ndarray:
+        """``_Group.slots`` of some chunks; ``first_keys`` are those of all of the step's."""
         slots = np.full((len(chunks), width), self._cache.null_slot)
         for row, chunk in enumerate(chunks):
             first, context = first_keys[chunk], layout.context_lens[chunk]
             table = layout.block_tables[chunk]
             slots[row, : context - first] = kv_slots(table, first, context, self._cache.block_size)
-        # Counted from the first key, which may be another one for each chunk.
-        num_keys = np.array([layout.context_lens[chunk] - first_keys[chunk] for chunk in chunks])
-        step = self._queries_per_tile
-        tiles = [
-            self._tile(num_keys - query_len, first, min(first + step, query_len), width, window)
-            for first in range(0, query_len, step)
-        ]
         heads = np.arange(self._num_kv_heads) * self._cache.keys.shape[2]
-        return _Group(
-            rows=self._to((starts[:, None] + np.arange(query_len)).ravel()),
-            num_chunks=len(chunks),
-            slots=self._to((heads[:, None] + slots.ravel()).ravel()),
-            num_folded=tiles[-1].end,
-            tiles=tiles,
-        )
+        return (heads[:, None] + slots.ravel()).ravel()
 
-    def _tile(
-        self, first_positions: np.ndarray, first: int, end: int, width: int, window: int | None
-    ) -> _Tile:
-        """Queries [first, end) of chunks that begin at these positions and have so many keys."""
-        positions = np.repeat(
-            first_positions[:, None] + np.arange(first, end), self._group_size, axis=1
-        )
-        # Padding rows sit where the last one does: they see a key, so their softmax is defined.
-        num_rows = positions.shape[1]
-        padding = self._attend.rows(num_rows) - num_rows
-        if end - first == 1:
-            positions = positions[:, :1]  # one for all rows
-        else:
-            positions = np.pad(positions, ((0, 0), (0, padding)), mode="edge")
-        first_key = _first_block(int(positions.min()), window)
-        num_keys = self._attend.width(int(positions.max()) + 1 - first_key)
-        seen = slice(first_key, min(first_key + num_keys, width))
-        keys, positions = np.arange(seen.start, seen.stop), positions[None, :, :, None]
-        is_hidden = keys > positions
-        if window is not None:
-            is_hidden |= keys <= positions - window
-        start = first * self._group_size
-        return _Tile(
-            start=start,
-            end=start + num_rows + padding,
-            num_rows=num_rows,
-            keys=seen,
-            mask=self._to(np.where(is_hidden, -np.inf, 0.0)).to(self._attend.mask_dtype),
-        )
+    def _tiles(
+        self,
+        first_positions: np.ndarray,
+        folded: list[np.ndarray],
+        width: int,
+        window: int | None,
+    ) -> Iterator[_Tile]:
+        """Of chunks whose first queries are at these positions and that have so many keys."""
+        start = 0
+        for rows in folded:
+            # Rows that fill up sit where the last one does: they see a key, so that their softmax
+            # is defined.
+            queries = rows // self._group_size
+            if queries[0] == queries[-1]:
+                queries = queries[:1]  # one for all rows
+            positions = first_positions[:, None] + queries
+            first_key = _first_block(int(positions.min()), window)
+            num_keys = self._attend.width(int(positions.max()) + 1 - first_key)
+            seen = slice(first_key, min(first_key + num_keys, width))
+            keys, positions = np.arange(seen.start, seen.stop), positions[None, :, :, None]
+            is_hidden = keys > positions
+            if window is not None:
+                is_hidden |= keys <= positions - window
+            mask = self._to(np.where(is_hidden, -np.inf, 0.0)).to(self._attend.mask_dtype)
+            yield _Tile(start, start + len(rows), seen, mask)
+            start += len(rows)
 
     def _to(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -166,46 +183,56 @@ class CpuAttention:
     def run(self, layer_index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         num_tokens = self._slots.shape[0]
         self._cache.write(layer_index, self._slots, k[:num_tokens], v[:num_tokens])
-        out = q.new_zeros(q.shape)
-        for group in self._groups[self._windows[layer_index]]:
-            queries = self._fold(q.index_select(0, group.rows), group)
-            keys = self._gather(self._cache.keys[layer_index], group)
-            values = self._gather(self._cache.values[layer_index], group)
-            out.index_copy_(0, group.rows, self._unfold(self._mix(queries, keys, values, group)))
-        return out.flatten(1)
+        keys, values = self._cache.keys[layer_index], self._cache.values[layer_index]
+        plan = self._plans[self._windows[layer_index]]
+        queries = q.flatten(0, 1)
+        results = [
+            self._mix(
+                self._gather(queries, group.queries, group),
+                self._gather(keys.flatten(0, 1), group.slots, group),
+                self._gather(values.flatten(0, 1), group.slots, group),
+                group.tiles,
+            ).view(-1, self._head_dim)
+            for group in plan.groups
+        ]
+        out = torch.zeros_like(queries)
+        found = results[0] if len(results) == 1 else torch.cat(results)
+        torch.index_select(found, 0, plan.results, out=out[: len(plan.results)])
+        return out.view(len(q), -1)
 
-    def _mix(self, queries: Tensor, keys: Tensor, values: Tensor, group: _Group) -> Tensor:
-        """Attention of one group; all are [kv_heads, chunks, rows or width, head_dim]."""
-        mixed = []
-        for tile in group.tiles:
-            rows = queries[:, :, tile.start : tile.end]
-            attended = self._attend(rows, keys[:, :, tile.keys], values[:, :, tile.keys], tile.mask)
-            mixed.append(attended[:, :, : tile.num_rows])
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
+    def _gather(self, rows: Tensor, places: Tensor, group: _Group) -> Tensor:
+        """Some of the rows, which are [any, head_dim], as [kv_heads, chunks, some, head_dim]."""
+        found = rows.index_select(0, places)
+        return found.view(self._num_kv_heads, group.num_chunks, -1, self._head_dim)
 
-    def _gather(self, cache: Tensor, group: _Group) -> Tensor:  # [kv_heads, slots, head_dim]
-        """Rows of one layer's cache as [kv_heads, chunks, width, head_dim]."""
-        rows = cache.flatten(0, 1).index_select(0, group.slots)
-        return rows.view(self._num_kv_heads, group.num_chunks, -1, self._head_dim)
-
-    def _fold(self, q: Tensor, group: _Group) -> Tensor:  # [chunks * query_len, heads, head_dim]
-        """Queries as [kv_heads, chunks, padded rows, head_dim]."""
-        shape = group.num_chunks, -1, self._num_kv_heads, self._group_size, self._head_dim
-        q = q.view(shape).permute(2, 0, 1, 3, 4).flatten(2, 3)
-        padding = group.num_folded - q.shape[2]
-        return F.pad(q, (0, 0, 0, padding)) if padding else q
-
-    def _unfold(self, x: Tensor) -> Tensor:  # [kv_heads, chunks, rows, head_dim]
-        """The reverse of ``_fold``."""
-        num_heads, num_chunks, _, head_dim = x.shape
-        x = x.reshape(num_heads, num_chunks, -1, self._group_size, head_dim)
-        return x.permute(1, 2, 0, 3, 4).reshape(-1, num_heads * self._group_size, head_dim)
+    def _mix(self, queries: Tensor, keys: Tensor, values: Tensor, tiles: list[_Tile]) -> Tensor:
+        """Attention of one group, tile after tile."""
+        if len(tiles) == 1:
+            return self._attend(queries, keys, values, tiles[0].mask)
+        mixed = [
+            self._attend(
+                queries[:, :, tile.start : tile.end],
+                keys[:, :, tile.keys],
+                values[:, :, tile.keys],
+                tile.mask,
+            )
+            for tile in tiles
+        ]
+        return torch.cat(mixed, dim=2)
 
 
-def _pieces(chunks: list[int]) -> Iterator[list[int]]:
+def _inverse(places: np.ndarray) -> np.ndarray:
+    """Where each number is among ``places``, which have all from 0 on; the first one, if twice."""
+    found = np.empty(int(places.max()) + 1, dtype=np.int64)
+    found[places[::-1]] = np.arange(len(places))[::-1]
+    return found
+
+
+def _pieces(chunks: list[int], at_a_time: int) -> Iterator[list[int]]:
+    """Powers of two of them, the first ones as many as may be."""
     start = 0
     while rest := len(chunks) - start:
-        size = min(_CHUNKS_AT_A_TIME, 1 << rest.bit_length() - 1)
+        size = min(at_a_time, 1 << rest.bit_length() - 1)
         yield chunks[start : start + size]
         start += size
 

@@ -13,7 +13,9 @@ with float32 sums, and its products cut a sum over more than 192 keys in halves,
 grow, and products with fewer than 4 take another path.
 
 Memory: oneDNN compiles a product for each shape that it meets, half a millisecond and 0.6 MB, and
-keeps a thousand. So rows and widths are padded to few numbers, and chunks come in powers of two.
+never forgets it: its cache of primitives has a limit, but most of their code is kept beside that
+(measured). So there must be few shapes: rows and widths are padded to few numbers, and who calls
+takes chunks in powers of two, see cpu.py.
 """
 
 import math
@@ -84,8 +86,8 @@ class ProductAttend:
         return _round_up(num_keys, _WIDTH_MULTIPLE, num_steps=4)
 
     def rows(self, num_rows: int) -> int:
-        """A multiple of 4, and one of 2 between a power of two and the next one."""
-        return _round_up(num_rows, _ROW_MULTIPLE, num_steps=2)
+        """A power of two from 4 on."""
+        return _round_up(num_rows, _ROW_MULTIPLE, num_steps=1)
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         num_heads, num_chunks, num_rows, _ = queries.shape
