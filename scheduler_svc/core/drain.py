@@ -87,7 +87,7 @@ class Drain:
         self._state = state
         self._head = head
         self._rank = rank
-        self._aged_ms = _aged_ms(state, head)
+        self._aged_ms = aged_ms(state, head)
         # all candidates, for the decision log only
         self._found: list[tuple[_Key, ExecutorRecord]] | None = (
             [] if state.settings.has_decision_log else None
@@ -95,8 +95,8 @@ class Drain:
         # when looking again may find one that time alone makes
         self.retry_ms: int | None = None
 
-    def reserve(self) -> None:
-        """Make the reservation if one can be made now."""
+    def find(self) -> tuple[ExecutorRecord, _Key] | None:
+        """The executor to drain, None if none can be drained now."""
         best: ExecutorRecord | None = None
         best_key: _Key | None = None
         for group in self._state.fleet.offer(self._head.request.model).groups:
@@ -107,8 +107,14 @@ class Drain:
                         self._found.append((key, executor))
                     if best_key is None or key < best_key:
                         best, best_key = executor, key
-        if best is None or best_key is None:
+        return None if best is None or best_key is None else (best, best_key)
+
+    def reserve(self) -> None:
+        """Make the reservation if one can be made now."""
+        found = self.find()
+        if found is None:
             return
+        best, best_key = found
         state = self._state
         displace(state, best)
         why = Why.TIME_SLICE if best_key[0] else Why.DRAIN
@@ -170,7 +176,7 @@ class Drain:
             self.retry_ms = at_ms
 
 
-def _aged_ms(state: State, head: RequestRecord) -> int:
+def aged_ms(state: State, head: RequestRecord) -> int:
     """When those who wait for a model have aged past the bonus: its head has, or its oldest request
     twice over. For the head may always be somebody who just came and soon gives up."""
     aging_ms = state.settings.aging_equalization_ms
@@ -209,7 +215,7 @@ def review(state: State) -> None:
             head = state.queue.head(reservation.model)
             if head is None or not is_last_home(state, executor):
                 continue
-            if state.now_ms >= _aged_ms(state, head):
+            if state.now_ms >= aged_ms(state, head):
                 reservation.why = Why.TIME_SLICE
             else:
                 state.end_reservation(reservation.model, "last home")

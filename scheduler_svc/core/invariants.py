@@ -186,6 +186,18 @@ def _check_work_conservation(state: State) -> None:
         is_late = due_ms is not None and due_ms <= state.now_ms  # the shell owes a Tick
         if not state.fleet.warmth(model) and not is_late:
             assert residency.Search(state, head, is_first=True).run() is None
+            _check_drains(state, head)
+
+
+def _check_drains(state: State, head: RequestRecord) -> None:
+    """A model without a place, whose turn it is, has what it could drain. (Before its turn it is
+    enough to look now and then; and so it is where claims come and go.)"""
+    model = head.request.model
+    if state.settings.is_fifo or state.now_ms < drain.aged_ms(state, head):
+        return
+    if model not in state.fleet.reservations:
+        found = drain.Drain(state, head, state.waking.rank(head)).find()
+        assert found is None or found[0].reservation is not None
 
 
 def _check_deadlines(state: State) -> None:

@@ -307,14 +307,16 @@ class State:
             self.end_reservation(executor.reservation.model, "executor away")
         self.slots_changed(executor)
         self.wake_users(executor)
+        if executor.loading is not None:
+            self.waking.wake(executor.loading.model)
+        if executor.is_serving and not executor.is_roomy:
+            self.waking.wake_nowhere(executor)
 
     def wake_users(self, executor: ExecutorRecord) -> None:
         """Whoever may be granted on an executor, or loaded there, is tried."""
         self.waking.contested = executor
         for model in executor.residences:
             self.waking.wake(model)
-        if executor.loading is not None and not executor.is_serving:
-            self.waking.wake(executor.loading.model)
         if executor.is_roomy:
             self.waking.wake_waiting(executor)
 

@@ -31,9 +31,9 @@ def wait(state: State, head: RequestRecord, rank: Rank) -> None:
     retry_ms = _load(state, head)
     warmth = fleet.warmth(model)
     reservation = fleet.reservations.get(model)
+    if warmth and reservation is not None and reservation.why in (Why.DRAIN, Why.TIME_SLICE):
+        state.end_reservation(model, "has a place")
     if warmth == 1.0:
-        if reservation is not None and reservation.why in (Why.DRAIN, Why.TIME_SLICE):
-            state.end_reservation(model, "has a home")
         if head.request.num_samples > 1:
             drain.claim(state, head, rank)
     elif not warmth and reservation is None and not state.settings.is_fifo:

@@ -133,6 +133,13 @@ class Waking:
             if model in waiting and model in offered and model not in executor.residences:
                 self.wake(model)
 
+    def wake_nowhere(self, executor: ExecutorRecord) -> None:
+        """Have placement try the models without a place: the executor may have come to be one that
+        could be drained for them."""
+        for model in self._models_nowhere():
+            if model in executor.offered_models:
+                self.wake(model)
+
     def wake_instead(self, unwanted: str) -> None:
         """Nobody waits for a model any more: have placement try those that could take its place."""
         asleep = dict(self._queue.num_by_model)

@@ -58,21 +58,23 @@ class Pairs:
             if not client.was_granted:
                 request = client.request
                 flows.setdefault((request.band, request.model), {})[request.tenant] = None
-        both = {(flow, *pair) for flow, its in flows.items() for pair in permutations(its, 2)}
-        fairness = self._world.core._state.queue.fairness
-        self._limits = {pair: limit for pair, limit in self._limits.items() if pair in both}
-        now = {
-            (flow, name): fairness.key(flow, name) for flow, its in flows.items() for name in its
-        }
-        for name, key in now.items():
-            assert abs(self._keys.get(name, key) - key) < _ROUNDING, "paid for something else"
-        self._keys = now
-        for flow, one, other in sorted(both):
-            gap = now[flow, one] - now[flow, other]
-            first = gap + self._running(flow, other)
-            limit = self._limits.setdefault((flow, one, other), first)
-            assert gap <= limit + _ROUNDING
-            assert gap <= self._scene.gap
+        key = self._world.core._state.queue.fairness.key
+        limits, keys = self._limits, self._keys
+        self._limits, self._keys = {}, {}
+        for flow, tenants in flows.items():
+            if len(tenants) == 1:
+                continue
+            now = {tenant: key(flow, tenant) for tenant in tenants}
+            for tenant, its in now.items():
+                name = flow, tenant
+                assert abs(keys.get(name, its) - its) < _ROUNDING, "paid for something else"
+                self._keys[name] = its
+            for one, other in permutations(tenants, 2):
+                gap, pair = now[one] - now[other], (flow, one, other)
+                limit = limits.get(pair)
+                self._limits[pair] = gap + self._running(flow, other) if limit is None else limit
+                assert gap <= self._limits[pair] + _ROUNDING
+                assert gap <= self._scene.gap
 
     def _close(self, request_id: str) -> int:
         """A request is charged for no longer; what it was, 0 if it was not."""

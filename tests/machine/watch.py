@@ -97,14 +97,18 @@ class Watch:
         if self._num_heard % _LOOK_EVERY == 0 or isinstance(event, Tick):
             self.look(waiting)
 
-    def look(self, waiting: list[Client]) -> None:
-        """Whoever waits has not waited for too long."""
-        served = {
+    def served(self) -> set[str]:
+        """The models that somebody serves now."""
+        return {
             model
             for executor in self.world.executors.values()
             if executor.is_serving
             for model in executor.offers
         }
+
+    def look(self, waiting: list[Client]) -> None:
+        """Whoever waits has not waited for too long."""
+        served = self.served()
         since_ms: dict[Flow | str, int] = {}
         for client in waiting:
             request = client.request

@@ -3,7 +3,7 @@
 from typing import Any
 
 from scheduler_svc.core.messages import LeaseEnded, LeaseOutcome
-from tests.core.scheduler.helpers import EPOCH, granted, interpreted_only
+from tests.core.scheduler.helpers import EPOCH, granted, held, interpreted_only
 from tests.core.scheduler.test_scenarios import World
 
 
@@ -298,3 +298,56 @@ def test_a_model_that_loses_its_home_to_a_drain_may_be_loaded_elsewhere_at_once(
     assert (world.reservation("b1"), world.row("b2").loading_model) == ("B", "A")
     world.advance(1_000)
     assert world.place(a) == "b2"
+
+
+def test_an_executor_that_comes_full_is_drained_for_who_waited_for_it() -> None:
+    """As after a restart of the scheduler: nobody else's end would ever look for them."""
+    world = World(load_ms=1_000, equalization_ms=100)
+    world.backend("b1", 2, "AB", max_models=1, resident="A")
+    running = world.run("AA", "b1")
+    world.ask("AB")
+    world.disconnect("b1")
+    world.advance(2_000)
+    assert world.core.snapshot(world.now_ms, 0).executors == ()
+    holds = tuple(held(name) for name in running)
+    world.backend("b1", 2, "AB", max_models=1, resident="A", holds=holds)
+    assert world.places(*running) == ["b1", "b1"]
+    assert world.reservation("b1") == "B"
+
+
+def test_an_executor_that_serves_again_while_it_is_full_is_drained_for_who_waits() -> None:
+    world = World(load_ms=1_000, equalization_ms=100)
+    world.backend("b1", 2, "AB", max_models=1, resident="A")
+    world.backend("b2", 1, "AB", max_models=0)
+    world.run("AA", "b1")
+    world.drain("b1")
+    world.ask("BA")
+    world.advance(1_000)
+    world.undrain("b1")
+    assert world.reservation("b1") == "B"
+
+
+def test_an_executor_whose_last_idle_model_is_granted_is_drained_for_who_waits() -> None:
+    """It cannot be emptied for B before: of what a forgotten lease runs nobody knows."""
+    world = World(load_ms=1_000, equalization_ms=100)
+    world.backend("b1", 3, "ABC", max_models=2, resident="AC", holds=(held("old", epoch=1),))
+    world.ask("B")
+    world.advance(1_000)
+    assert world.reservation("b1") is None
+    world.run("A", "b1")
+    assert world.reservation("b1") == "B"
+
+
+def test_a_drain_ends_when_the_model_is_on_its_way_to_an_executor_that_serves_again() -> None:
+    world = World(load_ms=1_000, equalization_ms=100)
+    world.backend("b1", 1, "B", max_models=1)
+    world.backend("b2", 2, "AB", max_models=1, resident="A")
+    world.run("A", "b2")
+    [waiting] = world.ask("B")
+    world.drain("b1")
+    world.advance(200)
+    assert world.reservation("b2") == "B"
+    world.undrain("b1")
+    assert world.reservation("b2") is None
+    world.advance(800)
+    assert world.place(waiting) == "b1"

@@ -20,6 +20,7 @@ from scheduler_svc.core.messages import (
     Event,
     ExecutorAttached,
     ExecutorCapacityChanged,
+    HeldLease,
     LeaseEnded,
     LeaseGranted,
     LeaseOutcome,
@@ -118,13 +119,14 @@ class World(Driver):
         *,
         resident: str = "",
         incarnation: str = "i1",
+        holds: tuple[HeldLease, ...] = (),
     ) -> list[Action]:
         """b(cap, max) attaches; its models are cold but for ``resident``."""
         self.backends[name] = (num_slots, max_models)
         session = self.sessions[name] = self.sessions.get(name, 0) + 1
         offers = tuple(ModelOffer(model, model in resident, self.load_ms) for model in models)
         return self.handle(
-            ExecutorAttached(name, session, incarnation, num_slots, max_models, offers, ())
+            ExecutorAttached(name, session, incarnation, num_slots, max_models, offers, holds)
         )
 
     def change(self, name: str, num_slots: int, max_models: int | None = None) -> list[Action]:
