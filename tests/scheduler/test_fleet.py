@@ -290,6 +290,28 @@ async def test_a_name_belongs_to_one_model() -> None:
                 break
 
 
+async def test_a_twin_is_refused_while_the_first_is_attached() -> None:
+    """Both would go on taking the other's place, and lose what either runs each time."""
+    async with world() as own:
+        first, twin, client = own.executor(), own.executor(), own.client()
+        await first.attach()
+        await client.open()
+        await client.submit()
+        grant = await first.grant()
+        with pytest.raises(HeadwayError, match="Another process") as caught:
+            await twin.attach(incarnation="2")
+        assert caught.value.reason is Reason.STALE_LEASE  # which is tried again
+        await first.run(grant, [1, 2, 3, 4])
+        assert not (await client.finished()).HasField("failure")
+        first.call.cancel()
+        while True:  # until the scheduler saw it
+            with contextlib.suppress(HeadwayError):
+                await twin.attach(incarnation="2")
+                break
+        await client.submit(handle=1)
+        await twin.run(await twin.grant(), [1, 2, 3, 4])
+
+
 async def test_a_second_stream_of_the_same_executor_replaces_the_first() -> None:
     async with world() as own:
         old, new = own.executor(), own.executor()

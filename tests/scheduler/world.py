@@ -80,12 +80,13 @@ class Executor:
         max_models: int = 4,
         absent: Sequence[generation.ModelCard] = (),
         exactness_class: str = "",
+        incarnation: str = "1",
     ) -> fleet.ExecutorWelcome:
         self.call = self._stub.Attach()
         await self.send(
             hello=fleet.ExecutorHello(
                 executor_id=self.executor_id,
-                incarnation="1",
+                incarnation=incarnation,
                 capacity=fleet.Capacity(num_slots=num_slots, max_models=max_models),
                 models=[
                     *(
