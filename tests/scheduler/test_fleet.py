@@ -229,7 +229,9 @@ async def test_a_hostile_executor_loses_its_stream_and_harms_nobody(name: str) -
         assert client.tokens[0] == [1] * held + more
 
 
+UNKNOWN_FIELD = b"\xfa\x07\x01x"  # number 127: of a contract that is newer than ours
 BAD_HELLOS = {
+    "of another contract": fleet.AttachRequest.FromString(UNKNOWN_FIELD),
     "no hello": fleet.AttachRequest(heartbeat=fleet.ExecutorHeartbeat()),
     "no name": fleet.AttachRequest(hello=fleet.ExecutorHello()),
     "long name": fleet.AttachRequest(
@@ -272,6 +274,21 @@ async def test_bad_hellos(name: str) -> None:
         with pytest.raises(HeadwayError) as caught:
             await executor.read()
         assert caught.value.reason is Reason.INVALID_REQUEST
+
+
+async def test_what_a_newer_executor_says_beyond_the_contract_is_no_harm() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach(newer=UNKNOWN_FIELD)
+        await client.open()
+        await client.submit()
+        await client.accepted()
+        grant = await executor.grant()
+        heartbeat = fleet.ExecutorHeartbeat(handles=[grant.handle], last_handle=grant.handle)
+        heartbeat.MergeFromString(UNKNOWN_FIELD)
+        await executor.send(heartbeat=heartbeat)
+        await executor.run(grant, [1, 2, 3, 4])
+        assert not (await client.finished()).HasField("failure")
 
 
 async def test_a_name_belongs_to_one_model() -> None:
