@@ -26,7 +26,8 @@ class ExecutorSettings(Settings):
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
         min_length=1,
         max_length=200,
-        description="Stable name; a second executor with the same name replaces the first.",
+        description="Stable name, each process its own: a second one with the same name is refused "
+        "while the first is attached.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged."

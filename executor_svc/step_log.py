@@ -4,15 +4,20 @@ Rule: one line for each step that computed anything,
 ``{"decoded": 8, "prefilled": 0, "ms": 6.21, "thread_ms": 6.2}``: rows of one token, tokens of
 longer chunks, the step by the wall, and by the CPU time of the engine's own thread, which a busy
 machine disturbs less (threads that help it do not count). Lines are added to what is there, so
-executors of one kind may share a file; past ``max_bytes`` nothing more is. ``bench.sim.calibrate``
-reads it.
+executors of one kind may share a file; past ``max_bytes``, or once a line could not be written,
+nothing more is: a full disk costs the log, and not the engine. ``bench.sim.calibrate`` reads it.
 """
 
+import contextlib
 import json
 import time
 from pathlib import Path
 
+import structlog
+
 from executor_svc.core.engine import Engine, StepOutput
+
+_log = structlog.get_logger()
 
 
 class StepLog:
@@ -35,7 +40,8 @@ class StepLog:
 
     def close(self) -> None:
         """Nothing is written any more."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # it tries once more what it could not write
+            self._file.close()
 
     def _write(self, output: StepOutput, ms: float, thread_ms: float) -> None:
         line = {
@@ -46,5 +52,10 @@ class StepLog:
         }
         text = json.dumps(line) + "\n"
         self._num_left -= len(text)
-        if self._num_left >= 0:
+        if self._num_left < 0:
+            return
+        try:
             self._file.write(text)
+        except OSError as error:
+            self._num_left = 0
+            _log.warning("step_log.failed", path=self._file.name, cause=str(error))

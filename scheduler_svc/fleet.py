@@ -41,6 +41,7 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
         self._places = Places(pulse.settings.max_executors)
         self._sessions = itertools.count(1)
         self._stalled = Stalled(pulse.settings.max_executors)
+        self._attached: dict[str, ExecutorSession] = {}  # by executor, the latest one
 
     async def Attach(  # noqa: N802
         self,
@@ -50,7 +51,12 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
         """See fleet.proto."""
         self._places.take(context)
         session = ExecutorSession(
-            next(self._sessions), self._runtime, self._catalog, self._pulse, self._stalled
+            next(self._sessions),
+            self._runtime,
+            self._catalog,
+            self._pulse,
+            self._stalled,
+            self._attached,
         )
         async for response in session.run(request_iterator, context):
             yield response
@@ -60,7 +66,13 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
     """One Attach stream; the ExecutorLink of its executor."""
 
     def __init__(
-        self, session: int, runtime: Runtime, catalog: Catalog, pulse: Pulse, stalled: Stalled
+        self,
+        session: int,
+        runtime: Runtime,
+        catalog: Catalog,
+        pulse: Pulse,
+        stalled: Stalled,
+        attached: "dict[str, ExecutorSession]",
     ) -> None:
         super().__init__(pulse)
         self._session = session
@@ -69,6 +81,7 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         self._settings = pulse.settings
         self._routes = Routes(runtime.epoch)
         self._stalled = stalled
+        self._attached = attached
         self._progress = Progress(self._settings.stall_timeout_ms)
         self._leases: LeaseNews  # from hello on
         self._executor_id = ""
@@ -96,14 +109,26 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
         event = fleet_translate.attached(hello, self._session, self._settings)
         if self._stalled.has(hello.executor_id, hello.incarnation):
             raise fleet_translate.out_of_turn("the engine of this process stalled: start it anew")
+        self._check_name(hello)
         self._catalog.attach(hello.executor_id, self._session, hello.models)
         self._executor_id = hello.executor_id
         self._incarnation = hello.incarnation
+        self._attached[hello.executor_id] = self
         self._leases = LeaseNews(
             self._executor_id, self._session, self._routes, self._settings, self._runtime.post
         )
         self._exactness_classes = {offer.card.name: offer.exactness_class for offer in hello.models}
         self._runtime.attach(event, self)
+
+    def _check_name(self, hello: fleet.ExecutorHello) -> None:
+        """One process for each name: a twin would take the place of the first, which would take it
+        back, and all that either runs is lost each time. A process that follows a dead one comes in
+        as soon as that one's stream has ended, at the latest after heartbeat_timeout_ms."""
+        other = self._attached.get(hello.executor_id)
+        if other is not None and other._incarnation != hello.incarnation:
+            _log.warning("executor.refused", executor_id=hello.executor_id, cause="name is taken")
+            message = "Another process is attached under this executor_id."
+            raise HeadwayError(Reason.STALE_LEASE, message)
 
     def _on_heartbeat(self, heartbeat: fleet.ExecutorHeartbeat) -> None:
         fleet_translate.check_leases(heartbeat.handles)
@@ -273,6 +298,8 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
                 num_dropped=self._routes.num_dropped,
                 error=self._error.message if self._error is not None else None,
             )
+            if self._attached.get(self._executor_id) is self:
+                del self._attached[self._executor_id]
             self._catalog.detach(self._executor_id, self._session)
             self._runtime.detach(self._executor_id, self._session)
 

@@ -19,6 +19,7 @@ from executor_svc.stream import AttachRefusedError
 from executor_svc.worker import EngineDiedError, Worker
 from headway.errors import HeadwayError
 from headway.reasons import Reason
+from headway.server import Server
 from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from tests.executor.scripted_scheduler import TIMEOUT_S, Attachment, ScriptedScheduler
@@ -271,6 +272,16 @@ async def test_a_final_refusal_ends_it(
     attachment.close(HeadwayError(reason, "no"))
     with pytest.raises(AttachRefusedError, match=reason):
         await executor.ended()
+
+
+async def test_a_server_that_knows_no_executors_ends_it() -> None:
+    """Such as a scheduler of another contract."""
+    server = Server(max_message_bytes=1 << 20, max_concurrent_streams=10, has_reflection=False)
+    port = await server.start("127.0.0.1:0")
+    executor = Executor(f"127.0.0.1:{port}")
+    with pytest.raises(AttachRefusedError, match="Method not found"):
+        await executor.ended()
+    await server.stop(0)
 
 
 async def test_other_refusals_are_tried_again(

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
 from executor_svc.core.engine import LeaseRequest, SamplingParams
 from executor_svc.core.messages import StartLease
@@ -12,6 +13,7 @@ from executor_svc.mock_engine import MockConfig, MockEngine
 from executor_svc.step_log import StepLog
 from executor_svc.worker import Worker
 
+FULL = Path("/dev/full")
 PARAMS = SamplingParams(max_tokens=3, ignore_eos=True)
 
 
@@ -62,3 +64,14 @@ def test_it_stays_below_its_bound_and_goes_on_with_what_is_there(tmp_path: Path)
 def test_a_file_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         StepLog(tmp_path / "nowhere" / "steps.jsonl", max_bytes=1_000)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a disk that is always full")
+def test_a_full_disk_costs_the_log_and_not_the_engine() -> None:
+    log, engine = StepLog(FULL, max_bytes=1 << 20), MockEngine(MockConfig(step_ms=0.0))
+    engine.add(LeaseRequest(1, "mock", range(7), PARAMS))
+    with structlog.testing.capture_logs() as said:
+        outputs = [log.step(engine) for _ in range(3)]
+        log.close()
+    assert [len(output.key) for output in outputs] == [1, 1, 1]
+    assert [line["event"] for line in said] == ["step_log.failed"]

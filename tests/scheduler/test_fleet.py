@@ -229,7 +229,9 @@ async def test_a_hostile_executor_loses_its_stream_and_harms_nobody(name: str) -
         assert client.tokens[0] == [1] * held + more
 
 
+UNKNOWN_FIELD = b"\xfa\x07\x01x"  # number 127: of a contract that is newer than ours
 BAD_HELLOS = {
+    "of another contract": fleet.AttachRequest.FromString(UNKNOWN_FIELD),
     "no hello": fleet.AttachRequest(heartbeat=fleet.ExecutorHeartbeat()),
     "no name": fleet.AttachRequest(hello=fleet.ExecutorHello()),
     "long name": fleet.AttachRequest(
@@ -274,6 +276,21 @@ async def test_bad_hellos(name: str) -> None:
         assert caught.value.reason is Reason.INVALID_REQUEST
 
 
+async def test_what_a_newer_executor_says_beyond_the_contract_is_no_harm() -> None:
+    async with world() as own:
+        executor, client = own.executor(), own.client()
+        await executor.attach(newer=UNKNOWN_FIELD)
+        await client.open()
+        await client.submit()
+        await client.accepted()
+        grant = await executor.grant()
+        heartbeat = fleet.ExecutorHeartbeat(handles=[grant.handle], last_handle=grant.handle)
+        heartbeat.MergeFromString(UNKNOWN_FIELD)
+        await executor.send(heartbeat=heartbeat)
+        await executor.run(grant, [1, 2, 3, 4])
+        assert not (await client.finished()).HasField("failure")
+
+
 async def test_a_name_belongs_to_one_model() -> None:
     async with world() as own:
         first, second = own.executor("e1"), own.executor("e2")
@@ -288,6 +305,28 @@ async def test_a_name_belongs_to_one_model() -> None:
             with contextlib.suppress(HeadwayError):
                 await second.attach(models=[other])
                 break
+
+
+async def test_a_twin_is_refused_while_the_first_is_attached() -> None:
+    """Both would go on taking the other's place, and lose what either runs each time."""
+    async with world() as own:
+        first, twin, client = own.executor(), own.executor(), own.client()
+        await first.attach()
+        await client.open()
+        await client.submit()
+        grant = await first.grant()
+        with pytest.raises(HeadwayError, match="Another process") as caught:
+            await twin.attach(incarnation="2")
+        assert caught.value.reason is Reason.STALE_LEASE  # which is tried again
+        await first.run(grant, [1, 2, 3, 4])
+        assert not (await client.finished()).HasField("failure")
+        first.call.cancel()
+        while True:  # until the scheduler saw it
+            with contextlib.suppress(HeadwayError):
+                await twin.attach(incarnation="2")
+                break
+        await client.submit(handle=1)
+        await twin.run(await twin.grant(), [1, 2, 3, 4])
 
 
 async def test_a_second_stream_of_the_same_executor_replaces_the_first() -> None:

@@ -80,23 +80,26 @@ class Executor:
         max_models: int = 4,
         absent: Sequence[generation.ModelCard] = (),
         exactness_class: str = "",
+        incarnation: str = "1",
+        newer: bytes = b"",
     ) -> fleet.ExecutorWelcome:
+        """``newer``: fields that the scheduler does not know."""
         self.call = self._stub.Attach()
-        await self.send(
-            hello=fleet.ExecutorHello(
-                executor_id=self.executor_id,
-                incarnation="1",
-                capacity=fleet.Capacity(num_slots=num_slots, max_models=max_models),
-                models=[
-                    *(
-                        fleet.ModelOffer(card=card, resident=True, exactness_class=exactness_class)
-                        for card in models
-                    ),
-                    *(fleet.ModelOffer(card=card, load_time=duration(LOAD_MS)) for card in absent),
-                ],
-                leases=leases,
-            )
+        hello = fleet.ExecutorHello(
+            executor_id=self.executor_id,
+            incarnation=incarnation,
+            capacity=fleet.Capacity(num_slots=num_slots, max_models=max_models),
+            models=[
+                *(
+                    fleet.ModelOffer(card=card, resident=True, exactness_class=exactness_class)
+                    for card in models
+                ),
+                *(fleet.ModelOffer(card=card, load_time=duration(LOAD_MS)) for card in absent),
+            ],
+            leases=leases,
         )
+        hello.MergeFromString(newer)
+        await self.send(hello=hello)
         message = await self.read()
         assert message.HasField("welcome")
         welcome: fleet.ExecutorWelcome = message.welcome
