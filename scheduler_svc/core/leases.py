@@ -134,9 +134,11 @@ def _conclude(state: State, record: RequestRecord, event: LeaseEnded) -> None:
 
 
 def _num_used(state: State, record: RequestRecord, event: LeaseEnded) -> int:
-    """What fairness holds against its tenant: what was in a cache cost nobody anything."""
+    """What fairness holds against its tenant: what was in a cache cost nobody anything. It is one
+    token at least, or whoever always gives up in time would be first for ever."""
     num_output = state.settings.output_token_weight * event.num_generated_tokens
-    return max(0, record.request.num_prompt_tokens - event.num_cached_tokens) + num_output
+    num_prompt = max(0, record.request.num_prompt_tokens - event.num_cached_tokens)
+    return max(1, num_prompt + num_output)
 
 
 def _num_slots(record: RequestRecord, executor: ExecutorRecord) -> int:

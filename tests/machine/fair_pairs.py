@@ -47,9 +47,10 @@ class Pairs:
                 self._limits[flow, one, other] = limit + more if was_granted else at_most
 
     def ended(self, client: Client, num_tokens: int) -> None:
-        """Its lease ended, and used so much."""
-        used = NUM_PROMPT + self._scene.settings.output_token_weight * num_tokens
-        self._pay(client, used - self._close(client.request.request_id))
+        """Its lease ended, and generated so much."""
+        used = NUM_PROMPT - client.stream.num_cached
+        used += self._scene.settings.output_token_weight * num_tokens
+        self._pay(client, max(1, used) - self._close(client.request.request_id))
 
     def check(self, waiting: list[Client]) -> None:
         """After each event."""

@@ -35,6 +35,7 @@ class Lease:
     attempt: int
     ends_ms: int
     num_tokens: int
+    num_cached: int = 0
     outcome: LeaseOutcome = LeaseOutcome.COMPLETED
 
 
@@ -131,8 +132,16 @@ class Executor:
         return ModelChanged(self.name, session, model, ModelState.RESIDENT)
 
     def _end(self, lease: Lease, session: int, num_tokens: int) -> LeaseEnded:
-        name, attempt = lease.request.request_id, lease.attempt
-        return LeaseEnded(self.name, session, name, EPOCH, attempt, lease.outcome, num_tokens)
+        return LeaseEnded(
+            self.name,
+            session,
+            lease.request.request_id,
+            EPOCH,
+            lease.attempt,
+            lease.outcome,
+            num_generated_tokens=num_tokens,
+            num_cached_tokens=lease.num_cached,
+        )
 
     def lose(self) -> int | None:
         """It is gone with all that it had; its last session."""

@@ -47,6 +47,8 @@ class Stream:
     num_samples: int = 1
     execution_timeout_ms: int = FOREVER_MS
     prefix_hashes: tuple[int, ...] = ()
+    # of the prompt, where it runs
+    num_cached: int = 0
 
 
 @dataclass
@@ -161,6 +163,7 @@ class World:
             action.attempt,
             self.now_ms + stream.lease_ms,
             stream.num_tokens,
+            stream.num_cached,
         )
         executor.start(action, lease)
 

@@ -25,7 +25,7 @@ model goes first, one for each time that the model has its place.
 ``overtaken``: so many grants of its own flow may come before a request. That is who waited when it
 came, and who has a right to overtake it: tenants that had less, until their virtual time has passed
 the one at which it would start. What they can be behind is ``gap`` and the requests of its own
-tenant before it; each grant moves them by at least what a request uses / the largest weight.
+tenant before it; each grant moves them by a token / the largest weight, if all else was cached.
 
 So every request starts within flow_ms x (overtaken + 1): each factor is checked.
 
@@ -142,7 +142,7 @@ class Scene:
 
     @cached_property
     def overtaken(self) -> float:
-        least = NUM_PROMPT / max(map(self.weight, self.tenants))
+        least = 1 / max(map(self.weight, self.tenants))
         behind = self.gap + self.num_waiting * self.largest
         return self.num_waiting + (self.num_tenants - 1) * behind / least
 

@@ -20,7 +20,7 @@ from scheduler_svc.core.messages import (
     UndrainExecutor,
 )
 from tests.machine.honest_executor import FOREVER_MS, Executor
-from tests.machine.honest_fleet import MAX_TOKENS, Stream
+from tests.machine.honest_fleet import MAX_TOKENS, NUM_PROMPT, Stream
 from tests.machine.scenes import Scene, drawn
 from tests.machine.watch import Watch
 
@@ -191,6 +191,7 @@ class BoundsMachine(RuleBasedStateMachine):
             min(num_samples, self.scene.most_slots),
             execution_timeout_ms,
             tuple(range(num_blocks)),
+            NUM_PROMPT if num_blocks else 0,
         )
 
     def add(self, tenant: str, model: str, band: int, depth: int, *about: Any) -> None:

@@ -238,3 +238,24 @@ def test_what_was_cached_costs_its_tenant_nothing() -> None:
         [(last, _)] = granted(driver.handle(ended))
         order.append(last[0])
     assert order.count("b") == 2, "10 tokens against 60"
+
+
+def test_nobody_starves_behind_requests_that_use_nothing() -> None:
+    """a's prompts are in the cache, and it gives up before the first token. b had service."""
+    driver = Driver(locality_quantum_tokens=0)
+    driver.attach()
+    driver.submit("b0", tenant="b")
+    driver.end("b0")
+    driver.submit("a0", tenant="a")
+    driver.submit("b1", tenant="b")
+    driver.submit("a1", tenant="a")
+    for number in range(1, 60):
+        last = f"a{number - 1}"
+        driver.cancel(last, "a")
+        driver.submit(f"a{number + 1}", tenant="a")
+        ref = ("e1", 1, last, EPOCH, driver.attempts[last])
+        ended = LeaseEnded(*ref, LeaseOutcome.REVOKED, 0, num_cached_tokens=10)
+        [(granted_now, _)] = granted(driver.handle(ended))
+        if granted_now == "b1":
+            return
+    raise AssertionError("b never had its turn")
