@@ -351,3 +351,12 @@ def test_a_drain_ends_when_the_model_is_on_its_way_to_an_executor_that_serves_ag
     assert world.reservation("b2") is None
     world.advance(800)
     assert world.place(waiting) == "b1"
+
+
+def test_a_drain_ends_when_its_model_comes_to_its_limit() -> None:
+    world = two_homes(model_limits={"B": 1})
+    first, second = world.ask("BB")
+    assert world.reservation("b1") == "B"
+    world.backend("b3", 2, "B", resident="B")
+    assert world.places(first, second) == ["b3", None]
+    assert world.reservation("b1") is None

@@ -394,3 +394,14 @@ def test_a_backlog_gets_all_the_places_that_are_worth_it_at_once() -> None:
     world.failed("b2", "A")
     world.now_ms += 100
     assert orders(world.handle(Tick())) == [("b1", "A", ()), ("b2", "A", ())]
+
+
+def test_whichever_chance_comes_first_is_looked_at() -> None:
+    """b1 may try again after 100 ms, and b2 be drained after E."""
+    world = Loading(load_backoff_ms=100)
+    world.backend("b1", 1, "B", max_models=1)
+    world.backend("b2", 1, "AB", max_models=1, resident="A")
+    world.run("A", "b2")
+    assert orders(world.submit("b", "B")) == [("b1", "B", ())]
+    assert orders(world.failed("b1", "B")) == []
+    assert orders(world.advance(101)) == [("b1", "B", ())]
