@@ -360,3 +360,28 @@ def test_a_drain_ends_when_its_model_comes_to_its_limit() -> None:
     world.backend("b3", 2, "B", resident="B")
     assert world.places(first, second) == ["b3", None]
     assert world.reservation("b1") is None
+
+
+def test_a_drain_that_does_not_end_is_given_up_and_looked_for_anew() -> None:
+    """Somebody who was to end before the drain did, does not."""
+    world = World()
+    world.backend("b1", 2, "AB", max_models=1, resident="A")
+    [measured] = world.run("A", "b1")
+    world.advance(10_000)
+    ref = ("b1", world.sessions["b1"], measured, EPOCH, 1)
+    world.handle(LeaseEnded(*ref, LeaseOutcome.COMPLETED, num_generated_tokens=100))
+    [ends] = world.ask("A", execution_timeout_ms=20_000)
+    world.backend("b2", 1, "A", resident="A")
+    world.run("A", "b2")
+    world.ask("B")
+    [hangs] = world.ask("A", max_tokens=10)
+    assert (world.reservation("b1"), world.place(hangs)) == ("B", "b1")
+    world.advance(10_000)
+    world.done(ends)
+    world.advance(14_999)
+    assert world.core.decisions["reserved.drain"] == 1
+    world.advance(2)
+    assert world.core.decisions["reserved.drain"] == 2
+    row = world.row("b1").reservation
+    assert row is not None
+    assert row.age_ms <= 1
