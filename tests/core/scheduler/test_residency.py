@@ -303,10 +303,10 @@ def test_a_model_at_its_limit_costs_whoever_takes_its_place_no_budget() -> None:
 def test_nothing_is_dropped_while_a_lease_of_a_model_that_nobody_knows_runs() -> None:
     """An earlier scheduler granted it: it may be of any model that is there."""
     world = Loading()
-    offers = (ModelOffer("A", is_resident=True), ModelOffer("B", is_resident=False))
+    offers = tuple(ModelOffer(model, is_resident=model != "B") for model in "ABC")
     world.sessions["b1"] = 1
     ghost = (HeldLease("ghost", 3, 1, has_ended=False),)
-    world.handle(ExecutorAttached("b1", 1, "i1", 2, 1, offers, ghost))
+    world.handle(ExecutorAttached("b1", 1, "i1", 2, 2, offers, ghost))
     assert orders(world.submit("b", "B")) == []
     sent = world.end("ghost", "b1", LeaseOutcome.REVOKED, attempt=1, epoch=3)
     assert orders(sent) == [("b1", "B", ("A",))]
