@@ -217,7 +217,7 @@ WITHOUT_UNIT = frozenset(
     | {"max_inflight", "max_inflight_per_tenant", "max_inflight_per_model"}
     | {"collect_max_live", "tinker_max_outstanding"}
     # shares, between 0 and 1, and weights
-    | {"switch_time_share", "gpu_memory_utilization", "output_token_weight"}
+    | {"snapshot_time_share", "switch_time_share", "gpu_memory_utilization", "output_token_weight"}
     # as vLLM has them
     | {"max_model_len", "block_size", "tensor_parallel_size", "mock_vocab_size"}
 )

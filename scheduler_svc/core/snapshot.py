@@ -1,8 +1,8 @@
 """Queue and fleet as operators see them.
 
 Rule: the queue is shown as it will be granted, with the priority by which models compete inside a
-band; nothing is computed for rows that are not asked for, and nothing changes. Later bands stand
-behind earlier ones: what they are owed, and heads past their limit, go earlier than shown.
+band; nothing is computed for rows that are not asked for, and nothing changes. What later bands are
+owed (bands.py) goes earlier than shown.
 
 A row's position is its place in that order, counted over its pool, so that no two requests that
 wait for the same homes have the same one. What a client is told of its request (estimate.py) may be
