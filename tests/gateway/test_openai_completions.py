@@ -6,8 +6,8 @@ import httpx
 import pytest
 
 from tests.gateway import tiny_model
+from tests.gateway.chats import TEMPLATE, WEATHER, events, says
 from tests.gateway.scripted import ScriptedScheduler
-from tests.gateway.test_openai_chat import TEMPLATE, WEATHER, events, says
 
 PATH = "/v1/completions"
 

@@ -11,9 +11,9 @@ from gateway_http.openai_choice import ReplySpec, decode_spec
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
+from tests.gateway.chats import CALL, TEMPLATE, WEATHER, added_up, events
 from tests.gateway.conftest import serving, settings_for
 from tests.gateway.scripted import ScriptedScheduler, leave_alone
-from tests.gateway.test_openai_chat import CALL, TEMPLATE, WEATHER, added_up, events
 
 CHAT: dict[str, Any] = {
     "model": tiny_model.NAME,

@@ -8,8 +8,7 @@ import pytest
 
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
-from tests.gateway.scripted import ScriptedScheduler
-from tests.gateway.test_openai_chat import (
+from tests.gateway.chats import (
     CLOCK,
     LLAMA_TEMPLATE,
     TEMPLATE,
@@ -22,6 +21,7 @@ from tests.gateway.test_openai_chat import (
     refused,
     says,
 )
+from tests.gateway.scripted import ScriptedScheduler
 from tests.gateway.test_openai_resume import numbered, streamed, way_back
 
 # In the manner of Qwen3-Coder's.

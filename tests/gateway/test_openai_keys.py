@@ -1,0 +1,148 @@
+"""Idempotency keys: the same call again, and the rest of its stream."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway_http.client import Generation
+from headway.reasons import Reason
+from headway.v1 import generation_pb2
+from tests.gateway import tiny_model
+from tests.gateway.openai_streams import chat_events, contents, encode_events
+from tests.gateway.scripted import (
+    WAIT_S,
+    Run,
+    ScriptedScheduler,
+    failure,
+    leave_alone,
+    reply_at_once,
+)
+
+CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
+COMPLETION = {"model": tiny_model.NAME, "prompt": "Hi", "max_tokens": 200}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_last_event_id_continues_after_any_event(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler, path: str
+) -> None:
+    scheduler.script = leave_alone
+    body = {**(COMPLETION if "chat" not in path else CHAT), "stream": True, "stop": "STOP"}
+    headers = {"Idempotency-Key": "k"}
+    async with http.stream("POST", path, json=body, headers=headers) as response:
+        run = await scheduler.run()
+        for token_id in tiny_model.encode("Grüße! a ST"):
+            run.emit([token_id])
+            scheduler.publish()
+        run.end(reason=generation_pb2.FINISH_REASON_LENGTH)
+        run.finish()
+        scheduler.publish()
+        text = (await response.aread()).decode()
+    blocks = text.split("\n\n")
+    whole = contents(chat_events(text))
+    assert whole == "Grüße! a ST"
+    numbered = [number for number, block in enumerate(blocks) if block.startswith("id: ")]
+    assert numbered
+    for number in numbered:
+        event_id = blocks[number].splitlines()[0].removeprefix("id: ")
+        seen = "\n\n".join(blocks[: number + 1])
+        resumed = await http.post(path, json=body, headers={**headers, "Last-Event-ID": event_id})
+        assert contents(chat_events(seen)) + contents(chat_events(resumed.text)) == whole
+        finishes = (seen + resumed.text).count('"finish_reason":"length"')
+        assert finishes == 1
+        assert resumed.text.endswith("data: [DONE]\n\n")
+    assert len(scheduler.runs) == 1
+
+
+@pytest.mark.parametrize("value", ["1", "run-0:", "run-0:x", ":1", "run-0:-1", "run-0:" + "1" * 10])
+async def test_a_last_event_id_that_is_none(asgi: httpx.AsyncClient, value: str) -> None:
+    headers = {"Idempotency-Key": "k", "Last-Event-ID": value}
+    body = {**COMPLETION, "stream": True}
+    response = await asgi.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "Last-Event-ID"
+
+
+@pytest.mark.parametrize(
+    ("changes", "headers"),
+    [
+        ({}, {}),
+        ({"stream": False}, {"Idempotency-Key": "k"}),
+        ({"n": 2}, {"Idempotency-Key": "k"}),
+        ({"prompt": ["a", "b"]}, {"Idempotency-Key": "k"}),
+    ],
+)
+async def test_only_streams_of_one_choice_with_a_key_continue(
+    asgi: httpx.AsyncClient, changes: dict[str, Any], headers: dict[str, str]
+) -> None:
+    body = {**COMPLETION, "stream": True, **changes}
+    headers = {**headers, "Last-Event-ID": "run-0:1"}
+    response = await asgi.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 400
+
+
+async def test_another_draw_is_never_joined_to_a_stream_that_is_gone(
+    asgi: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    body = {**COMPLETION, "stream": True}
+    headers = {"Idempotency-Key": "k", "Last-Event-ID": "run-of-old:4"}
+    response = await asgi.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 410
+    assert response.json()["error"]["code"] == "result_expired"
+    assert response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_key_leads_back_to_work_whose_reader_hung_up(
+    base_url: str, scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    has_left = asyncio.Event()
+    cancel = Generation.cancel
+
+    def leave(self: Generation) -> None:
+        cancel(self)
+        has_left.set()
+
+    monkeypatch.setattr(Generation, "cancel", leave)
+    scheduler.script = leave_alone
+    body = {**COMPLETION, "stream": stream}
+    headers = {"Idempotency-Key": "k"}
+    async with httpx.AsyncClient(base_url=base_url, timeout=60) as http:
+        call = asyncio.create_task(http.post("/v1/completions", json=body, headers=headers))
+        run = await scheduler.run()
+        encode_events(run, "so ")
+        scheduler.publish()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await asyncio.wait_for(has_left.wait(), WAIT_S)
+        again = asyncio.create_task(http.post("/v1/completions", json=body, headers=headers))
+        await scheduler.until(lambda: scheduler.num_submits == 2)
+        encode_events(run, "far")
+        run.end()
+        run.finish()
+        scheduler.publish()
+        response = await again
+    assert response.status_code == 200
+    assert "far" in response.text
+    assert (len(scheduler.runs), scheduler.cancelled) == (1, [])
+
+
+async def test_a_repeated_call_finds_the_prompts_that_were_taken_before(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    def refuse_second(run: Run) -> None:
+        scheduler.refusal = failure(Reason.QUEUE_FULL)
+
+    scheduler.script = refuse_second
+    body = {**COMPLETION, "prompt": ["a", "b"]}
+    headers = {"Idempotency-Key": "k"}
+    refused = await http.post("/v1/completions", json=body, headers=headers)
+    assert refused.status_code == 429
+    scheduler.refusal = None
+    scheduler.script = reply_at_once
+    reply_at_once(scheduler.runs[0])
+    response = await http.post("/v1/completions", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert scheduler.cancelled == []
