@@ -23,8 +23,8 @@ come first; what is left when the time is up is reported as skipped.
 - ``decode-loose:<shape>``, ``prefill-loose:<shape>``: without exact mode, so with the attention
   and the products that are fastest; ``price_of_exactness`` is exact milliseconds over these;
 - ``switch``: an 8B model from locked host memory to the device;
-- ``engine``: requests through the whole engine, beside transformers' continuous batching;
-  and with each step waited for before the next one is planned.
+- ``engine``: requests through the whole engine, and with each step waited for before the next one
+  is planned; ``transformers``: the same through its continuous batching.
 
 Decode must read all weights and all keys and values once, prefill must do two operations for each
 weight and token, and its attention half of a full one: the shares are these over what was measured
@@ -43,7 +43,7 @@ from typing import cast
 
 import torch
 
-from bench.gpu.requests import engine
+from bench.gpu.requests import engine, transformers
 from bench.gpu.right import attention, rows
 from bench.gpu.shapes import QUICK, Figures, Scale
 from bench.gpu.speed import ceilings, decode, prefill, products, switch
@@ -58,7 +58,7 @@ def parts(*, is_quick: bool) -> dict[str, int]:
     for kind in ("decode", "prefill"):
         limits |= {f"{kind}:{shape}": 150 for shape in shapes}
     limits |= {f"decode-drawn:{shapes[-1]}": 150, f"products:{shapes[0]}": 90}
-    limits |= {"engine": 240, "switch": 120}
+    limits |= {"engine": 150, "transformers": 120, "switch": 120}
     for kind in ("decode-loose", "prefill-loose"):
         limits |= {f"{kind}:{shape}": 150 for shape in shapes}
     return limits | {f"products-loose:{shapes[0]}": 90, "rows": 180}
@@ -88,6 +88,8 @@ def run_part(name: str, device: torch.device, scale: Scale, limits: Mapping[str,
                 return switch(device, "tiny" if is_tiny else "qwen3-8b", limits)
             case "engine":
                 return engine(device, scale, "tiny" if is_tiny else "qwen3-0.6b")
+            case "transformers":
+                return transformers(device, scale, "tiny" if is_tiny else "qwen3-0.6b")
             case _:
                 raise ValueError(f"no part is called {name!r}")
 
@@ -103,8 +105,9 @@ def in_process(name: str, limit_s: int, options: list[str], limits: Mapping[str,
             timeout=limit_s,
             check=False,
         )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"ran longer than {limit_s} s"}
+    except subprocess.TimeoutExpired as expired:
+        print((expired.stdout or b"").decode(errors="replace"), flush=True)
+        return {"failed": f"ran longer than {limit_s} s; what it said is above"}
     lines = done.stdout.splitlines()
     print("\n".join(lines[:-1]), flush=True)
     if done.returncode != 0 or not lines:

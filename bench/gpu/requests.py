@@ -1,8 +1,9 @@
-"""Requests through the whole engine, beside transformers' continuous batching."""
+"""Requests through the whole engine, and the same through transformers' continuous batching."""
 
 import gc
 import importlib
 import importlib.util
+import inspect
 import json
 import tempfile
 from dataclasses import replace
@@ -21,18 +22,14 @@ from executor_svc.torch_engine.models.tensors import tensor_shapes
 
 
 def engine(device: torch.device, scale: Scale, shape: str) -> Figures:
-    """Output tokens/s of requests at once, prefill included, beside transformers where it is."""
+    """Output tokens/s of requests at once, prefill included."""
     spec = SHAPES[shape]
-    prompts = [
-        [(7919 * j + 31 * i) % spec.vocab_size for j in range(scale.context)]
-        for i in range(scale.requests)
-    ]
+    prompts = _prompts(spec, scale)
     params = SamplingParams(scale.output, temperature=0.0, ignore_eos=True)
     clock, count = Clock(device, 1), scale.requests * scale.output
     figures: Figures = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_checkpoint(spec, folder)
+        write_checkpoint(spec, Path(name))
         config = EngineConfig(
             models=(("m", name),),
             device=str(device),
@@ -45,20 +42,53 @@ def engine(device: torch.device, scale: Scale, shape: str) -> Figures:
             config = replace(config, overlap_scheduling=overlaps)
             seconds, figures["exactness_class"] = _ours(config, prompts, params, clock)
             figures[field] = count / seconds
-            print(f"ours: {figures}", flush=True)
-            gc.collect()  # whoever comes next wants the memory
+            print(f"{field}: {figures[field]:.0f}", flush=True)
+            gc.collect()  # the next one wants the memory
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        if device.type != "cuda":
-            figures["transformers"] = "skipped: its continuous batching wants a GPU"
-        elif importlib.util.find_spec("transformers") is None:
-            figures["transformers"] = "skipped: not installed"
-        else:
-            try:
-                figures["transformers_tokens_per_s"] = _transformers(folder, prompts, scale, clock)
-            except Exception as fault:  # another's program, and what is ours has been measured
-                figures["transformers"] = f"failed: {fault!r}"
     return figures
+
+
+def transformers(device: torch.device, scale: Scale, shape: str) -> Figures:
+    """The same of transformers, where it is there."""
+    if device.type != "cuda":
+        return {"skipped": "its continuous batching wants a GPU"}
+    if importlib.util.find_spec("transformers") is None:
+        return {"skipped": "it is not installed"}
+    spec, clock = SHAPES[shape], Clock(device, 1)
+    prompts = _prompts(spec, scale)
+    package: Any = importlib.import_module("transformers")
+    settings = package.GenerationConfig(
+        max_new_tokens=scale.output,
+        min_new_tokens=scale.output,
+        do_sample=False,
+        eos_token_id=-1,
+        pad_token_id=0,
+    )
+    with tempfile.TemporaryDirectory() as name:
+        write_checkpoint(spec, Path(name))
+        model = package.AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16)
+    model = model.to(device)
+    options: dict[str, Any] = {}
+    if "persistent_manager" in inspect.signature(model.generate_batch).parameters:
+        options["persistent_manager"] = True  # else its set-up would be timed with it
+    num_made = 0
+
+    def run() -> None:
+        nonlocal num_made
+        outputs = model.generate_batch(inputs=prompts, generation_config=settings, **options)
+        num_made = sum(len(output.generated_tokens) for output in outputs.values())
+
+    run()
+    seconds = clock.once_s(run)
+    return {"tokens_per_s": num_made / seconds, "num_tokens": num_made}
+
+
+def _prompts(spec: ModelSpec, scale: Scale) -> list[list[int]]:
+    return [
+        [(7919 * j + 31 * i) % spec.vocab_size for j in range(scale.context)]
+        for i in range(scale.requests)
+    ]
 
 
 def _ours(
@@ -104,23 +134,3 @@ def write_checkpoint(spec: ModelSpec, folder: Path) -> None:
     take = random_tensors(spec, torch.device("cpu"))
     tensors = {name: take(name) for name in tensor_shapes(spec)}
     safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def _transformers(folder: Path, prompts: list[list[int]], scale: Scale, clock: Clock) -> float:
-    transformers: Any = importlib.import_module("transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    model = model.to("cuda")
-    settings = transformers.GenerationConfig(
-        max_new_tokens=scale.output,
-        min_new_tokens=scale.output,
-        do_sample=False,
-        eos_token_id=-1,
-        pad_token_id=0,
-    )
-
-    def run() -> None:
-        outputs = model.generate_batch(inputs=prompts, generation_config=settings)
-        assert len(outputs) == len(prompts)
-
-    run()
-    return scale.requests * scale.output / clock.once_s(run)

@@ -91,6 +91,8 @@ def _gap(device: torch.device, work: Callable[[], object]) -> Figures:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         wall_s = sum(Clock(device, 1).once_s(work) for _ in range(_PROFILED_STEPS))
     kernels = [(x.self_device_time_total, x.count, x.key[:60]) for x in profiler.key_averages()]
+    if not kernels:
+        return {"gap_share_profiled": "the profiler saw no kernel"}
     kernels_s = sum(time_us for time_us, _, _ in kernels) * 1e-6
     return {
         "gap_share_profiled": max(0.0, 1 - kernels_s / wall_s),

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench.gpu.__main__ import in_process
 from tests.bench.targets import error_of, figures_of
 
 
@@ -17,8 +19,8 @@ def test_the_gpu_report_has_every_part() -> None:
     report, prices = figures["parts"], figures["price_of_exactness"]
     assert list(report) == [
         *("ceilings", "attention", "decode:tiny", "prefill:tiny", "decode-drawn:tiny"),
-        *("products:tiny", "engine", "switch", "decode-loose:tiny", "prefill-loose:tiny"),
-        *("products-loose:tiny", "rows"),
+        *("products:tiny", "engine", "transformers", "switch", "decode-loose:tiny"),
+        *("prefill-loose:tiny", "products-loose:tiny", "rows"),
     ]
     assert report["attention"]["is_same"]
     assert report["attention"]["max_error"]["triton float32"] < 1e-5
@@ -34,6 +36,7 @@ def test_the_gpu_report_has_every_part() -> None:
         assert all(share > 0 for shares in report[part].values() for share in shares.values())
     assert report["engine"]["tokens_per_s"] > 0
     assert report["engine"]["tokens_per_s_one_by_one"] > 0
+    assert "wants a GPU" in report["transformers"]["skipped"]
 
 
 @pytest.mark.parametrize(
@@ -44,11 +47,19 @@ def test_a_part_that_fails_says_so(options: Sequence[str]) -> None:
 
 
 def test_a_part_that_hangs_is_ended_and_reported() -> None:
-    from bench.gpu.__main__ import in_process
+    found = in_process("ceilings", 0, ["--device", "cpu", "--quick"], {})
+    assert "ran longer than 0 s" in found["failed"]
 
-    assert in_process("ceilings", 0, ["--device", "cpu", "--quick"], {}) == {
-        "failed": "ran longer than 0 s"
-    }
+
+def test_what_a_part_that_hangs_has_found_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: list[str], **options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"], output=b"batch 1: 70 %")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert in_process("decode:tiny", 9, [], {})["failed"].startswith("ran longer than 9 s")
+    assert "batch 1: 70 %" in capsys.readouterr().out
 
 
 def test_what_the_time_does_not_suffice_for_is_skipped(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from executor_svc.torch_engine.engine import TorchEngine
+from executor_svc.torch_engine.token_bytes import TokenBytes
 from tests.engine.checkpoints import make_checkpoint
 from tests.engine.driving import build
 
@@ -55,3 +56,20 @@ def qwen3(checkpoints: dict[str, Path]) -> Path:
 @pytest.fixture
 def engine(qwen3: Path) -> TorchEngine:
     return build(qwen3)
+
+
+@pytest.fixture(scope="module")
+def shared_engine(qwen3: Path) -> TorchEngine:
+    """For tests that leave nothing in it but its cache."""
+    return build(qwen3)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json(qwen3: Path) -> bytes:
+    return (qwen3 / "tokenizer.json").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def pieces(tokenizer_json: bytes) -> TokenBytes:
+    """The bytes of each token."""
+    return TokenBytes(tokenizer_json)

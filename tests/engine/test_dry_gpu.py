@@ -16,8 +16,9 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from bench.gpu import steps
-from bench.gpu.shapes import SHAPES
+from bench.gpu import right, speed, steps
+from bench.gpu.__main__ import run_part
+from bench.gpu.shapes import QUICK, SHAPES
 from executor_svc.core.engine import LeaseRequest, PromptScoring, SamplingParams
 from executor_svc.torch_engine import engine as torch_engine
 from executor_svc.torch_engine import tensor_parallel
@@ -261,3 +262,26 @@ def test_rank_0_of_two(qwen3: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert engine._ranks is not None
         calls = engine._ranks.group._group.calls
         assert set(calls) == {"allreduce", "broadcast", "gather"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("ceilings", "rows", "products:tiny", "products-loose:tiny", "switch"),
+        *("prefill:tiny", "decode:tiny", "decode-drawn:tiny"),
+    ],
+)
+def test_parts_of_the_gpu_report(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come to their end on a GPU; what they measure means nothing here."""
+    for module in (right, speed, steps):
+        monkeypatch.setattr(module, "prepare", lambda _: None)
+    monkeypatch.setattr(speed, "_gap", lambda *_: {})  # it wants to see kernels
+    limits = {"bytes_per_s": 3e12, "operations_per_s": 8e14, "host_bytes_per_s": 5e10}
+    with dry_gpu(monkeypatch, has_answers=True):
+        assert run_part(part, torch.device(DEVICE), QUICK, limits)
+
+
+def test_the_gpu_report_compares_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dry_gpu(monkeypatch, has_answers=True):
+        figures = right._engines_agree(torch.device(DEVICE), QUICK)
+    assert figures["difference_to_reference"].keys() >= {"cpu", "triton"}
