@@ -5,11 +5,10 @@ is the name of its own one, and remembers it: a million of them need no dictiona
 due when its millisecond has come, in order of time and then of setting. Nothing looks at the clock
 anywhere else: without Tick nothing expires, except that placement never grants an overdue request.
 
-Theory: nearly every deadline is moved once and then discarded, long before its time. In one heap
-those would leave a million tombstones, and clearing them out would stop everything for a second.
-So time is cut into shards of a quarter of a second, each a small heap of its own: a shard whose
-last deadline goes is dropped whole, and what clearing it costs is bounded by what was set for the
-same quarter of a second.
+Theory: nearly every deadline of a request is moved once and then discarded, long before its time.
+In one heap those would leave a million tombstones, and clearing them out would stop everything for
+a second. So time is cut into shards of a quarter of a second. A shard is a list without order until
+it is the first of all, and only then a heap is made of it: of what is left, mostly nothing.
 """
 
 from collections.abc import Iterator
@@ -67,75 +66,107 @@ class RefusalDue:
     model: str
 
 
+Due = RevokeDue | GraceDue | LoadDue | ReservationDue | ModelDue | RefusalDue
 # A RequestRecord: its clock, queueing or executing, ran out.
-Deadline = RequestRecord | RevokeDue | GraceDue | LoadDue | ReservationDue | ModelDue | RefusalDue
-# (falls due at, number of the setting, what): the number is unique, so ``what`` is never compared
-_Entry = tuple[int, int, Deadline]
+Deadline = RequestRecord | Due
+# when, and the number of the setting, which is unique: what falls due is never compared
+_Key = tuple[int, int]
 
 
 class Shard:
-    """The deadlines of one stretch of time."""
+    """The requests whose clocks run out in one stretch of time."""
 
-    __slots__ = ("heap", "num_live")
+    __slots__ = ("heap", "records")
 
     def __init__(self) -> None:
-        # by time; some are tombstones: moved or discarded since
-        self.heap: list[_Entry] = []
-        self.num_live = 0
+        # each knows its place here
+        self.records: list[RequestRecord] = []
+        # the same by time, if anybody asked; some are tombstones: moved or discarded since
+        self.heap: list[tuple[_Key, RequestRecord]] | None = None
+
+    def add(self, record: RequestRecord) -> None:
+        """Its clock runs out in this stretch."""
+        record.due_place = len(self.records)
+        self.records.append(record)
+        if self.heap is not None:
+            heappush(self.heap, ((record.due_ms, record.due_number), record))
+
+    def remove(self, record: RequestRecord) -> None:
+        """The last one takes its place; its entry in the heap becomes a tombstone."""
+        last = self.records.pop()
+        if last is not record:
+            self.records[record.due_place] = last
+            last.due_place = record.due_place
+        record.due_number = 0
+        if self.heap is not None and len(self.heap) > 2 * len(self.records) + _SLACK:
+            self.heap = None
+
+    def first(self) -> RequestRecord:
+        """Whose clock runs out first; there must be somebody."""
+        if len(self.records) == 1:
+            return self.records[0]
+        if self.heap is None:
+            self.heap = [((each.due_ms, each.due_number), each) for each in self.records]
+            heapify(self.heap)
+        (_, number), record = self.heap[0]
+        while record.due_number != number:
+            heappop(self.heap)
+            (_, number), record = self.heap[0]
+        return record
 
 
 class Deadlines:
     """What falls due when."""
 
     def __init__(self) -> None:
-        # (when, number of the setting) of all but requests
-        self._set: dict[Deadline, tuple[int, int]] = {}
-        # number of the stretch of time -> its shard; none without a living deadline
+        # all but requests: few
+        self._others: LazyHeap[_Key, Due] = LazyHeap()
+        # number of the stretch of time -> its shard; no empty ones
         self._shards: dict[int, Shard] = {}
         self._numbers: LazyHeap[int, int] = LazyHeap()
         self._num_set = 0
 
     def set(self, deadline: Deadline, at_ms: int) -> None:
         """Add or move a deadline."""
+        self._num_set += 1
+        if not isinstance(deadline, RequestRecord):
+            self._others.set(deadline, (at_ms, self._num_set))
+            return
         self.discard(deadline)
+        deadline.due_ms, deadline.due_number = at_ms, self._num_set
         number = at_ms >> _SHARD_BITS
         shard = self._shards.get(number)
         if shard is None:
             shard = self._shards[number] = Shard()
             self._numbers.set(number, number)
-        self._num_set += 1
-        if isinstance(deadline, RequestRecord):
-            deadline.due_ms, deadline.due_number = at_ms, self._num_set
-        else:
-            self._set[deadline] = at_ms, self._num_set
-        heappush(shard.heap, (at_ms, self._num_set, deadline))
-        shard.num_live += 1
+        shard.add(deadline)
 
     def discard(self, deadline: Deadline) -> None:
         """It no longer matters."""
-        if isinstance(deadline, RequestRecord):
-            if deadline.due_number:
-                deadline.due_number = 0
-                self._bury(deadline.due_ms)
-            return
-        known = self._set.pop(deadline, None)
-        if known is not None:
-            self._bury(known[0])
+        if not isinstance(deadline, RequestRecord):
+            self._others.discard(deadline)
+        elif deadline.due_number:
+            number = deadline.due_ms >> _SHARD_BITS
+            shard = self._shards[number]
+            shard.remove(deadline)
+            if not shard.records:
+                del self._shards[number]
+                self._numbers.discard(number)
 
     def at_ms(self, deadline: Deadline) -> int | None:
         """When it falls due, None if it is not set."""
         if isinstance(deadline, RequestRecord):
             return deadline.due_ms if deadline.due_number else None
-        known = self._set.get(deadline)
-        return None if known is None else known[0]
+        key = self._others.key(deadline)
+        return None if key is None else key[0]
 
     def pop_due(self, now_ms: int) -> Deadline | None:
         """The next deadline that has come, removed."""
         first = self._first()
         if first is None or first[0] > now_ms:
             return None
-        self.discard(first[2])
-        return first[2]
+        self.discard(first[1])
+        return first[1]
 
     def next_ms(self) -> int | None:
         """When to look again; may lie in the past."""
@@ -143,35 +174,15 @@ class Deadlines:
         return None if first is None else first[0]
 
     def __iter__(self) -> Iterator[Deadline]:
+        yield from self._others
         for shard in self._shards.values():
-            for entry in shard.heap:
-                if self._is_live(entry):
-                    yield entry[2]
+            yield from shard.records
 
-    def _is_live(self, entry: _Entry) -> bool:
-        deadline = entry[2]
-        if isinstance(deadline, RequestRecord):
-            return deadline.due_number == entry[1]
-        known = self._set.get(deadline)
-        return known is not None and known[1] == entry[1]
-
-    def _first(self) -> _Entry | None:
-        number = self._numbers.peek()
-        if number is None:
-            return None
-        heap = self._shards[number[1]].heap
-        while not self._is_live(heap[0]):
-            heappop(heap)
-        return heap[0]
-
-    def _bury(self, at_ms: int) -> None:
-        """An entry of then became a tombstone."""
-        number = at_ms >> _SHARD_BITS
-        shard = self._shards[number]
-        shard.num_live -= 1
-        if not shard.num_live:
-            del self._shards[number]
-            self._numbers.discard(number)
-        elif len(shard.heap) > 2 * shard.num_live + _SLACK:
-            shard.heap = [entry for entry in shard.heap if self._is_live(entry)]
-            heapify(shard.heap)
+    def _first(self) -> tuple[int, Deadline] | None:
+        """(when, what) of the first one."""
+        other, number = self._others.peek(), self._numbers.peek()
+        if number is not None:
+            record = self._shards[number[1]].first()
+            if other is None or (record.due_ms, record.due_number) < other[0]:
+                return record.due_ms, record
+        return None if other is None else (other[0][0], other[1])

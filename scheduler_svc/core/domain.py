@@ -133,9 +133,11 @@ class RequestRecord:
     is_returned: bool = False
     # None exactly while it is in the queue
     lease: Lease | None = None
-    # when its clock runs out and the number of that setting, 0: not set; deadlines.py has the word
+    # when its clock runs out, the number of that setting (0: not set) and where it is noted;
+    # deadlines.py has the word
     due_ms: int = 0
     due_number: int = 0
+    due_place: int = 0
 
 
 class Why(StrEnum):

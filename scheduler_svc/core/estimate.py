@@ -24,13 +24,14 @@ measured for at least one mean lease, since before that the slots that happened 
 look fast.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from scheduler_svc.core import calibration, priority
 from scheduler_svc.core.answers import RequestStatus
 from scheduler_svc.core.calibration import Calibration, Kind
 from scheduler_svc.core.domain import CoreSettings, Lease, RequestRecord
 from scheduler_svc.core.fleet import Fleet
+from scheduler_svc.core.message import message
 from scheduler_svc.core.messages import Request
 from scheduler_svc.core.meters import Meter
 from scheduler_svc.core.outlook import Outlook
@@ -42,7 +43,8 @@ _DOOR_RATE_MS: Final = 100
 _SAFETY: Final = 2.0
 
 
-class Ahead(NamedTuple):
+@message(frozen=True, slots=True)
+class Ahead:
     """How many go before a request, and how many of them are of its own flow and tenant."""
 
     num: int
@@ -190,7 +192,7 @@ class Estimator:
         if not num_slots and not coming:
             return None
         raw_ms = _served_in_ms(ahead.num + 1, max(1.0, slot_ms), num_slots, coming)
-        return calibration.kind(situation, *ahead), raw_ms
+        return calibration.kind(situation, ahead.num, ahead.num_own), raw_ms
 
     def _places(self, model: str, now_ms: int) -> tuple[str, int, list[tuple[float, int]]]:
         """How it stands with a model's places, its slots, and the slots that come: in so long,

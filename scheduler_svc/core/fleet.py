@@ -63,7 +63,8 @@ class Fleet:
 
     def refresh(self) -> None:
         """Bring the index up to date; what was full and is full again costs nothing."""
-        self._refresh_slots()
+        if self._stale:
+            self._refresh_slots()
         if self._unwanted:
             unwanted, self._unwanted = self._unwanted, {}
             for model in unwanted:
@@ -72,8 +73,6 @@ class Fleet:
                         self._put_in_group(executor)
 
     def _refresh_slots(self) -> None:
-        if not self._stale:
-            return
         stale, self._stale = self._stale, {}
         for executor_id, executor in stale.items():
             if executor.num_used < executor.num_slots or executor_id in self._listed:

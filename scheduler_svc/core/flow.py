@@ -20,18 +20,19 @@ import heapq
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from scheduler_svc.core import priority
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.fairness import Fairness
 from scheduler_svc.core.line import Crowd, Line
+from scheduler_svc.core.message import message
 
 # of a tenant's next request in its flow: virtual time, arrival, it, and those after it
 _Start = tuple[float, int, RequestRecord, Iterator[tuple[float, int, RequestRecord]]]
 
 
-class Place(NamedTuple):
+@message(frozen=True, slots=True)
+class Place:
     """Where a request stands in its flow."""
 
     num_before: int
@@ -44,18 +45,22 @@ class Place(NamedTuple):
 class Order:
     """The tenants' lines of a flow by (virtual time, arrival of the oldest request)."""
 
-    __slots__ = ("_keys", "_lanes", "_oldest", "_turns")
+    __slots__ = ("_keys", "_lanes", "_oldest")
 
     def __init__(self) -> None:
         # sorted, the same index is the same line
         self._keys = array("d")
-        self._turns = array("q")
         self._lanes: list[Line] = []
         # the oldest request of each
         self._oldest: list[RequestRecord] = []
 
     def __len__(self) -> int:
         return len(self._lanes)
+
+    @property
+    def first(self) -> RequestRecord | None:
+        """The oldest request of the tenant that goes first; None if nobody is there."""
+        return self._oldest[0] if self._oldest else None
 
     def set(self, lane: Line, key: float) -> None:
         """Enter a line that is not empty, or move it."""
@@ -70,7 +75,6 @@ class Order:
         if at < len(keys) and keys[at] == key:
             at = self._among_equals(at, key, turn)
         keys.insert(at, key)
-        self._turns.insert(at, turn)
         self._lanes.insert(at, lane)
         self._oldest.insert(at, first)
         lane.key, lane.turn = key, turn
@@ -83,7 +87,6 @@ class Order:
             at = self._among_equals(at, lane.key, lane.turn)
             assert lanes[at] is lane
         self._keys.pop(at)
-        self._turns.pop(at)
         del lanes[at], self._oldest[at]
         lane.turn = -1
 
@@ -93,7 +96,7 @@ class Order:
 
     def entry(self, at: int) -> tuple[float, int]:
         """What that tenant is sorted by."""
-        return self._keys[at], self._turns[at]
+        return self._keys[at], self._lanes[at].turn
 
     def oldest(self, at: int) -> RequestRecord:
         """The oldest request of the tenant with so many before it."""
@@ -101,7 +104,15 @@ class Order:
 
     def _among_equals(self, at: int, key: float, turn: int) -> int:
         """Where a line is or belongs among those of one virtual time, which begin there."""
-        return bisect_left(self._turns, turn, at, bisect_right(self._keys, key, at))
+        lanes = self._lanes
+        low, high = at, bisect_right(self._keys, key, at)
+        while low < high:
+            middle = (low + high) // 2
+            if lanes[middle].turn < turn:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
 
 class Flow:
@@ -116,6 +127,8 @@ class Flow:
         self._returned = Line()
         # tenant -> its others; no empty lanes
         self._lanes: dict[str, Line] = {}
+        # an empty one, for the next tenant: most have one request at a time
+        self._spare: Line | None = None
         self._order = Order()
         # who goes next; None while nobody waits
         self.first: RequestRecord | None = None
@@ -140,7 +153,8 @@ class Flow:
             return
         lane = self._lanes.get(tenant)
         if lane is None:
-            lane = self._lanes[tenant] = Line()
+            lane = Line() if self._spare is None else self._spare
+            self._lanes[tenant], self._spare = lane, None
             lane.add(record, cost)
             self._rank(lane, self._fairness.lift(self.name, tenant))
             return
@@ -163,6 +177,7 @@ class Flow:
         if not len(lane):
             del self._lanes[tenant]
             self._order.remove(lane)
+            self._spare = lane
             self._fairness.leave(self.name, tenant)
             self._find_head()
         elif key is not None:
@@ -278,15 +293,12 @@ class Flow:
         self._find_head()
 
     def _find_head(self) -> None:
-        if len(self._returned):
-            self.first = self._returned.first
-        elif len(self._order):
-            self.first = self._order.oldest(0)
-        else:
-            self.first = None
-            return
-        arrival, latest = self.first.arrival, self.everybody.first + self._patience
-        self.standing = arrival if arrival < latest else latest
+        first = self.first = (
+            self._returned.records[0] if self._returned.records else self._order.first
+        )
+        if first is not None:
+            arrival, latest = first.arrival, self.everybody.first + self._patience
+            self.standing = arrival if arrival < latest else latest
 
     def _weight(self, tenant: str) -> float:
         return self._settings.tenant_weights.get(tenant, 1.0)

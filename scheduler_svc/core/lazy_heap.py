@@ -41,11 +41,15 @@ class LazyHeap(Generic[Key, Item]):
             return
         self._keys[item] = key
         heapq.heappush(self._heap, (key, item))
-        self._compact()
+        if len(self._heap) > 2 * len(self._keys) + _SLACK:
+            self._compact()
 
     def discard(self, item: Item) -> None:
         """Remove an item if it is there."""
-        if self._keys.pop(item, None) is not None:
+        if (
+            self._keys.pop(item, None) is not None
+            and len(self._heap) > 2 * len(self._keys) + _SLACK
+        ):
             self._compact()
 
     def peek(self) -> tuple[Key, Item] | None:
@@ -67,6 +71,6 @@ class LazyHeap(Generic[Key, Item]):
         return first
 
     def _compact(self) -> None:
-        if len(self._heap) > 2 * len(self._keys) + _SLACK:
-            self._heap = [(key, item) for item, key in self._keys.items()]
-            heapq.heapify(self._heap)
+        """Drop the tombstones."""
+        self._heap = [(key, item) for item, key in self._keys.items()]
+        heapq.heapify(self._heap)

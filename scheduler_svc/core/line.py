@@ -250,9 +250,10 @@ class Crowd:
 
     def remove(self, arrival: int) -> None:
         """Remove an arrival that is there."""
-        at_chunk = bisect_left(self._lasts, arrival)
+        # mostly those who came first
+        at_chunk = 0 if arrival <= self._lasts[0] else bisect_left(self._lasts, arrival)
         chunk = self._chunks[at_chunk]
-        at = bisect_left(chunk, arrival)
+        at = 0 if chunk[0] == arrival else bisect_left(chunk, arrival)
         assert chunk[at] == arrival
         del chunk[at]
         self._len -= 1

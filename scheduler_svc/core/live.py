@@ -10,6 +10,7 @@ from typing import Final
 from scheduler_svc.core.domain import RequestRecord
 
 _NUM_SHARDS: Final = 64  # a power of two
+_LAST_SHARD: Final = _NUM_SHARDS - 1
 
 
 class LiveRequests:
@@ -25,7 +26,7 @@ class LiveRequests:
         return self._len
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._shard(request_id)
+        return request_id in self._shards[hash(request_id) & _LAST_SHARD]
 
     def __iter__(self) -> Iterator[RequestRecord]:
         for shard in self._shards:
@@ -33,17 +34,16 @@ class LiveRequests:
 
     def get(self, request_id: str) -> RequestRecord | None:
         """The request of this id, None if it is not live."""
-        return self._shard(request_id).get(request_id)
+        return self._shards[hash(request_id) & _LAST_SHARD].get(request_id)
 
     def add(self, record: RequestRecord) -> None:
         """It was accepted; nobody else has its id."""
-        self._shard(record.request.request_id)[record.request.request_id] = record
+        request_id = record.request.request_id
+        self._shards[hash(request_id) & _LAST_SHARD][request_id] = record
         self._len += 1
 
     def remove(self, record: RequestRecord) -> None:
         """It finished."""
-        del self._shard(record.request.request_id)[record.request.request_id]
+        request_id = record.request.request_id
+        del self._shards[hash(request_id) & _LAST_SHARD][request_id]
         self._len -= 1
-
-    def _shard(self, request_id: str) -> dict[str, RequestRecord]:
-        return self._shards[hash(request_id) & (_NUM_SHARDS - 1)]

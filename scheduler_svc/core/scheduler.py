@@ -156,7 +156,8 @@ class Scheduler:
         if state.freed is not None:
             executor, state.freed = state.freed, None
             handover.hand_over(state, executor)
-        while (head := state.waking.next_awake()) is not None:
+        waking = state.waking
+        while waking.awake and (head := waking.next_awake()) is not None:
             if state.now_ms > head.deadline_ms:
                 state.overdue(head)
                 continue

@@ -5,6 +5,8 @@ queue or leased. ``finish`` is the compare-and-set of the end: it takes the reco
 ``requests``, so a second end finds nothing to end.
 """
 
+from collections.abc import Sequence
+
 from headway.reasons import Reason
 from scheduler_svc.core import counts, priority
 from scheduler_svc.core.affinity import PrefixIndex, Sessions
@@ -104,18 +106,14 @@ class State:
         """What the event in hand led to."""
         if self.fleet.moved:
             self._note_moved()
+        decided: Sequence[Decision] = ()
+        if self._decided:
+            decided, self._decided = self._decided, []
         if not self._send:
-            return Effects((), (), self._take_decisions())
-        effects = Effects(self._persist, self._send, self._take_decisions())
+            return Effects((), (), decided)
+        effects = Effects(self._persist, self._send, decided)
         self._persist, self._send = [], []
         return effects
-
-    def _take_decisions(self) -> tuple[Decision, ...] | list[Decision]:
-        decided = self._decided
-        if not decided:
-            return ()
-        self._decided = []
-        return decided
 
     # --- requests -----------------------------------------------------------------------
 

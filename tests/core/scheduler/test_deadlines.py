@@ -3,6 +3,12 @@
 import random
 
 from scheduler_svc.core.deadlines import Deadline, Deadlines, GraceDue, LoadDue, ModelDue
+from scheduler_svc.core.domain import RequestRecord
+from tests.core.scheduler.helpers import request
+
+
+def record(number: int) -> RequestRecord:
+    return RequestRecord(request(f"r{number}"), number, 0, 0)
 
 
 def test_equal_names_of_different_kinds_are_different_deadlines() -> None:
@@ -53,15 +59,45 @@ def test_they_fall_due_like_a_sorted_list() -> None:
     assert set(deadlines) == set(expected)
 
 
+def test_requests_fall_due_like_a_sorted_list_beside_others() -> None:
+    rng = random.Random(4)
+    deadlines = Deadlines()
+    names: list[Deadline] = [*map(record, range(200)), *(ModelDue(str(n)) for n in range(20))]
+    expected: dict[Deadline, tuple[int, int]] = {}
+    now_ms = 0
+    for number in range(20_000):
+        deadline = rng.choice(names)
+        if rng.random() < 0.6:
+            at_ms = now_ms + rng.choice((0, 1, 200, 300, 5_000, 86_400_000))
+            deadlines.set(deadline, at_ms)
+            expected[deadline] = (at_ms, number)
+        else:
+            deadlines.discard(deadline)
+            expected.pop(deadline, None)
+        assert deadlines.at_ms(deadline) == expected.get(deadline, (None,))[0]
+        if number % 3:
+            assert deadlines.next_ms() == min(expected.values(), default=(None,))[0]
+        now_ms += rng.randrange(3)
+        while (due := deadlines.pop_due(now_ms)) is not None:
+            first = min(expected.values())
+            assert expected.pop(due) == first
+    assert set(deadlines) == set(expected)
+
+
 def test_memory_stays_near_what_is_set() -> None:
     deadlines = Deadlines()
-    deadlines.set(ModelDue("stays"), 1)
+    deadlines.set(record(1), 1)
+    moves, same, close = map(record, range(3))
     for number in range(10_000):
         deadlines.set(ModelDue("moves"), 600_000 + number * 10)
-        deadlines.set(ModelDue("same"), 1_000)
-    sizes = [len(shard.heap) for shard in deadlines._shards.values()]
-    assert len(sizes) <= 3
-    assert sum(sizes) < 100
+        deadlines.set(moves, 600_000 + number * 10)
+        deadlines.set(same, 1_000)
+        deadlines.set(close, 2 + number % 100)
+        deadlines.next_ms()
+    shards = deadlines._shards.values()
+    assert len(shards) <= 3
+    assert sum(len(shard.records) + len(shard.heap or ()) for shard in shards) < 100
+    assert len(deadlines._others._heap) < 100
 
 
 def test_deadlines_that_are_moved_all_the_time_leave_little_behind() -> None:
@@ -69,5 +105,5 @@ def test_deadlines_that_are_moved_all_the_time_leave_little_behind() -> None:
     deadlines.set(GraceDue("stays"), 1_000)
     for number in range(10_000):
         deadlines.set(ModelDue("A"), 1_000 + number % 7)
-    assert sum(len(shard.heap) for shard in deadlines._shards.values()) < 50
+    assert len(deadlines._others._heap) < 50
     assert deadlines.pop_due(1_000) == GraceDue("stays")
