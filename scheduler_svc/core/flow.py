@@ -5,7 +5,9 @@ smallest virtual time goes next (fairness.py), ties by arrival, and of a tenant 
 
 Standing: against other flows it competes by the arrival of who goes next, as in any queue. But that
 may always be somebody who just came and soon gives up, first because its tenant had nothing yet,
-while others wait behind it: so it counts as if it came no later than E after the oldest of all.
+while others wait behind it: so it counts as if it came no later than E after the oldest of all, or
+after its last grant if that was later. Each grant uses that up: otherwise a flow in which one
+tenant goes first for long would take all slots from others that wait, by the age of those behind.
 
 Places: granting a tenant's head adds its cost to the tenant's virtual time, so the k-th request of
 a tenant will start at the virtual time of the tenant + the cost of those before it. These start
@@ -134,6 +136,8 @@ class Flow:
         self.first: RequestRecord | None = None
         # the arrival that this one counts as against other flows
         self.standing = 0
+        # the arrival that somebody would have who came with the last grant; 0: none since it began
+        self.last_turn = 0
         self._patience = priority.aging(settings)
         # the arrival that was last found to be the smallest, and when it was accepted
         self._oldest = -1
@@ -253,17 +257,6 @@ class Flow:
                 heapq.heapreplace(starts, (*following, others))
             yield record
 
-    def turns(self) -> Iterator[tuple[int, RequestRecord]]:
-        """The same, each with what the flow's standing will be when it goes next."""
-        arrivals, gone = iter(self.everybody), set[int]()
-        oldest = next(arrivals)
-        for record in self.in_order():
-            while oldest in gone:
-                gone.remove(oldest)
-                oldest = next(arrivals)
-            yield min(record.arrival, oldest + self._patience), record
-            gone.add(record.arrival)
-
     def _starts(self, tenant: str) -> Iterator[tuple[float, int, RequestRecord]]:
         lane, cost = self._lanes[tenant], 0
         key, weight = self._fairness.key(self.name, tenant), self._weight(tenant)
@@ -297,7 +290,10 @@ class Flow:
             self._returned.records[0] if self._returned.records else self._order.first
         )
         if first is not None:
-            arrival, latest = first.arrival, self.everybody.first + self._patience
+            since = self.everybody.first
+            if self.last_turn > since:
+                since = self.last_turn
+            arrival, latest = first.arrival, since + self._patience
             self.standing = arrival if arrival < latest else latest
 
     def _weight(self, tenant: str) -> float:

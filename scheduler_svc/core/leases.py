@@ -53,7 +53,7 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
     request, model = record.request, record.request.model
     if state.queue.has_several_bands():
         state.waking.shares.granted(executor, request.band, state.queue.bands)
-    state.queue.take(record)
+    state.queue.take(record, state.now_ms)
     _open(state, record, executor, num_slots, state.now_ms)
     state.fleet.had_turn(model, executor, state.now_ms)
     reservation = executor.reservation
@@ -242,7 +242,7 @@ def _adopt(state: State, record: RequestRecord, executor: ExecutorRecord, held: 
     if old is not None and executor.strike(old):
         _count(state, old, -1)
     if record.lease is None:
-        state.queue.take(record)
+        state.queue.take(record, state.now_ms)
         state.head_changed(record.request.model)
     else:
         assert record.lease is old

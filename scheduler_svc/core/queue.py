@@ -17,6 +17,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil
 
+from scheduler_svc.core import priority
 from scheduler_svc.core.domain import CoreSettings, RequestRecord
 from scheduler_svc.core.fairness import Fairness
 from scheduler_svc.core.flow import Flow, Place
@@ -110,11 +111,12 @@ class Queue:
         self.num_tokens -= request.num_tokens
         self.num_bytes -= request.num_bytes
 
-    def take(self, record: RequestRecord) -> None:
+    def take(self, record: RequestRecord, now_ms: int) -> None:
         """It was granted or adopted: its tenant pays what it may use, and it waits no longer."""
         request = record.request
         record.num_charged_tokens = cost = self.cost(request)
         name = (request.band, request.model)
+        self.bands[request.band][request.model].last_turn = now_ms * priority.ARRIVALS_PER_MS
         self.remove(record, self.fairness.charge(name, request.tenant, cost))
 
     def settle(self, record: RequestRecord, num_used_tokens: int) -> None:
@@ -215,7 +217,7 @@ class Queue:
             head = standing - shifts.get(model, 0), standing, record.arrival, record
             heapq.heappush(overdue if is_overdue else waiting[band], head)
 
-        turns: dict[tuple[int, str], Iterator[tuple[int, RequestRecord]]] = {}
+        lines: dict[tuple[int, str], Iterator[RequestRecord]] = {}
         for band, flows in enumerate(self.bands):
             for model, flow in flows.items():
                 assert flow.first is not None
@@ -231,12 +233,12 @@ class Queue:
             yield record
             band, model = record.request.band, record.request.model
             num_overdue[band] -= is_overdue
-            if (band, model) not in turns:
-                turns[band, model] = self.bands[band][model].turns()
-                next(turns[band, model])
-            following = next(turns[band, model], None)
-            if following is not None:
-                put(model, band, *following)
+            if (band, model) not in lines:
+                lines[band, model] = self.bands[band][model].in_order()
+                next(lines[band, model])
+            following = next(lines[band, model], None)
+            if following is not None:  # by then its flow had a grant just before
+                put(model, band, following.arrival, following)
 
 
 def _room_by_band(settings: CoreSettings) -> list[tuple[int, int, int]]:

@@ -259,3 +259,22 @@ def test_nobody_starves_behind_requests_that_use_nothing() -> None:
         if granted_now == "b1":
             return
     raise AssertionError("b never had its turn")
+
+
+def test_who_goes_first_in_its_flow_does_not_ride_on_the_age_of_those_behind() -> None:
+    """a's old request stands behind a light tenant's, that keep coming, and b's for another model
+    is older than any of those but the first."""
+    driver = Driver(aging_equalization_ms=100, locality_quantum_tokens=0)
+    driver.attach(models="AB")
+    driver.submit("dear", tenant="a", num_prompt_tokens=10_000)
+    driver.submit("a", tenant="a")
+    driver.advance(1_000)
+    driver.submit("b", "B", tenant="b")
+    for number in range(4):
+        driver.advance(1_000)
+        driver.submit(f"light{number}", tenant="light")
+    assert granted(driver.end("dear")) == [("light0", "e1")]
+    driver.advance(1_000)
+    assert granted(driver.end("light0")) == [("b", "e1")]
+    driver.advance(1_000)
+    assert granted(driver.end("b")) == [("light1", "e1")]
