@@ -98,12 +98,3 @@ def test_memory_stays_near_what_is_set() -> None:
     assert len(shards) <= 3
     assert sum(len(shard.records) + len(shard.heap or ()) for shard in shards) < 100
     assert len(deadlines._others._heap) < 100
-
-
-def test_deadlines_that_are_moved_all_the_time_leave_little_behind() -> None:
-    deadlines = Deadlines()
-    deadlines.set(GraceDue("stays"), 1_000)
-    for number in range(10_000):
-        deadlines.set(ModelDue("A"), 1_000 + number % 7)
-    assert len(deadlines._others._heap) < 50
-    assert deadlines.pop_due(1_000) == GraceDue("stays")

@@ -209,5 +209,6 @@ def test_a_lease_that_vanishes_with_its_model_makes_room_below_the_limit() -> No
     world.backend("b2", 1, "A", resident="A")
     [second] = world.ask("A")
     world.cancel(first)
+    world.disconnect("b1")
     assert world.place(second) is None, "b1 did not say yet that it stopped"
     assert granted(world.attach("b1", 1, "B")) == [(second, "b2")]
