@@ -29,7 +29,7 @@ from gateway_http.tinker_tokens import SamplingSession, Signer
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 from scheduler_svc.settings import SchedulerSettings
-from tests.gateway.test_text import loaded, render
+from tests.gateway.texts import loaded, render
 
 ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
 SIGNING_KEY = "a signing key for tests"
