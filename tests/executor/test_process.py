@@ -16,8 +16,8 @@ from executor_svc.settings import BUILTIN_MODEL, ExecutorSettings
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
+from tests.executor.linked import grant, ref
 from tests.executor.scripted_scheduler import TIMEOUT_S, ScriptedScheduler
-from tests.executor.test_link import grant, ref
 
 # An executor whose first step never ends, in torch: a thread there dies hard.
 HANGING = """

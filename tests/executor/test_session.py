@@ -1,129 +1,39 @@
-"""The attach protocol, order by order."""
+"""The attach session: leases from their grant to their end, whatever is said twice or too late."""
 
 import math
 from typing import Any
 
 import pytest
 
-from executor_svc.core.engine import (
-    FinishReason,
-    LeaseFailure,
-    ModelInfo,
-    SamplingParams,
-    SequenceEnd,
-    StepOutput,
-)
+from executor_svc.core.engine import LeaseFailure
 from executor_svc.core.messages import (
     AbortLease,
     Adopt,
     Disconnected,
-    DrainExpired,
-    DrainStarted,
-    Effect,
     Failure,
     GeneratedSample,
-    Grant,
     Heartbeat,
     HeldLease,
     LeaseEnded,
     LeaseRef,
     LeaseRefused,
-    LoadModel,
-    LoadOrder,
-    ModelChange,
-    ModelLoaded,
-    ModelLoadFailed,
-    ModelState,
-    OrdersReceived,
     Outcome,
-    Report,
     StartLease,
-    StepDone,
-    Tick,
     Welcomed,
 )
-from executor_svc.core.session import Session
 from headway.reasons import Reason
-
-GRACE_MS = 1000
-
-
-def model(name: str, *, is_resident: bool = True) -> ModelInfo:
-    return ModelInfo(name, "f", 100, 100, (), "w", "a", "float32", is_resident)
-
-
-MODELS = (model("m"), model("n", is_resident=False), model("o", is_resident=False))
-
-
-def ref(name: str = "a", attempt: int = 1, epoch: int = 1) -> LeaseRef:
-    return LeaseRef(name, epoch, attempt)
-
-
-def grant(handle: int = 1, lease: LeaseRef | None = None, **changes: Any) -> Grant:
-    fields: dict[str, Any] = {
-        "ref": lease or ref(),
-        "handle": handle,
-        "model": "m",
-        "prompt_token_ids": [1, 2],
-        "params": SamplingParams(max_tokens=8),
-    }
-    return Grant(**(fields | changes))
-
-
-def attached(max_leases: int = 100, max_report_tokens: int = 1000) -> Session:
-    session = Session(
-        MODELS,
-        num_slots=4,
-        max_models=2,
-        max_leases=max_leases,
-        max_report_tokens=max_report_tokens,
-    )
-    assert session.handle(Welcomed(GRACE_MS), 0) == []
-    return session
-
-
-def order(session: Session, **orders: Any) -> list[Effect]:
-    return session.handle(OrdersReceived(**orders), 0)
-
-
-def start(session: Session, *grants: Grant) -> list[int]:
-    """Grant, and give the keys that the engine was told."""
-    effects = order(session, grants=grants)
-    assert all(isinstance(effect, StartLease) for effect in effects)
-    return [effect.request.key for effect in effects if isinstance(effect, StartLease)]
-
-
-def step(
-    session: Session,
-    *entries: tuple[int, int, int],
-    ends: tuple[SequenceEnd, ...] = (),
-    failures: tuple[LeaseFailure, ...] = (),
-) -> None:
-    """Entries are (key, index, token); the logprob of a token is its negative."""
-    output = StepOutput(
-        key=[key for key, _, _ in entries],
-        index=[index for _, index, _ in entries],
-        token_id=[token for _, _, token in entries],
-        logprob=[-float(token) for _, _, token in entries],
-        ends=list(ends),
-        failures=list(failures),
-    )
-    assert session.handle(StepDone(output), 0) == []
-
-
-def report(session: Session) -> Report:
-    taken = session.take_report()
-    assert taken is not None
-    return taken
-
-
-def entries(taken: Report) -> list[tuple[int, int, int]]:
-    frame = taken.frame
-    return list(zip(frame.handle, frame.index, frame.token_id, strict=True))
-
-
-def length(key: int, num_tokens: int) -> SequenceEnd:
-    return SequenceEnd(key, num_tokens, FinishReason.LENGTH)
+from tests.executor.sessions import (
+    GRACE_MS,
+    attached,
+    entries,
+    grant,
+    length,
+    order,
+    ref,
+    report,
+    start,
+    step,
+)
 
 
 def test_a_lease_from_grant_to_acknowledgement() -> None:
@@ -323,252 +233,3 @@ def test_more_leases_than_the_limit_are_handed_back() -> None:
     start(session, grant(1))
     assert order(session, grants=(grant(2, ref("b")),)) == []
     assert report(session).ended == (LeaseEnded(ref("b"), Outcome.RETURNED),)
-
-
-def test_adoption_sends_again_from_where_the_scheduler_is() -> None:
-    session = attached()
-    key, done = start(session, grant(1, num_samples=2), grant(3, ref("b")))
-    step(session, (key, 0, 5), (key, 1, 6), (done, 0, 7), ends=(length(done, 1),))
-    report(session)
-    session.handle(Disconnected(), 0)
-    step(session, (key, 2, 8))
-    assert session.take_report() is None
-    assert session.hello() == (
-        HeldLease(ref(), (3, 0), False),
-        HeldLease(ref("b"), (1,), True),
-    )
-    new, new_b = ref(attempt=1, epoch=2), ref("b", epoch=2)
-    adopts = (Adopt(ref("b"), new_b, 3, (0,)), Adopt(ref(), new, 1, (1, 0)))
-    assert session.handle(Welcomed(GRACE_MS, adopts), 10) == []
-    taken = report(session)
-    assert sorted(entries(taken)) == [(1, 1, 6), (1, 2, 8), (3, 0, 7)]
-    assert taken.frame.ends == [length(3, 1)]
-    assert taken.ended == (LeaseEnded(new_b, Outcome.COMPLETED, (1,)),)
-    assert session.heartbeat() == Heartbeat((1, 3), 3)
-
-
-@pytest.mark.parametrize(
-    "adopt",
-    [
-        Adopt(ref("z"), ref("z", 2), 1, (0,)),
-        Adopt(ref(attempt=9), ref(attempt=10), 1, (0,)),
-        Adopt(ref(), ref("b"), 1, (0,)),
-        Adopt(ref(), ref(attempt=2), 1, (2,)),
-        Adopt(ref(), ref(attempt=2), 1, (0, 0)),
-        Adopt(ref(), ref(attempt=2), 1 << 32, (0,)),
-    ],
-)
-def test_an_adoption_that_does_not_fit_is_unknown(adopt: Adopt) -> None:
-    session = attached()
-    (key,) = start(session, grant(1))
-    step(session, (key, 0, 5))
-    session.handle(Disconnected(), 0)
-    assert session.handle(Welcomed(GRACE_MS, (adopt,)), 1) == [AbortLease(key)]
-    assert report(session).ended == (LeaseEnded(adopt.ref, Outcome.UNKNOWN),)
-    assert session.is_idle
-
-
-def test_two_adoptions_cannot_share_a_handle() -> None:
-    session = attached()
-    start(session, grant(1), grant(2, ref("b")))
-    session.handle(Disconnected(), 0)
-    adopts = (Adopt(ref(), ref(attempt=2), 5, (0,)), Adopt(ref("b"), ref("b", 2), 5, (0,)))
-    assert len(session.handle(Welcomed(GRACE_MS, adopts), 1)) == 1
-    assert session.heartbeat() == Heartbeat((5,), 5)
-
-
-def test_orphans_are_stopped_when_the_grace_is_over() -> None:
-    session = attached()
-    (key,) = start(session, grant(1))
-    session.handle(Disconnected(), 100)
-    session.handle(Disconnected(), 500)  # a failed dial in between does not prolong it
-    assert session.orphan_deadline_ms == 100 + GRACE_MS
-    assert session.handle(Tick(), 99 + GRACE_MS) == []
-    assert session.handle(Tick(), 100 + GRACE_MS) == [AbortLease(key)]
-    assert session.hello() == ()
-    step(session, (key, 0, 5))
-    assert session.is_idle
-
-
-def test_a_welcome_ends_the_grace() -> None:
-    session = attached()
-    start(session, grant(1))
-    session.handle(Disconnected(), 0)
-    session.handle(Welcomed(GRACE_MS, (Adopt(ref(), ref(attempt=2), 1, (0,)),)), 10)
-    assert session.handle(Tick(), 10 * GRACE_MS) == []
-    assert session.heartbeat().handles == (1,)
-
-
-def test_answers_about_strangers_are_not_repeated_on_a_new_stream() -> None:
-    session = attached()
-    order(session, revokes=(ref(),))
-    session.handle(Disconnected(), 0)
-    session.handle(Welcomed(GRACE_MS), 1)
-    assert session.take_report() is None
-
-
-def test_drain_finishes_then_hands_back() -> None:
-    session = attached()
-    a, b = start(session, grant(1), grant(2, ref("b")))
-    assert session.handle(DrainStarted(), 0) == []
-    assert report(session).num_slots == 0
-    assert order(session, grants=(grant(3, ref("c")),)) == []
-    assert report(session).ended == (LeaseEnded(ref("c"), Outcome.RETURNED),)
-    step(session, (a, 0, 5), (b, 0, 6), ends=(length(a, 1),))
-    assert session.handle(DrainExpired(), 0) == [AbortLease(b)]
-    taken = report(session)
-    assert entries(taken) == [(1, 0, 5), (2, 0, 6)]  # tokens are not thrown away
-    assert {(e.ref.request_id, e.outcome) for e in taken.ended} == {
-        ("a", Outcome.COMPLETED),
-        ("b", Outcome.RETURNED),
-    }
-    assert not session.is_drained
-    order(session, acknowledged=(ref(), ref("b")))
-    assert session.is_drained
-
-
-def test_an_idle_drain_still_tells_the_scheduler() -> None:
-    session = attached()
-    session.handle(DrainStarted(), 0)
-    assert not session.is_drained
-    assert report(session).num_slots == 0
-    assert session.is_drained
-
-
-# --- models come and go ------------------------------------------------------------------------
-
-
-def load(session: Session, name: str, *evict: str) -> list[Effect]:
-    return order(session, loads=(LoadOrder(name, evict),))
-
-
-def residents(session: Session) -> set[str]:
-    return {info.name for info in session.offers() if info.is_resident}
-
-
-def changes(session: Session) -> tuple[ModelChange, ...]:
-    taken = session.take_report()
-    return () if taken is None else taken.models
-
-
-def test_a_load_proves_a_models_class() -> None:
-    session = attached()
-    load(session, "n", "m")
-    changes(session)
-    session.handle(ModelLoaded("n", 1500, "proved"), 0)
-    assert changes(session) == (
-        ModelChange("n", ModelState.RESIDENT, 1500, exactness_class="proved"),
-    )
-    assert load(session, "n", "m") == []  # said twice
-    assert changes(session) == (ModelChange("n", ModelState.RESIDENT, exactness_class="proved"),)
-    assert {info.name: info.exactness_class for info in session.offers()}["n"] == "proved"
-
-
-def test_a_model_comes_and_another_leaves() -> None:
-    session = attached()
-    assert load(session, "n", "m") == [LoadModel("n", ("m",))]
-    assert changes(session) == (ModelChange("m", ModelState.ABSENT),)
-    session.handle(ModelLoaded("n", 1500), 0)
-    assert changes(session) == (ModelChange("n", ModelState.RESIDENT, 1500),)
-    assert start(session, grant(1, model="n"))
-    offers = {info.name: info for info in session.offers()}
-    assert offers["n"].is_resident
-    assert offers["n"].load_ms == 1500
-    assert not offers["m"].is_resident
-
-
-def test_a_load_that_fails_leaves_both_models_absent() -> None:
-    session = attached()
-    load(session, "n", "m")
-    session.handle(ModelLoadFailed("n", "no memory"), 0)
-    assert changes(session) == (
-        ModelChange("m", ModelState.ABSENT),
-        ModelChange("n", ModelState.FAILED, message="no memory"),
-    )
-    assert residents(session) == set()
-    assert load(session, "n") == [LoadModel("n", ())], "it may be tried again"
-
-
-@pytest.mark.parametrize(
-    ("name", "evict", "message"),
-    [
-        ("x", (), "x is not offered"),
-        ("n", ("x",), "x is not offered"),
-        ("n", ("m",), "m has running leases"),
-        ("n", ("o",), "o is being loaded"),
-        ("n", (), "max_models is 2"),
-    ],
-)
-def test_an_order_that_cannot_be_carried_out_changes_nothing(
-    name: str, evict: tuple[str, ...], message: str
-) -> None:
-    session = attached()
-    start(session, grant(1))
-    assert load(session, "o") == [LoadModel("o", ())]
-    assert load(session, name, *evict) == []
-    here, change = changes(session)
-    assert here == ModelChange("m", ModelState.RESIDENT)
-    assert (change.model, change.state) == (name, ModelState.FAILED)
-    assert change.message.startswith(message)
-    assert residents(session) == {"m"}
-
-
-def test_a_model_may_leave_once_its_last_lease_ended() -> None:
-    session = attached()
-    (key,) = start(session, grant(1))
-    effects = order(session, revokes=(ref(),), loads=(LoadOrder("n", ("m",)),))
-    assert effects == [AbortLease(key), LoadModel("n", ("m",))]
-
-
-def test_orders_said_twice() -> None:
-    session = attached()
-    load(session, "n")
-    assert load(session, "n") == []
-    assert changes(session) == (), "the end of the load is the answer"
-    session.handle(ModelLoaded("n", 5), 0)
-    assert load(session, "n") == []
-    assert changes(session) == (
-        ModelChange("n", ModelState.RESIDENT, 5),
-        ModelChange("n", ModelState.RESIDENT),
-    )
-
-
-def test_a_grant_for_a_model_that_is_not_there_is_returned() -> None:
-    session = attached()
-    assert order(session, grants=(grant(1, model="n"),)) == []
-    taken = report(session)
-    assert taken.ended == (LeaseEnded(ref(), Outcome.RETURNED),)
-    assert taken.models == (ModelChange("n", ModelState.ABSENT),)
-    load(session, "n")
-    assert order(session, grants=(grant(2, ref("b"), model="n"),)) == []
-    taken = report(session)
-    assert taken.ended == (LeaseEnded(ref("b"), Outcome.RETURNED),)
-    assert taken.models == ()
-    assert session.heartbeat() == Heartbeat((), 2)
-
-
-def test_a_revoke_while_a_model_is_loaded() -> None:
-    session = attached()
-    (key,) = start(session, grant(1))
-    load(session, "n")
-    assert order(session, revokes=(ref(),)) == [AbortLease(key)]
-    assert report(session).ended == (LeaseEnded(ref(), Outcome.REVOKED, (0,)),)
-
-
-def test_what_loads_while_no_stream_is_there_is_told_by_hello() -> None:
-    session = attached()
-    load(session, "n", "m")
-    load(session, "o")
-    session.handle(Disconnected(), 0)
-    session.handle(ModelLoaded("n", 5), 0)
-    assert residents(session) == {"n"}
-    session.handle(ModelLoaded("o", 6), 0)  # hello is on its way
-    session.handle(Welcomed(GRACE_MS), 0)
-    assert changes(session) == (ModelChange("o", ModelState.RESIDENT, 6),)
-
-
-def test_nothing_is_loaded_for_a_shutdown() -> None:
-    session = attached()
-    session.handle(DrainStarted(), 0)
-    assert load(session, "n") == []
-    assert changes(session)[-1].state is ModelState.FAILED

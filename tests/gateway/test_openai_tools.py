@@ -21,8 +21,8 @@ from tests.gateway.chats import (
     refused,
     says,
 )
+from tests.gateway.resumed import numbered, streamed, way_back
 from tests.gateway.scripted import ScriptedScheduler
-from tests.gateway.test_openai_resume import numbered, streamed, way_back
 
 # In the manner of Qwen3-Coder's.
 CODER_TEMPLATE = TEMPLATE.replace("<tool_call></tool_call>", "<tool_call><function=name>")
