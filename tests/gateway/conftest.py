@@ -13,6 +13,8 @@ from gateway_http.__main__ import Server
 from gateway_http.app import build_app
 from gateway_http.client import SchedulerClient
 from gateway_http.settings import GatewaySettings
+from headway.v1 import generation_pb2
+from tests.gateway import tiny_model
 from tests.gateway.scripted import ScriptedScheduler
 
 
@@ -82,3 +84,10 @@ async def asgi(
     transport = httpx.ASGITransport(build_app(client, settings))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield http
+
+
+def work(**fields: Any) -> generation_pb2.GenerationRequest:
+    """A request for the tiny model."""
+    return generation_pb2.GenerationRequest(
+        model=tiny_model.NAME, prompt_token_ids=[1, 2, 3], **fields
+    )
