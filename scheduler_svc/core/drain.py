@@ -18,7 +18,9 @@ it did its work, has no purpose left, or its deadline comes. Why (domain.Why):
   free. So that other models do not take every slot as it frees and starve it, it claims the home
   where the fewest slots are missing: requests that rank after it get nothing there, requests that
   rank before it may. A claim yields to a reservation or a claim of who ranks before it, in its own
-  model too, and gains when its head's rank does, past the limit of its band.
+  model too, and gains when its head's rank does, past the limit of its band. Where its band is owed
+  a grant (bands.py) it ranks before everybody: the slot that comes free there is offered to it
+  first and is not enough, so without a claim the share would be words.
 
 Switch budget: DRAIN and TIME_SLICE lead to forced switches (residency.py), so none is made on an
 executor that still dwells after its last one. Together: a cold head starts at the latest E after
@@ -27,7 +29,7 @@ its arrival + the dwell + what still runs there + the load, behind those of its 
 
 from typing import Final
 
-from scheduler_svc.core import explain, failing
+from scheduler_svc.core import explain, failing, waking
 from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
 from scheduler_svc.core.placement import fronts, is_claimed, num_missing
 from scheduler_svc.core.state import State
@@ -44,13 +46,20 @@ def claim(state: State, head: RequestRecord, rank: Rank) -> None:
 
     A head that needs one slot needs no claim: the next free slot goes by rank anyway.
     """
-    if head.request.num_samples == 1 or not _may_claim(state, head, rank):
+    if head.request.num_samples == 1:
+        return
+    owing = state.waking.owing(head)
+    if owing is not None:
+        rank = waking.OWED, rank[1]
+    if not _may_claim(state, head, rank, owing):
         return
     found = [
         executor
         for _, executor in fronts(state, head, rank)
         if executor.reservation is None or executor.reservation.why is Why.WIDE
     ]
+    if owing is not None:
+        found = [owing] if owing in found else []
     if not found:
         return
     nearest = min(found, key=lambda executor: (num_missing(head, executor), executor.number))
@@ -59,14 +68,18 @@ def claim(state: State, head: RequestRecord, rank: Rank) -> None:
     state.reserve(nearest, head, Why.WIDE, head.deadline_ms, 0, 0, text)
 
 
-def _may_claim(state: State, head: RequestRecord, rank: Rank) -> bool:
-    """Whether the model has nothing reserved, or a claim that this head has a better right to."""
+def _may_claim(
+    state: State, head: RequestRecord, rank: Rank, owing: ExecutorRecord | None
+) -> bool:
+    """Whether the model has nothing reserved, or a claim that this head has a better right to, or
+    may now have where a grant is owed to it."""
     reservation = state.fleet.reservations.get(head.request.model)
     if reservation is None:
         return True
     if reservation.why is not Why.WIDE or reservation.rank <= rank:
         return False
-    if reservation.request_id == head.request.request_id:
+    is_there = owing is None or reservation.executor_id == owing.executor_id
+    if is_there and reservation.request_id == head.request.request_id:
         reservation.rank = rank
         return False
     state.end_reservation(head.request.model, "taken over")

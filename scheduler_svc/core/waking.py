@@ -17,7 +17,7 @@ from scheduler_svc.core.fleet import Fleet
 from scheduler_svc.core.queue import Queue
 
 # who goes before everybody of the first band, and who after everybody
-_OWED: Final = -1
+OWED: Final = -1
 _LAST: Final = 1 << 30
 _BITS: Final = priority.ARRIVAL_BITS
 
@@ -199,7 +199,7 @@ class Waking:
                 standing = flow.standing
                 turn = first if standing < limits[band] else band
                 if band == owed and contested is not None and model in contested.residences:
-                    turn = _OWED
+                    turn = OWED
                 key = standing - bonus
                 if turn < best_turn or (
                     turn == best_turn and (key < best_key or (key == best_key and standing < best))
@@ -223,10 +223,18 @@ class Waking:
                 first = self._first_band()
             for band, flow in flows.items():
                 standing = flow.standing
-                turn = _OWED if band == owed_band else first if standing < limits[band] else band
+                turn = OWED if band == owed_band else first if standing < limits[band] else band
                 if turn < best_turn or (turn == best_turn and standing < best):
                     best_turn, best, found = turn, standing, flow.first
         return found
+
+    def owing(self, head: RequestRecord) -> ExecutorRecord | None:
+        """The executor whose slots are given out, if it owes a grant to the band of a head whose
+        model it has."""
+        contested, request = self.contested, head.request
+        if contested is None or contested.owed_band != request.band:
+            return None
+        return contested if request.model in contested.residences else None
 
     def overdue_before(self, now_ms: int) -> list[int]:
         """By band: a head that stands before this has waited longer than its band's limit."""

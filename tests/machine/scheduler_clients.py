@@ -1,5 +1,7 @@
 """What clients do to the scheduler's core, and what they must be answered."""
 
+from math import ceil
+
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
@@ -117,6 +119,8 @@ class ClientRules(SchedulerModel):
     def is_allowed(self, request: Request) -> bool:
         live = [known.request for known in self.requests.values() if known.end is None]
         waiting = self.waiting()
+        shares = SETTINGS.band_queue_shares
+        share = shares[min(request.band, len(shares) - 1)]
         rows = self.core.snapshot(self.now_ms, 0).executors
         return (
             request.band < SETTINGS.num_bands
@@ -130,9 +134,11 @@ class ClientRules(SchedulerModel):
             and len(live) < SETTINGS.max_inflight
             and sum(r.tenant == request.tenant for r in live) < SETTINGS.max_inflight_per_tenant
             and sum(r.model == request.model for r in live) < SETTINGS.max_inflight_per_model
-            and len(waiting) < SETTINGS.max_queued_requests
-            and sum(r.num_tokens for r in [*waiting, request]) <= SETTINGS.max_queued_tokens
-            and sum(r.num_bytes for r in [*waiting, request]) <= SETTINGS.max_queued_bytes
+            and len(waiting) + 1 <= ceil(share * SETTINGS.max_queued_requests)
+            and sum(r.num_tokens for r in [*waiting, request])
+            <= ceil(share * SETTINGS.max_queued_tokens)
+            and sum(r.num_bytes for r in [*waiting, request])
+            <= ceil(share * SETTINGS.max_queued_bytes)
         )
 
     @rule(data=st.data(), is_foreign=st.sampled_from((False, False, False, True)))

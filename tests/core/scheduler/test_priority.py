@@ -74,6 +74,23 @@ def test_a_band_gets_its_share_of_the_grants_while_others_wait() -> None:
     assert order[:3] == [False] * 3
 
 
+def test_a_wide_head_gets_the_share_of_its_band_too() -> None:
+    """One slot comes free at a time and is never enough: owed a grant, it keeps what comes free."""
+    world = World(band_min_shares=(0.0, 0.25), band_max_wait_ms=(), num_bands=2)
+    world.backend("b1", 4, "A", resident="A")
+    running = world.run("AAAA", "b1")
+    [wide] = world.ask("A", band=1, num_samples=4)
+    world.ask("A" * 30, band=0)
+    order: list[str] = []
+    while wide not in order:
+        assert len(order) < 10, "it starves"
+        sent = world.done(running.pop(0))
+        order += [name for name, _ in granted(sent)]
+        running += [name for name, _ in granted(sent)]
+    assert (order.index(wide), running) == (5, [wide])
+    assert len(granted(world.done(wide))) == 4
+
+
 def test_a_band_is_owed_nothing_for_grants_that_it_does_not_compete_for() -> None:
     """With one account for the whole fleet the many grants of B would earn band 1 every slot of A,
     and band 0 of A would wait for ever, older and first as it is."""
