@@ -206,3 +206,46 @@ def test_the_snapshot_shows_it() -> None:
     [row, _] = world.core.snapshot(world.now_ms, 0).models
     assert row.failure is not None
     assert (row.failure.num_executors, row.failure.refused_ms) == (1, 150)
+
+
+def test_the_door_opens_again_with_the_shortest_pause() -> None:
+    world = Broken(retry_after_min_ms=1)
+    world.backend("b1", 1, "A")
+    world.backend("b2", 1, "A")
+    world.submit("a1")
+    world.failed("b1", "A")
+    world.failed("b2", "A")
+    assert orders(world.advance(101)) == [("b1", "A", ())]
+    assert orders(world.failed("b1", "A")) == [("b2", "A", ())]
+    world.advance(50)
+    assert set(finished(world.failed("b2", "A"))) == {"a1"}
+    assert rejection(world.submit("a2")).retry_after_ms == 150  # of b1's, 200 of b2's
+
+
+def test_executors_that_die_together_are_one_death() -> None:
+    """Of the machine they were on, say."""
+    world = Broken(executor_grace_ms=10)
+    for name in ("b1", "b2"):
+        world.backend(name, 1, "A")
+    sent = world.submit("a1") + world.submit("a2")
+    assert orders(sent) == [("b1", "A", ()), ("b2", "A", ())]
+    world.disconnect("b1")
+    world.disconnect("b2")
+    assert finished(world.advance(11)) == {}
+    assert world.core.decisions["load.died"] == 2
+
+
+def test_a_model_that_some_executor_has_is_refused_to_nobody() -> None:
+    world = Broken(executor_grace_ms=10)
+    world.backend("b1", 1, "A", resident="A")
+    [running] = world.run("A", "b1")
+    world.backend("b2", 1, "A")
+    assert orders(world.submit("a")) == [("b2", "A", ())]
+    world.disconnect("b2")
+    world.advance(11)
+    world.backend("b3", 1, "A")
+    assert orders(world.advance(101)) == [("b3", "A", ())]
+    world.disconnect("b3")
+    assert finished(world.advance(11)) == {}
+    assert world.core.decisions["load.died"] == 2
+    assert granted(world.done(running)) == [("a", "b1")]
