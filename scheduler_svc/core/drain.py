@@ -68,9 +68,7 @@ def claim(state: State, head: RequestRecord, rank: Rank) -> None:
     state.reserve(nearest, head, Why.WIDE, head.deadline_ms, 0, 0, text)
 
 
-def _may_claim(
-    state: State, head: RequestRecord, rank: Rank, owing: ExecutorRecord | None
-) -> bool:
+def _may_claim(state: State, head: RequestRecord, rank: Rank, owing: ExecutorRecord | None) -> bool:
     """Whether the model has nothing reserved, or a claim that this head has a better right to, or
     may now have where a grant is owed to it."""
     reservation = state.fleet.reservations.get(head.request.model)
