@@ -18,7 +18,8 @@ at most quantum_tokens larger (``may_jump``).
 
 Memory: the account of a tenant that waits, or whose requests run, is in use: its flow is sorted by
 it, and what was charged must find it again. Such accounts are as many as live requests at most;
-idle ones make room for others beyond ``max_tenants``, the longest idle first.
+idle ones make room for others beyond ``max_tenants``, the longest idle first. The flow then stands
+no lower than what was forgotten: who comes back would else start anew each time.
 
 Bound: let L be the largest request / the smaller weight, and C what the ends of one tenant's
 running requests can take off its account at most (charged - used, / weight). Then the keys of two
@@ -198,5 +199,7 @@ class Fairness:
             self._num_accounts -= 1
             ledger = self._ledgers[account.flow]
             del ledger.accounts[account.tenant]
+            if account.served > ledger.level:
+                ledger.level = account.served
             if not ledger.accounts:
                 del self._ledgers[account.flow]

@@ -81,6 +81,23 @@ def test_more_tenants_wait_than_accounts_are_remembered() -> None:
     assert len(driver.core._state.queue.fairness) == 1
 
 
+def test_who_was_forgotten_does_not_come_back_for_nothing() -> None:
+    """a and c take turns and are forgotten in between, while b, who had service, waits."""
+    driver = Driver(max_fair_accounts=1)
+    driver.attach(num_slots=1)
+    driver.submit("b0", tenant="b")
+    driver.submit("a0", tenant="a")
+    driver.submit("b1", tenant="b")
+    driver.end("b0")
+    for number in range(60):
+        tenant, other = "ac" if number % 2 == 0 else "ca"
+        driver.submit(f"{other}{number + 1}", tenant=other)
+        [(name, _)] = granted(driver.end(f"{tenant}{number}"))
+        if name == "b1":
+            return
+    raise AssertionError("b never had its turn")
+
+
 def test_what_comes_back_is_first_and_paid_for_once() -> None:
     driver = busy()
     driver.submit("a0", tenant="a")

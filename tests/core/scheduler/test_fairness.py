@@ -148,7 +148,7 @@ def test_an_end_settles_the_charge_that_it_is_the_end_of() -> None:
     visit(fairness, "b", 1)
     fairness.charge(FLOW, "a", 40)
     fairness.correct(FLOW, "a", 70, 0)
-    assert fairness.key(FLOW, "a") == 40
+    assert fairness.key(FLOW, "a") == 1 + 40, "the flow stands where b stood"
 
 
 def test_who_does_not_wait_is_seen_where_it_would_stand() -> None:
