@@ -39,6 +39,7 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=hear,
         )
         self.text = ""
 
@@ -83,6 +84,12 @@ class Run:
         assert self._popen.stdout is not None
         self._popen.stdout.close()
         self._popen.wait()
+
+
+def hear() -> None:
+    """As a terminal's programs do, even if whoever runs the tests was told to ignore hang-ups."""
+    for one in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(one, signal.SIG_DFL)
 
 
 def find(pattern: str, text: str) -> list[tuple[str, str]]:
