@@ -20,7 +20,8 @@ them came, or from its last grant.
     X  once more for a model at its limit: that is how long its leases keep it there
 
 ``flow_ms``: the same for one band of a model. In the worst case everything older that waits for the
-model goes first, one for each time that the model has its place.
+model goes first, one for each time that the model has its place; and with the age of a head that it
+may pass, whoever the quantum lets pass: if all else was cached, for each token of it.
 
 ``overtaken``: so many grants of its own flow may come before a request. That is who waited when it
 came, and who has a right to overtake it: tenants that had less, until their virtual time has passed
@@ -125,7 +126,9 @@ class Scene:
 
     @cached_property
     def flow_ms(self) -> int:
-        return self.num_waiting * self.model_ms
+        heaviest = max(map(self.weight, self.tenants))
+        num_passing = round(self.settings.locality_quantum_tokens * heaviest)
+        return (self.num_waiting + num_passing) * self.model_ms
 
     def cost(self, num_samples: int) -> int:
         """What fairness charges at a grant."""
