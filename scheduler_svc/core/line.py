@@ -222,11 +222,6 @@ class Crowd:
         """The smallest arrival; somebody must be there."""
         return self._chunks[0][0]
 
-    def __iter__(self) -> Iterator[int]:
-        """Ascending."""
-        for chunk in self._chunks:
-            yield from chunk
-
     def add(self, arrival: int) -> None:
         """Add an arrival that is not there."""
         self._len += 1

@@ -45,8 +45,10 @@ def test_what_is_left_behind_is_seen() -> None:
         driver = Driver()
         driver.attach()
         driver.submit("r1")
-        lease = driver.core._state.requests.get("r1").lease  # type: ignore[union-attr]
-        lease.debtor = driver.core._state.requests.get("r1")  # type: ignore[union-attr]
+        record = driver.core._state.requests.get("r1")
+        assert record is not None
+        assert record.lease is not None
+        record.lease.debtor = record
 
     assert "RequestRecord" in _left_behind(act)
 

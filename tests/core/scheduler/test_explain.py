@@ -3,7 +3,7 @@
 import pytest
 
 from scheduler_svc.core import explain
-from scheduler_svc.core.messages import Decision, Event, LeaseEnded, LeaseOutcome
+from scheduler_svc.core.messages import Decision, Effects, Event, LeaseEnded, LeaseOutcome
 from tests.core.scheduler.helpers import EPOCH, Driver, interpreted_only
 from tests.core.scheduler.test_handover import Script
 from tests.core.scheduler.test_scenarios import World
@@ -17,7 +17,7 @@ class Told:
         self._handle = driver.core.handle
         driver.core.handle = self._listen  # type: ignore[method-assign]
 
-    def _listen(self, event: Event, now_ms: int):  # type: ignore[no-untyped-def]
+    def _listen(self, event: Event, now_ms: int) -> Effects:
         effects = self._handle(event, now_ms)
         self.decisions += effects.decisions
         return effects
