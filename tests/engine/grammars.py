@@ -34,10 +34,15 @@ SCHEMA = {
     },
     "required": ["name", "kind", "inner"],
     "additionalProperties": False,
-    "$defs": {"inner": {"type": "object", "properties": {"ok": {"type": "boolean"}}}},
+    "$defs": {
+        "inner": {
+            "type": "object",
+            "properties": {"ok": {"type": "boolean"}},
+            "additionalProperties": False,
+        }
+    },
     "x-guidance": {"whitespace_pattern": ""},
 }
-SCHEMA["$defs"]["inner"]["additionalProperties"] = False  # type: ignore[index]
 
 
 def json_schema(schema: Any) -> Grammar:

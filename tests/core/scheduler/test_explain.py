@@ -15,6 +15,7 @@ class Told:
     def __init__(self, driver: Driver) -> None:
         self.decisions: list[Decision] = []
         self._handle = driver.core.handle
+        # to listen is the only purpose: what it did before, it does still
         driver.core.handle = self._listen  # type: ignore[method-assign]
 
     def _listen(self, event: Event, now_ms: int) -> Effects:

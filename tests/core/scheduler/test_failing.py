@@ -47,7 +47,11 @@ def test_who_waits_is_told_the_cause_when_every_executor_has_failed() -> None:
     world.submit("a1", "A", queue_timeout_ms=60_000)
     world.submit("a2", "A", band=1, queue_timeout_ms=60_000)
     ends = of_type(world.fail_twice("b1", "b2"), RequestFinished)
-    told = [(e.request_id, e.reason, e.message, e.retry_after_ms) for e in ends]  # type: ignore[union-attr]
+    told = [
+        (end.request_id, end.reason, end.message, end.retry_after_ms)
+        for end in ends
+        if isinstance(end, RequestFinished)
+    ]
     assert told == [("a1", Reason.NO_CAPACITY, TEXT, 1_000), ("a2", *told[0][1:])]
     assert world.core.decisions["load.given_up"] == 1
 
