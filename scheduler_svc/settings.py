@@ -347,6 +347,12 @@ class SchedulerSettings(Settings):
     locality_quantum_tokens: int = Field(
         4_096, ge=0, le=1 << 40, description="Tokens that a cached prefix may jump ahead by."
     )
+    locality_max_passes: int = Field(
+        8,
+        ge=0,
+        le=1_000_000,
+        description="How often cached prefixes may jump over the same request.",
+    )
     output_token_weight: int = Field(
         2, ge=1, le=1_000, description="What a generated token costs a tenant, in prompt tokens."
     )

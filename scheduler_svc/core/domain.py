@@ -60,6 +60,7 @@ class CoreSettings:
     band_max_wait_ms: tuple[int, ...] = (30_000, 60_000, 120_000, 240_000)
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
     locality_quantum_tokens: int = 4_096
+    locality_max_passes: int = 8
     output_token_weight: int = 2
     max_fair_accounts: int = 100_000
     # models
@@ -129,6 +130,8 @@ class RequestRecord:
     nowhere_ms: int = 0
     # what fairness holds against its tenant for it and has not settled; 0 while it waits
     num_charged_tokens: int = 0
+    # how often another tenant's request went before it because its cache was there
+    num_passed: int = 0
     # it was granted before: first in its flow
     is_returned: bool = False
     # None exactly while it is in the queue

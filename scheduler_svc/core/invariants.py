@@ -45,6 +45,7 @@ def _check_requests(state: State) -> None:
         assert (record in state.queue) is (record.lease is None)
         assert (record.num_charged_tokens > 0) is (record.lease is not None)
         assert 0 <= record.num_crashes < state.settings.max_attempts
+        assert 0 <= record.num_passed <= state.settings.locality_max_passes
         if record.lease is not None:
             executor = state.fleet.executors[record.lease.executor_id]
             assert executor.leases[record.lease.key] is record.lease

@@ -8,7 +8,9 @@ reserved, an executor that drains for another model, if the request surely ends 
 does (backfill, after EASY: Lifka, "The ANL/IBM SP scheduling system", 1995).
 
 Locality (``jump``): of the next few tenants in a flow, one whose session or prefix is cached on the
-executor that was found may pass the head by at most locality_quantum_tokens (fairness.py).
+executor that was found may pass the head by at most locality_quantum_tokens (fairness.py). Who
+passes goes with the age of the head, against other flows too, so a head is passed
+locality_max_passes times at most: cheap requests would else go on for all tokens of the quantum.
 """
 
 from collections.abc import Iterator
@@ -132,13 +134,18 @@ def _backfill(state: State, record: RequestRecord) -> ExecutorRecord | None:
 def jump(state: State, head: RequestRecord, executor: ExecutorRecord) -> RequestRecord:
     """Who of the head's flow is granted on an executor: the head, unless it saves nothing there
     and one of the next few tenants', within the locality quantum of it, does."""
-    request = head.request
-    if not state.settings.locality_quantum_tokens or _saves(state, head, executor):
+    request, settings = head.request, state.settings
+    if (
+        not settings.locality_quantum_tokens
+        or head.num_passed >= settings.locality_max_passes
+        or _saves(state, head, executor)
+    ):
         return head
     for other in state.queue.flows[request.model][request.band].rivals(_NUM_RIVALS):
         if _saves(state, other, executor) and num_missing(other, executor) <= 0:
+            head.num_passed += 1
             state.count("position_rose.locality")
-            if state.settings.has_decision_log:
+            if settings.has_decision_log:
                 state.decide("overtake", other, "its cache is there")
             return other
     return head

@@ -20,8 +20,8 @@ them came, or from its last grant.
     X  once more for a model at its limit: that is how long its leases keep it there
 
 ``flow_ms``: the same for one band of a model. In the worst case everything older that waits for the
-model goes first, one for each time that the model has its place; and with the age of a head that it
-may pass, whoever the quantum lets pass: if all else was cached, for each token of it.
+model goes first, one for each time that the model has its place; and with the age of each that
+is passed, whoever passes it: ``locality_max_passes``, or fewer if the quantum is used up before.
 
 ``overtaken``: so many grants of its own flow may come before a request. That is who waited when it
 came, and who has a right to overtake it: tenants that had less, until their virtual time has passed
@@ -126,8 +126,12 @@ class Scene:
 
     @cached_property
     def flow_ms(self) -> int:
+        settings = self.settings
         heaviest = max(map(self.weight, self.tenants))
-        num_passing = round(self.settings.locality_quantum_tokens * heaviest)
+        num_passing = min(
+            round(settings.locality_quantum_tokens * heaviest),
+            settings.locality_max_passes * self.num_waiting,
+        )
         return (self.num_waiting + num_passing) * self.model_ms
 
     def cost(self, num_samples: int) -> int:
@@ -174,6 +178,7 @@ def drawn(seed: int) -> Scene:
         model_limits={model: rng.randint(1, 3) for model in models if rng.random() < 0.15},
         tenant_weights={f"t{n}": rng.choice((0.5, 1.0, 2.0, 5.0)) for n in range(tenants)},
         locality_quantum_tokens=rng.choice((0, 15, 15, 100)),
+        locality_max_passes=rng.choice((0, 1, 2)),
         output_token_weight=rng.choice((1, 2, 4)),
         executor_grace_ms=rng.choice((100, 1_000)),
         max_known_models=1,

@@ -115,23 +115,31 @@ class SchedulerChecks(SchedulerModel):
             for band in range(SETTINGS.num_bands)
             for model in MODELS
         }
+        last_turns = {
+            (band, model): flow.last_turn
+            for band, models in enumerate(self.core._state.queue.bands)
+            for model, flow in models.items()
+        }
         expected: list[str] = []
         while any(flows.values()):
             first = min(band for (band, _), flow in flows.items() if flow)
-            heads = [self.turn(flow, first) for flow in flows.values() if flow]
+            heads = [
+                self.turn(flow, last_turns[name], first) for name, flow in flows.items() if flow
+            ]
             head = min(heads)[-1].request
             expected.append(head.request_id)
             flows[head.band, head.model].pop(0)
+            last_turns[head.band, head.model] = self.now_ms * 1_024
         rows = self.core.snapshot(self.now_ms, 4).queue
         assert [row.request_id for row in rows] == expected[:4]
 
     def turn(
-        self, flow: list[RequestRecord], first_band: int
+        self, flow: list[RequestRecord], last_turn: int, first_band: int
     ) -> tuple[int, int, int, int, RequestRecord]:
-        """When the head of a flow goes, against those of others."""
+        """When the head of a flow, which had its last grant then, goes, against those of others."""
         head = flow[0]
-        oldest = min(record.arrival for record in flow)
-        standing = min(head.arrival, oldest + SETTINGS.aging_equalization_ms * 1_024)
+        since = max(last_turn, min(record.arrival for record in flow))
+        standing = min(head.arrival, since + SETTINGS.aging_equalization_ms * 1_024)
         limits_ms = SETTINGS.band_max_wait_ms
         limit_ms = limits_ms[min(head.request.band, len(limits_ms) - 1)]
         is_overdue = self.now_ms - standing // 1_024 >= limit_ms

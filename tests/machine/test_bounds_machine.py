@@ -273,10 +273,8 @@ def _one(things: Sequence[Thing], number: int) -> Thing:
 
 
 BoundsMachine.TestCase.settings = settings(
-    derandomize=True,
     max_examples=25,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestBoundsMachine = BoundsMachine.TestCase

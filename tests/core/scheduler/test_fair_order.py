@@ -197,6 +197,18 @@ def test_jumps_end_when_the_quantum_is_used_up() -> None:
     assert 1 < most <= 1 + 120 // 50 + 1
 
 
+def test_a_head_is_passed_so_often_and_no_more() -> None:
+    """Whoever passes goes with the age of the head, so cheap ones must not do so for ever."""
+    driver = Driver(locality_quantum_tokens=1_000_000, locality_max_passes=3)
+    driver.attach()
+    driver.submit("running", tenant="b", session_id="s")
+    for number in range(10):
+        driver.submit(f"a{number}", tenant="a")
+        driver.submit(f"b{number}", tenant="b", session_id="s")
+    order = drain_all(driver)
+    assert order[:8] == ["b0", "b1", "b2", "a0", "b3", "b4", "b5", "a1"]
+
+
 def test_a_claim_goes_over_when_the_end_of_a_lease_changes_who_is_first() -> None:
     driver = Driver()
     driver.attach("e1", 2, "AB")
