@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
-# No test is timed: a busy machine is no failure. The same examples are played each time: what breaks
-# once in thousands would break for somebody whose change is innocent. For others:
+# No test is timed: a busy machine is no failure. The same examples are played each time: what
+# breaks once in thousands would break for somebody whose change is innocent. For others:
 # pytest --hypothesis-profile=search
 settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", settings.get_profile("search"), derandomize=True)
