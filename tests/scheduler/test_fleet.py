@@ -21,10 +21,9 @@ from tests.scheduler.world import (
     CARD,
     LENGTH,
     LOAD_MS,
-    Client,
     Executor,
-    World,
     body,
+    granted,
     until_error,
     world,
 )
@@ -34,20 +33,10 @@ STATE_ABSENT = fleet.ModelChange.STATE_ABSENT
 STATE_FAILED = fleet.ModelChange.STATE_FAILED
 
 
-async def submit_and_grant(
-    own: World, client: Client, executor: Executor, handle: int = 0, **overrides: object
-) -> fleet.Grant:
-    await client.submit(handle=handle, request=body(**overrides))
-    await client.accepted()
-    return await executor.grant()
-
-
 async def test_an_executor_that_breaks_is_adopted_where_it_stood() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant = await submit_and_grant(own, client, executor)
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await executor.tokens(grant.handle, [1, 2])
         await client.until_token(2)
         executor.call.cancel()
@@ -65,10 +54,8 @@ async def test_an_executor_that_breaks_is_adopted_where_it_stood() -> None:
 
 async def test_a_lost_executor_hands_over_with_what_it_generated() -> None:
     async with world(executor_grace_ms=1) as own:
-        first, client = own.executor("e1"), own.client()
-        await first.attach()
-        await client.open()
-        grant = await submit_and_grant(own, client, first)
+        first, client = await own.pair()
+        grant = await granted(first, client)
         await first.tokens(grant.handle, [1, 2])
         await client.until_token(2)
         second = own.executor("e2")
@@ -85,10 +72,8 @@ async def test_a_lost_executor_hands_over_with_what_it_generated() -> None:
 
 async def test_a_lease_that_the_heartbeat_does_not_list_is_granted_again() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant = await submit_and_grant(own, client, executor)
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         beat = fleet.ExecutorHeartbeat(handles=[], last_handle=grant.handle - 1)
         await executor.send(heartbeat=beat)  # the grant had not arrived: nothing is lost
         beat.last_handle = grant.handle
@@ -113,10 +98,8 @@ async def test_a_silent_executor_and_a_silent_client_are_cut() -> None:
 
 async def test_an_end_is_acknowledged_again_when_it_is_repeated() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant = await submit_and_grant(own, client, executor)
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await executor.run(grant, [1])
         await client.finished()
         assert (await executor.read()).orders.acknowledged == [grant.lease]
@@ -126,10 +109,8 @@ async def test_an_end_is_acknowledged_again_when_it_is_repeated() -> None:
 
 async def test_an_end_with_missing_tokens_is_our_fault_not_the_clients() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant = await submit_and_grant(own, client, executor)
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await executor.tokens(grant.handle, [1])
         await executor.end(grant.lease, [2])
         failure = (await client.finished()).failure
@@ -138,10 +119,8 @@ async def test_an_end_with_missing_tokens_is_our_fault_not_the_clients() -> None
 
 async def test_a_changed_token_ends_the_attempt_and_another_goes_on() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant = await submit_and_grant(own, client, executor)
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await executor.tokens(grant.handle, [1, 2])
         await executor.tokens(grant.handle, [2, 3], start=1)  # the same again: fine
         await executor.tokens(grant.handle, [9], start=0)
@@ -157,13 +136,11 @@ async def test_a_changed_token_ends_the_attempt_and_another_goes_on() -> None:
 
 async def test_an_executors_failure_reaches_the_client() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         for number, (told, expected) in enumerate(
             [("INVALID_REQUEST", "INVALID_REQUEST"), ("NOT_LEADER", "INTERNAL")]
         ):
-            grant = await submit_and_grant(own, client, executor, handle=number)
+            grant = await granted(executor, client, handle=number)
             await executor.end(
                 grant.lease,
                 outcome=fleet.LeaseEnded.OUTCOME_FAILED,
@@ -211,10 +188,8 @@ HOSTILE: dict[str, Hostile] = {
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_a_hostile_executor_loses_its_stream_and_harms_nobody(name: str) -> None:
     async with world(executor_grace_ms=1) as own:
-        bad, client = own.executor("bad"), own.client()
-        await bad.attach()
-        await client.open()
-        grant = await submit_and_grant(own, client, bad, sampling={"logprobs": True})
+        bad, client = await own.pair("bad")
+        grant = await granted(bad, client, sampling={"logprobs": True})
         good = own.executor("good")
         await good.attach()
         await HOSTILE[name](bad, grant)
@@ -278,12 +253,8 @@ async def test_bad_hellos(name: str) -> None:
 
 async def test_what_a_newer_executor_says_beyond_the_contract_is_no_harm() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach(newer=UNKNOWN_FIELD)
-        await client.open()
-        await client.submit()
-        await client.accepted()
-        grant = await executor.grant()
+        executor, client = await own.pair(newer=UNKNOWN_FIELD)
+        grant = await granted(executor, client)
         heartbeat = fleet.ExecutorHeartbeat(handles=[grant.handle], last_handle=grant.handle)
         heartbeat.MergeFromString(UNKNOWN_FIELD)
         await executor.send(heartbeat=heartbeat)
@@ -310,9 +281,8 @@ async def test_a_name_belongs_to_one_model() -> None:
 async def test_a_twin_is_refused_while_the_first_is_attached() -> None:
     """Both would go on taking the other's place, and lose what either runs each time."""
     async with world() as own:
-        first, twin, client = own.executor(), own.executor(), own.client()
-        await first.attach()
-        await client.open()
+        first, client = await own.pair()
+        twin = own.executor()
         await client.submit()
         grant = await first.grant()
         with pytest.raises(HeadwayError, match="Another process") as caught:
@@ -400,10 +370,8 @@ async def test_garbage_gets_an_error_of_the_table(
 
 async def test_sequence_ends_may_be_repeated_but_not_changed() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant = await submit_and_grant(own, client, executor, num_samples=2)
+        executor, client = await own.pair()
+        grant = await granted(executor, client, num_samples=2)
         await executor.tokens(grant.handle, [1], end=True)
         await executor.tokens(grant.handle, [], start=1, end=True)
         end = generation.SequenceEnd(

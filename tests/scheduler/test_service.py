@@ -12,7 +12,7 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from headway.v1 import scheduler_pb2 as scheduler
 from scheduler_svc import translate
-from tests.scheduler.world import CARD, Client, body, until_error, world
+from tests.scheduler.world import CARD, Client, body, granted, until_error, world
 
 
 async def reason_of(call: object) -> Reason:
@@ -23,9 +23,7 @@ async def reason_of(call: object) -> Reason:
 
 async def test_open_streams_a_request_from_submit_to_finished() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         await client.submit(handle=7)
         accepted = await client.accepted()
         assert accepted.handle == 7
@@ -49,12 +47,8 @@ async def test_open_streams_a_request_from_submit_to_finished() -> None:
 
 async def test_samples_have_consecutive_handles() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        await client.submit(handle=5, request=body(num_samples=2))
-        await client.accepted()
-        grant = await executor.grant()
+        executor, client = await own.pair()
+        grant = await granted(executor, client, 5, num_samples=2)
         for sample in (0, 1):
             await executor.tokens(grant.handle + sample, [sample] * 2, end=True)
         await executor.end(grant.lease, [2, 2])
@@ -64,9 +58,7 @@ async def test_samples_have_consecutive_handles() -> None:
 
 async def test_a_bad_request_is_rejected_and_the_stream_lives() -> None:
     async with world(executor_grace_ms=0) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        _, client = await own.pair()
         await client.submit(handle=1, request=body(prompt_token_ids=[]))
         rejected = await client.rejected()
         assert (rejected.handle, rejected.failure.reason) == (1, "INVALID_REQUEST")
@@ -92,12 +84,8 @@ async def test_handles_must_increase_and_others_are_unharmed(handles: tuple[int,
 
 async def test_cancel_command_is_answered_by_finished() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        await client.submit()
-        await client.accepted()
-        grant = await executor.grant()
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await executor.tokens(grant.handle, [1])
         await client.until_token(1)
         await client.command(cancels=[scheduler.CancelCommand(handle=0)])
@@ -115,9 +103,7 @@ async def test_cancel_command_is_answered_by_finished() -> None:
 
 async def test_submit_and_cancel_in_one_message() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        _, client = await own.pair()
         await client.command(
             submits=[scheduler.SubmitCommand(handle=0, request=body())],
             cancels=[scheduler.CancelCommand(handle=0)],
@@ -148,29 +134,23 @@ async def test_resume_goes_on_from_any_index_after_a_lost_stream() -> None:
 
 async def test_resume_of_a_finished_request_replays_its_result() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        await client.submit(request=body(sampling={"logprobs": True}))
-        accepted = await client.accepted()
-        grant = await executor.grant()
+        executor, client = await own.pair()
+        grant = await granted(executor, client, sampling={"logprobs": True})
         await executor.tokens(grant.handle, [1, 2, 3], end=True, logprob=[-1.0, -2.0, -3.0])
         await executor.end(grant.lease, [3])
         finished = await client.finished()
         client.tokens[1] = [1]
-        await client.resume(1, accepted.request_id, [1])
+        await client.resume(1, grant.lease.request_id, [1])
         replayed = await client.finished()
         assert client.tokens[1] == [1, 2, 3]
         assert replayed.usage == finished.usage
-        await client.resume(2, accepted.request_id, [0, 0])
+        await client.resume(2, grant.lease.request_id, [0, 0])
         assert (await client.rejected()).failure.reason == "INVALID_REQUEST"
 
 
 async def test_resume_of_an_unknown_or_foreign_request_is_rejected() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        _, client = await own.pair()
         await client.resume(1, "req_none")
         assert (await client.rejected()).failure.reason == "REQUEST_NOT_FOUND"
         await client.submit(handle=2, request=body(tenant="somebody else"))
@@ -181,21 +161,15 @@ async def test_resume_of_an_unknown_or_foreign_request_is_rejected() -> None:
 
 async def test_an_attached_request_is_cancelled_after_the_resume_grace() -> None:
     async with world(resume_grace_ms=1) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        await client.submit()
-        await client.accepted()
-        grant = await executor.grant()
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         client.call.cancel()
         assert list((await executor.read()).orders.revokes) == [grant.lease]
 
 
 async def test_a_detached_request_outlives_its_stream() -> None:
     async with world(resume_grace_ms=0) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         await client.submit(detached=True)
         accepted = await client.accepted()
         client.call.cancel()
@@ -210,9 +184,7 @@ async def test_a_detached_request_outlives_its_stream() -> None:
 
 async def test_the_same_key_attaches_to_the_original_live_and_finished() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         request = body(idempotency_key="k")
         await client.submit(handle=0, request=request)
         accepted = await client.accepted()
@@ -242,9 +214,7 @@ async def test_the_same_key_attaches_to_the_original_live_and_finished() -> None
 
 async def test_positions_come_while_a_request_waits() -> None:
     async with world(position_interval_ms=10) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach(num_slots=1)
-        await client.open()
+        executor, client = await own.pair(num_slots=1)
         for handle in (0, 1, 2):
             await client.submit(handle=handle, wants_positions=True)
         grant = await executor.grant()
@@ -372,9 +342,7 @@ async def test_models_and_their_assets() -> None:
 
 async def test_call_limits() -> None:
     async with world(max_client_streams=1, max_subscriptions_per_stream=1) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        _, client = await own.pair()
         with pytest.raises(HeadwayError, match="Too many calls"):
             await own.client().open()
         await client.command(
@@ -385,26 +353,18 @@ async def test_call_limits() -> None:
 
 async def test_a_request_that_everybody_left_is_cancelled_after_the_grace() -> None:
     async with world(resume_grace_ms=0) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        await client.submit()
-        grant = await executor.grant()
-        await client.accepted()
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await client.command(cancels=[scheduler.CancelCommand(handle=0, leave=True)])
         assert list((await executor.read()).orders.revokes) == [grant.lease]
 
 
 async def test_a_request_that_was_left_can_be_followed_again() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        await client.submit()
-        grant = await executor.grant()
-        request_id = (await client.accepted()).request_id
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await client.command(cancels=[scheduler.CancelCommand(handle=0, leave=True)])
-        await client.resume(1, request_id)
+        await client.resume(1, grant.lease.request_id)
         await client.accepted()
         await executor.run(grant, [4, 5])
         finished = await client.finished()
