@@ -54,6 +54,12 @@ def qwen3(checkpoints: dict[str, Path]) -> Path:
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of the test's own, which it may spoil."""
+    return make_checkpoint(tmp_path / "model", "llama")
+
+
+@pytest.fixture
 def engine(qwen3: Path) -> TorchEngine:
     return build(qwen3)
 

@@ -1,17 +1,17 @@
 """Leases come and go: refusals, aborts, faults that stay with their lease."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from executor_svc.core.engine import InvalidLeaseError, SamplingParams
 from executor_svc.torch_engine.engine import TorchEngine
 from headway.reasons import Reason
-from tests.engine.checkpoints import CHAT_TEMPLATE, make_checkpoint
+from tests.engine.checkpoints import CHAT_TEMPLATE, edit_weights, make_checkpoint
 from tests.engine.driving import Record, build, lease, only, run
 
 PROMPT = [10, 20, 30]
@@ -203,9 +203,7 @@ def test_a_fault_after_the_draw_ends_that_lease_only(
 def test_logits_that_are_not_finite_end_their_lease_only(qwen3: Path, tmp_path: Path) -> None:
     """Token 9's embedding is NaN; its lease's blocks are used again by others afterwards."""
     folder = make_checkpoint(tmp_path)
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    weights["model.embed_tokens.weight"][9] = float("nan")
-    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    edit_weights(folder, lambda weights: weights["model.embed_tokens.weight"][9].fill_(math.nan))
 
     engine = build(folder, num_blocks=12)
     whole = run(build(qwen3), lease(0, PROMPT, PARAMS), lease(5, [11] * 40, PARAMS))

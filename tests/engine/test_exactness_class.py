@@ -1,10 +1,10 @@
 """The class by which engines know each other: what it is made of, and when it is empty."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from executor_svc.torch_engine.attention.cpu import CpuAttention
 from executor_svc.torch_engine.config import EngineConfig
 from executor_svc.torch_engine.engine import TorchEngine
 from executor_svc.torch_engine.models.decoder import Decoder
-from tests.engine.checkpoints import make_checkpoint
+from tests.engine.checkpoints import edit_weights, make_checkpoint
 from tests.engine.driving import build
 
 
@@ -123,9 +123,7 @@ def test_models_that_cannot_be_probed_promise_nothing(qwen3: Path, tmp_path: Pat
     assert _class(qwen3, num_blocks=1, block_size=1) == ""
     assert _class(qwen3, num_blocks=1, block_size=2) != ""
     folder = make_checkpoint(tmp_path)
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][:] = float("nan")
-    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    edit_weights(folder, lambda weights: weights["model.norm.weight"].fill_(math.nan))
     assert _class(folder) == ""
 
 

@@ -13,14 +13,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 
 from executor_svc.torch_engine.files import ModelError
 from executor_svc.torch_engine.loader import find_model
-from tests.engine.checkpoints import make_checkpoint
 from tests.engine.driving import build, lease, run
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path / "model", "llama")
-
 
 # What the repositories of Llama and Mistral hold.
 REPOSITORY = [

@@ -1,4 +1,4 @@
-"""The config files of real models, field for field as published on the hub."""
+"""What is read from the config files of real models, and what is wrong with altered ones."""
 
 import json
 from pathlib import Path
@@ -11,180 +11,18 @@ from executor_svc.torch_engine.config import ExpertsSpec, Llama3Scaling, ModelSp
 from executor_svc.torch_engine.files import ModelError
 from executor_svc.torch_engine.model_config import load_spec
 from executor_svc.torch_engine.models.tensors import tensor_shapes
-
-_QWEN3: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "initializer_range": 0.02,
-    "max_position_embeddings": 40960,
-    "model_type": "qwen3",
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000,
-    "sliding_window": None,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.51.0",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 151936,
-}
-QWEN3_0_6B = _QWEN3 | {
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "max_window_layers": 28,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 28,
-    "tie_word_embeddings": True,
-}
-QWEN3_8B = _QWEN3 | {
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "max_window_layers": 36,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 36,
-    "tie_word_embeddings": False,
-}
-QWEN3_GENERATION = {
-    "bos_token_id": 151643,
-    "do_sample": True,
-    "eos_token_id": [151645, 151643],
-    "pad_token_id": 151643,
-    "temperature": 0.6,
-    "top_k": 20,
-    "top_p": 0.95,
-    "transformers_version": "4.51.0",
-}
-_LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "hidden_act": "silu",
-    "initializer_range": 0.02,
-    "max_position_embeddings": 131072,
-    "mlp_bias": False,
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 500000.0,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
-_LLAMA_SCALING = {
-    "high_freq_factor": 4.0,
-    "low_freq_factor": 1.0,
-    "original_max_position_embeddings": 8192,
-    "rope_type": "llama3",
-}
-LLAMA_3_2_1B = _LLAMA | {
-    "eos_token_id": 128001,
-    "head_dim": 64,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "rope_scaling": {"factor": 32.0} | _LLAMA_SCALING,
-    "tie_word_embeddings": True,
-    "transformers_version": "4.45.0.dev0",
-}
-LLAMA_3_1_8B_INSTRUCT = _LLAMA | {
-    "eos_token_id": [128001, 128008, 128009],
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "rope_scaling": {"factor": 8.0} | _LLAMA_SCALING,
-    "tie_word_embeddings": False,
-    "transformers_version": "4.42.3",
-}
-LLAMA_GENERATION = {
-    "bos_token_id": 128000,
-    "do_sample": True,
-    "eos_token_id": [128001, 128008, 128009],
-    "temperature": 0.6,
-    "top_p": 0.9,
-    "transformers_version": "4.42.3",
-}
-QWEN2_5_7B_INSTRUCT: dict[str, Any] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151645,
-    "hidden_act": "silu",
-    "hidden_size": 3584,
-    "initializer_range": 0.02,
-    "intermediate_size": 18944,
-    "max_position_embeddings": 32768,
-    "max_window_layers": 28,
-    "model_type": "qwen2",
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 1000000.0,
-    "sliding_window": 131072,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.43.1",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 152064,
-}
-MISTRAL_7B_V0_3: dict[str, Any] = {
-    "architectures": ["MistralForCausalLM"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 32768,
-    "model_type": "mistral",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 1000000.0,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.42.0.dev0",
-    "use_cache": True,
-    "vocab_size": 32768,
-}
-MISTRAL_7B_V0_1 = MISTRAL_7B_V0_3 | {
-    "rope_theta": 10000.0,
-    "sliding_window": 4096,
-    "transformers_version": "4.34.0.dev0",
-    "vocab_size": 32000,
-}
-QWEN3_30B_A3B = _QWEN3 | {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "decoder_sparse_step": 1,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "max_window_layers": 48,
-    "mlp_only_layers": [],
-    "model_type": "qwen3_moe",
-    "moe_intermediate_size": 768,
-    "norm_topk_prob": True,
-    "num_attention_heads": 32,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 48,
-    "num_key_value_heads": 4,
-    "output_router_logits": False,
-    "router_aux_loss_coef": 0.001,
-    "tie_word_embeddings": False,
-}
+from tests.engine.published_configs import (
+    LLAMA_3_1_8B_INSTRUCT,
+    LLAMA_3_2_1B,
+    LLAMA_GENERATION,
+    MISTRAL_7B_V0_1,
+    MISTRAL_7B_V0_3,
+    QWEN2_5_7B_INSTRUCT,
+    QWEN3_0_6B,
+    QWEN3_8B,
+    QWEN3_30B_A3B,
+    QWEN3_GENERATION,
+)
 
 
 def _spec(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None) -> ModelSpec:

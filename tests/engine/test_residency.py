@@ -19,7 +19,7 @@ from executor_svc.torch_engine.model_config import load_spec
 from executor_svc.torch_engine.models.sharding import Shard
 from headway.reasons import Reason
 from tests.engine.driving import Record, build, lease, run
-from tests.engine.test_published_configs import QWEN3_0_6B, QWEN3_30B_A3B
+from tests.engine.published_configs import QWEN3_0_6B, QWEN3_30B_A3B
 
 PARAMS = SamplingParams(max_tokens=12, seed=5, ignore_eos=True)
 PROMPT = [10, 20, 30]

@@ -14,6 +14,9 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from tests.executor.scripted_scheduler import TIMEOUT_S
 
+VOCAB = 1_000
+LONG = 20_000  # tokens; far more than a test waits for
+
 
 class GatedEngine(MockEngine):
     """Loads a model when the test lets it."""
@@ -42,7 +45,7 @@ class Executor:
         }
         self.settings = ExecutorSettings(**(fields | changes))
         self.engine = GatedEngine(
-            MockConfig(models=("mock", "other"), max_models=1, step_ms=1.0, vocab_size=1000)
+            MockConfig(models=("mock", "other"), max_models=1, step_ms=1.0, vocab_size=VOCAB)
         )
         ready = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -112,6 +112,12 @@ class ScriptedScheduler(fleet_pb2_grpc.FleetServiceServicer):
         attachment.hello = await attachment.next("hello")
         return attachment
 
+    async def welcomed(self, **fields: Any) -> Attachment:
+        """The next one, which is told ``fields`` in its welcome."""
+        attachment = await self.attached()
+        attachment.welcome(**fields)
+        return attachment
+
     async def Attach(  # noqa: N802
         self,
         request_iterator: AsyncIterator[fleet.AttachRequest],

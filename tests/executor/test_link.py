@@ -2,55 +2,26 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from executor_svc.core.engine import StepOutput
 from executor_svc.mock_formulas import mock_tokens
-from executor_svc.stream import AttachRefusedError
-from executor_svc.worker import EngineDiedError
 from headway.errors import HeadwayError
 from headway.reasons import Reason
-from headway.server import Server
 from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
-from tests.executor.linked import Executor, grant, ref
+from tests.executor.linked import LONG, VOCAB, Executor, grant, ref
 from tests.executor.scripted_scheduler import TIMEOUT_S, Attachment, ScriptedScheduler
-
-LONG = 20_000  # tokens; far more than a test waits for
-
-
-@pytest.fixture
-async def scheduler() -> AsyncIterator[ScriptedScheduler]:
-    scheduler = ScriptedScheduler()
-    await scheduler.start()
-    yield scheduler
-    await scheduler.stop()
-
-
-@pytest.fixture
-async def executor(scheduler: ScriptedScheduler) -> AsyncIterator[Executor]:
-    executor = Executor(scheduler.address)
-    yield executor
-    await executor.close()
 
 
 def expected(handle: int, stop: int, start: int = 0) -> list[int]:
-    return mock_tokens((handle,), seed=3, sample=0, start=start, stop=stop, vocab_size=1000)
-
-
-async def welcomed(scheduler: ScriptedScheduler, **fields: Any) -> Attachment:
-    attachment = await scheduler.attached()
-    attachment.welcome(**fields)
-    return attachment
+    return mock_tokens((handle,), seed=3, sample=0, start=start, stop=stop, vocab_size=VOCAB)
 
 
 async def test_from_hello_to_acknowledged_end(
     scheduler: ScriptedScheduler, executor: Executor
 ) -> None:
-    attachment = await welcomed(scheduler, wanted_assets=["mock", "nobody's"])
+    attachment = await scheduler.welcomed(wanted_assets=["mock", "nobody's"])
     hello = attachment.hello
     assert (hello.executor_id, hello.incarnation) == ("e1", "i1")
     assert (hello.capacity.num_slots, hello.capacity.max_models) == (256, 1)
@@ -76,7 +47,7 @@ async def test_from_hello_to_acknowledged_end(
 
 
 async def test_a_resumed_grant_goes_on(scheduler: ScriptedScheduler, executor: Executor) -> None:
-    attachment = await welcomed(scheduler)
+    attachment = await scheduler.welcomed()
     resumed = grant("a", 1)
     resumed.generated.add(token_ids=expected(1, 3))
     attachment.order(grants=[resumed])
@@ -87,7 +58,7 @@ async def test_a_resumed_grant_goes_on(scheduler: ScriptedScheduler, executor: E
 async def test_a_broken_stream_is_adopted_and_goes_on(
     scheduler: ScriptedScheduler, executor: Executor
 ) -> None:
-    first = await welcomed(scheduler)
+    first = await scheduler.welcomed()
     first.order(grants=[grant("a", 1, LONG), grant("b", 2), grant("c", 3, LONG)])
     await first.until_ended("b")
     await first.until_tokens(1, 10)
@@ -123,7 +94,7 @@ async def test_orphans_are_stopped_while_no_scheduler_answers(
         loop.call_soon_threadsafe(was_aborted.set)
 
     monkeypatch.setattr(executor.engine, "abort", watched_abort)
-    first = await welcomed(scheduler, orphan_grace_ms=30)
+    first = await scheduler.welcomed(orphan_grace_ms=30)
     first.order(grants=[grant("a", 1, LONG)])
     await first.until_tokens(1, 1)
     first.close()
@@ -138,7 +109,7 @@ async def test_orphans_are_stopped_while_no_scheduler_answers(
 async def test_revokes_and_bad_grants_are_answered(
     scheduler: ScriptedScheduler, executor: Executor
 ) -> None:
-    attachment = await welcomed(scheduler)
+    attachment = await scheduler.welcomed()
     bad = grant("bad", 2, temperature=math.nan)
     other_model = grant("other", 3)
     other_model.request.model = "unknown"
@@ -169,123 +140,14 @@ async def test_a_scheduler_that_speaks_out_of_turn_is_left_and_found_again(
 ) -> None:
     early = await scheduler.attached()
     early.order(revokes=[ref("a")])  # before its welcome
-    twice = await welcomed(scheduler)
+    twice = await scheduler.welcomed()
     twice.welcome()
-    await welcomed(scheduler, timeout_ms=50)  # and silent from then on
-    closing = await welcomed(scheduler)
+    await scheduler.welcomed(timeout_ms=50)  # and silent from then on
+    closing = await scheduler.welcomed()
     closing.close()
-    healthy = await welcomed(scheduler)
+    healthy = await scheduler.welcomed()
     healthy.order(grants=[grant("a", 1)])
     await healthy.until_ended("a")
-
-
-async def test_it_tries_the_next_address(scheduler: ScriptedScheduler) -> None:
-    executor = Executor(f"127.0.0.1:1,{scheduler.address}")
-    await welcomed(scheduler)
-    await executor.close()
-
-
-@pytest.mark.parametrize("reason", [Reason.INVALID_REQUEST, Reason.PERMISSION_DENIED])
-async def test_a_final_refusal_ends_it(
-    scheduler: ScriptedScheduler, executor: Executor, reason: Reason
-) -> None:
-    attachment = await scheduler.attached()
-    attachment.close(HeadwayError(reason, "no"))
-    with pytest.raises(AttachRefusedError, match=reason):
-        await executor.ended()
-
-
-async def test_a_server_that_knows_no_executors_ends_it() -> None:
-    """Such as a scheduler of another contract."""
-    server = Server(max_message_bytes=1 << 20, max_concurrent_streams=10, has_reflection=False)
-    port = await server.start("127.0.0.1:0")
-    executor = Executor(f"127.0.0.1:{port}")
-    with pytest.raises(AttachRefusedError, match="Method not found"):
-        await executor.ended()
-    await server.stop(0)
-
-
-async def test_other_refusals_are_tried_again(
-    scheduler: ScriptedScheduler, executor: Executor
-) -> None:
-    for reason in (Reason.NOT_LEADER, Reason.INTERNAL):
-        attachment = await scheduler.attached()
-        attachment.close(HeadwayError(reason, "not now"))
-    await welcomed(scheduler)
-
-
-async def test_no_welcome_in_time_is_a_failure(scheduler: ScriptedScheduler) -> None:
-    executor = Executor(scheduler.address, attach_timeout_ms=100)
-    await scheduler.attached()
-    await scheduler.attached()
-    await executor.close()
-
-
-async def test_drain_lets_work_finish(scheduler: ScriptedScheduler, executor: Executor) -> None:
-    attachment = await welcomed(scheduler)
-    attachment.order(grants=[grant("a", 1, 50)])
-    await attachment.until_tokens(1, 1)
-    executor.link.drain()
-    attachment.order(grants=[grant("late", 2)])
-    assert (await attachment.until_ended("late")).outcome == fleet.LeaseEnded.OUTCOME_RETURNED
-    assert (await attachment.until_ended("a")).outcome == fleet.LeaseEnded.OUTCOME_COMPLETED
-    attachment.order(acknowledged=[ref("a")])
-    await attachment.next("close")
-    attachment.close()
-    await executor.ended()
-
-
-async def test_drain_hands_back_what_does_not_finish(scheduler: ScriptedScheduler) -> None:
-    executor = Executor(scheduler.address, drain_timeout_ms=20)
-    attachment = await welcomed(scheduler)
-    attachment.order(grants=[grant("a", 1, LONG)])
-    await attachment.until_tokens(1, 1)
-    executor.link.drain()
-    report = await attachment.next("report")
-    while not report.HasField("capacity"):
-        report = await attachment.next("report")
-    assert report.capacity.num_slots == 0
-    ended = await attachment.until_ended("a")
-    assert ended.outcome == fleet.LeaseEnded.OUTCOME_RETURNED
-    assert list(ended.num_tokens) == [len(attachment.tokens[1])]
-    attachment.order(acknowledged=[ref("a")])
-    await attachment.next("close")
-    attachment.close()
-    await executor.ended()
-    await executor.close()
-
-
-async def test_drain_without_answer_ends_all_the_same(scheduler: ScriptedScheduler) -> None:
-    executor = Executor(scheduler.address, drain_timeout_ms=20, flush_timeout_ms=20)
-    attachment = await welcomed(scheduler)
-    attachment.order(grants=[grant("a", 1, LONG)])
-    await attachment.until_tokens(1, 1)
-    executor.link.drain()
-    await executor.ended()
-    await executor.close()
-
-
-async def test_drain_without_a_scheduler_ends_at_once(scheduler: ScriptedScheduler) -> None:
-    executor = Executor(scheduler.address)
-    await scheduler.attached()  # and never welcomed
-    executor.link.drain()
-    await executor.ended()
-    await executor.close()
-
-
-async def test_an_engine_that_dies_ends_it_without_a_word(
-    scheduler: ScriptedScheduler, executor: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def step() -> StepOutput:
-        raise ValueError("broken")
-
-    monkeypatch.setattr(executor.engine, "step", step)
-    attachment = await welcomed(scheduler)
-    attachment.order(grants=[grant("a", 1)])
-    with pytest.raises(EngineDiedError, match="broken") as caught:
-        await executor.ended()
-    assert isinstance(caught.value.__cause__, ValueError), "the log is to show the engine's own"
-    assert not attachment.ended
 
 
 async def until_changed(attachment: Attachment, count: int) -> list[fleet.ModelChange]:
@@ -298,7 +160,7 @@ async def until_changed(attachment: Attachment, count: int) -> list[fleet.ModelC
 async def test_a_model_is_loaded_while_heartbeats_go_on(
     scheduler: ScriptedScheduler, executor: Executor
 ) -> None:
-    attachment = await welcomed(scheduler)
+    attachment = await scheduler.welcomed()
     hello = attachment.hello
     assert hello.capacity.max_models == 1
     assert [(offer.card.name, offer.resident) for offer in hello.models] == [
@@ -325,7 +187,7 @@ async def test_a_model_is_loaded_while_heartbeats_go_on(
 async def test_an_order_that_makes_no_sense_is_answered(
     scheduler: ScriptedScheduler, executor: Executor
 ) -> None:
-    attachment = await welcomed(scheduler)
+    attachment = await scheduler.welcomed()
     attachment.order(loads=[fleet.LoadModel(model="other")])
     here, change = await until_changed(attachment, 2)
     assert (here.model, here.state) == ("mock", fleet.ModelChange.STATE_RESIDENT)
@@ -341,11 +203,11 @@ async def test_an_order_that_makes_no_sense_is_answered(
 async def test_a_load_goes_on_when_the_stream_breaks(
     scheduler: ScriptedScheduler, executor: Executor
 ) -> None:
-    attachment = await welcomed(scheduler)
+    attachment = await scheduler.welcomed()
     attachment.order(loads=[fleet.LoadModel(model="other", evict=["mock"])])
     await until_changed(attachment, 1)
     attachment.close()
-    again = await welcomed(scheduler)
+    again = await scheduler.welcomed()
     assert not any(offer.resident for offer in again.hello.models)
     executor.engine.gate.release()
     (change,) = await until_changed(again, 1)

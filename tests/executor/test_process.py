@@ -36,14 +36,6 @@ executor.main()
 """
 
 
-@pytest.fixture
-async def scheduler() -> AsyncIterator[ScriptedScheduler]:
-    scheduler = ScriptedScheduler()
-    await scheduler.start()
-    yield scheduler
-    await scheduler.stop()
-
-
 @contextlib.asynccontextmanager
 async def started(
     scheduler: ScriptedScheduler, *arguments: str, script: str = ""
@@ -97,8 +89,7 @@ async def test_a_step_that_hangs_does_not_spoil_the_exit_status(
     """134 would look like a crash, and whoever restarts crashed processes would restart it."""
     hasty = ("--drain-timeout-ms=50", "--flush-timeout-ms=200")
     async with started(scheduler, *hasty, script=HANGING) as process:
-        attachment = await scheduler.attached()
-        attachment.welcome()
+        attachment = await scheduler.welcomed()
         attachment.order(grants=[grant("a", 1, max_tokens=100)])
         while list((await attachment.next("heartbeat")).handles) != [1]:
             pass

@@ -15,15 +15,13 @@ from scheduler_svc import admin, translate
 from scheduler_svc.core import answers
 from scheduler_svc.settings import SchedulerSettings
 from tests.scheduler.inside import turn
-from tests.scheduler.world import world
+from tests.scheduler.world import granted, world
 
 
 async def test_a_snapshot_shows_queue_and_fleet() -> None:
     async with world() as own:
         stub = scheduler_pb2_grpc.AdminServiceStub(own.channel)
-        executor, client = own.executor(), own.client()
-        await executor.attach(num_slots=1)
-        await client.open()
+        _, client = await own.pair(num_slots=1)
         for handle in range(3):
             await client.submit(handle=handle)
             await client.accepted()
@@ -87,12 +85,8 @@ async def test_who_asks_meanwhile_gets_the_next_one_and_all_of_them_the_same() -
 async def test_drain_and_undrain() -> None:
     async with world() as own:
         stub = scheduler_pb2_grpc.AdminServiceStub(own.channel)
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        await client.submit()
-        await client.accepted()
-        grant = await executor.grant()
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         drained = await stub.DrainExecutor(scheduler.DrainExecutorRequest(executor_id="e1"))
         assert drained.num_running == 1
         await client.submit(handle=1)

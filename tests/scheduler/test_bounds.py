@@ -106,9 +106,7 @@ def test_a_follower_of_a_failed_request_keeps_no_indexes() -> None:
 
 async def test_readers_of_one_finished_request_share_its_tokens() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         await client.submit()
         accepted = await client.accepted()
         await executor.run(await executor.grant(), [1, 2])
@@ -168,9 +166,7 @@ async def test_calls_of_operators_wait_for_room_in_the_mailbox() -> None:
 
 async def test_a_session_whose_handles_are_used_up_is_replaced() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         (link,) = own.process.runtime._actions.links.values()
         link._routes._next_handle = (1 << 32) - 1  # type: ignore[attr-defined]
         await client.submit(request=body(num_samples=2))
@@ -184,9 +180,7 @@ async def test_a_session_whose_handles_are_used_up_is_replaced() -> None:
 
 async def test_a_resume_whose_samples_have_no_handles_is_out_of_turn() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        _, client = await own.pair()
         await client.submit(request=body(num_samples=2))
         accepted = await client.accepted()
         await client.resume((1 << 32) - 1, accepted.request_id)
@@ -225,9 +219,7 @@ async def test_a_generate_goes_on_after_a_full_frame() -> None:
 async def test_a_request_whose_result_could_not_travel_is_refused() -> None:
     card = generation.ModelCard(name="tiny", vocab_size=10, max_context_tokens=1 << 30)
     async with world(max_message_bytes=1 << 20, max_orders_bytes=1 << 18) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach(models=[card])
-        await client.open()
+        _, client = await own.pair(models=[card])
         many = body(num_samples=64, sampling={"max_tokens": 4_096})
         await client.submit(handle=0, request=many)
         failure = (await client.rejected()).failure

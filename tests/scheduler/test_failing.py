@@ -32,9 +32,7 @@ async def snapshot(channel: grpc.aio.Channel) -> scheduler.Snapshot:
 
 async def test_clients_are_told_the_cause_without_the_machine_s_folders() -> None:
     async with world(max_load_failures=1, load_backoff_ms=60_000) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach(models=(), absent=[CARD])
-        await client.open()
+        executor, client = await own.pair(models=(), absent=[CARD])
         await client.submit()
         await client.accepted()
         await fail_load(executor)
@@ -51,9 +49,7 @@ async def test_clients_are_told_the_cause_without_the_machine_s_folders() -> Non
 
 async def test_operators_see_a_failure_while_clients_still_wait() -> None:
     async with world(max_load_failures=2, load_backoff_ms=60_000) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach(models=(), absent=[CARD])
-        await client.open()
+        executor, client = await own.pair(models=(), absent=[CARD])
         await client.submit()
         await client.accepted()
         await fail_load(executor)

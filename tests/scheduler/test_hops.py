@@ -10,10 +10,12 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from headway.v1 import scheduler_pb2 as scheduler
 from headway.v1 import scheduler_pb2_grpc
-from tests.scheduler.world import CARD, LENGTH, Client, Executor, body, world
+from tests.scheduler.world import CARD, LENGTH, Client, Executor, body, granted, world
 
-RICH = {"sampling": {"max_tokens": 2, "logprobs": True, "top_logprobs": 2}}
-SCORED = {"prompt_scoring": generation.PromptScoring(logprobs=True, num_alternatives=1)}
+RICH: dict[str, Any] = {"sampling": {"max_tokens": 2, "logprobs": True, "top_logprobs": 2}}
+SCORED: dict[str, Any] = {
+    "prompt_scoring": generation.PromptScoring(logprobs=True, num_alternatives=1)
+}
 
 
 def top(*tokens: int) -> dict[str, Any]:
@@ -49,24 +51,17 @@ async def scores_of(client: Client) -> generation.PromptScores:
             return updates.frame.prompt_scores[0]
 
 
-async def granted(executor: Executor, client: Client, **overrides: Any) -> tuple[fleet.Grant, str]:
-    await client.submit(request=body(**overrides))
-    request_id = (await client.accepted()).request_id
-    return await executor.grant(), request_id
-
-
-async def retrieved(client: Client, request_id: str) -> generation.GenerationResult:
-    request = scheduler.RetrieveRequest(request_id=request_id, tenant="t")
+async def retrieved(client: Client, grant: fleet.Grant) -> generation.GenerationResult:
+    request = scheduler.RetrieveRequest(request_id=grant.lease.request_id, tenant="t")
     result: generation.GenerationResult = (await client.stub.Retrieve(request)).result
     return result
 
 
 async def test_alternatives_travel_and_go_along_to_the_next_executor() -> None:
     async with world(executor_grace_ms=0) as own:
-        first, second, client = own.executor(), own.executor("e2"), own.client()
-        await first.attach()
-        await client.open()
-        grant, request_id = await granted(first, client, **RICH)
+        first, client = await own.pair()
+        second = own.executor("e2")
+        grant = await granted(first, client, **RICH)
         assert grant.request.sampling.top_logprobs == 2
         await first.tokens(grant.handle, [5], **top(5))
         await client.until_token(1)
@@ -79,16 +74,15 @@ async def test_alternatives_travel_and_go_along_to_the_next_executor() -> None:
         await second.tokens(again.handle, [7], start=1, end=True, **top(7))
         await second.end(again.lease, [2])
         await client.finished()
-        (sample,) = (await retrieved(client, request_id)).samples
+        (sample,) = (await retrieved(client, grant)).samples
         assert list(sample.top_token_ids) == [5, 6, 7, 8]
 
 
 async def test_scores_reach_followers_result_and_generate() -> None:
     async with world() as own:
-        executor, client, late = own.executor(), own.client(), own.client()
-        await executor.attach()
-        await client.open()
-        grant, request_id = await granted(executor, client, **SCORED)
+        executor, client = await own.pair()
+        late = own.client()
+        grant = await granted(executor, client, **SCORED)
         assert grant.request.prompt_scoring == SCORED["prompt_scoring"]
         assert not grant.has_prompt_scores
         await send_scores(executor, grant.handle)
@@ -96,11 +90,11 @@ async def test_scores_reach_followers_result_and_generate() -> None:
         assert (got.handle, list(got.alternative_token_id)) == (0, [8, 9])
         await executor.run(grant, [1, 2, 3, 4])
         await client.finished()
-        result = await retrieved(client, request_id)
+        result = await retrieved(client, grant)
         assert result.prompt_scores.handle == 0
         assert list(result.prompt_scores.logprob)[1:] == [-1, -2]
         await late.open()
-        await late.resume(3, request_id, [4])
+        await late.resume(3, grant.lease.request_id, [4])
         while not (updates := await late.updates()).frame.prompt_scores:
             pass
         assert updates.frame.prompt_scores[0].handle == 3
@@ -117,10 +111,8 @@ async def test_scores_reach_followers_result_and_generate() -> None:
 
 async def test_whoever_takes_over_is_told_whether_scores_are_there() -> None:
     async with world(executor_grace_ms=60_000) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant, _ = await granted(executor, client, **SCORED)
+        executor, client = await own.pair()
+        grant = await granted(executor, client, **SCORED)
         lease = grant.lease
         for has_scores in (False, True):
             executor.call.cancel()
@@ -140,10 +132,8 @@ async def test_whoever_takes_over_is_told_whether_scores_are_there() -> None:
 
 async def test_a_completion_without_the_scores_is_a_logged_failure() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant, _ = await granted(executor, client, **SCORED)
+        executor, client = await own.pair()
+        grant = await granted(executor, client, **SCORED)
         end = generation.SequenceEnd(handle=grant.handle, num_tokens=0, reason=LENGTH)
         report = fleet.ExecutorReport(frame=generation.StepFrame(ends=[end]))
         with capture_logs() as logs:
@@ -157,10 +147,8 @@ async def test_a_completion_without_the_scores_is_a_logged_failure() -> None:
 
 async def test_cached_tokens_and_the_executor_are_in_finished_result_and_log() -> None:
     async with world() as own:
-        executor, client = own.executor("gpu-7"), own.client()
-        await executor.attach()
-        await client.open()
-        grant, request_id = await granted(executor, client)
+        executor, client = await own.pair("gpu-7")
+        grant = await granted(executor, client)
         await executor.tokens(grant.handle, [1, 2, 3, 4], end=True)
         with capture_logs() as logs:
             await executor.end(grant.lease, [4], num_cached_prompt_tokens=2)
@@ -168,7 +156,7 @@ async def test_cached_tokens_and_the_executor_are_in_finished_result_and_log() -
         assert finished.usage.num_cached_prompt_tokens == 2
         assert finished.timing.executor_id == "gpu-7"
         assert not finished.timing.inexact
-        result = await retrieved(client, request_id)
+        result = await retrieved(client, grant)
         assert result.usage == finished.usage
         assert result.timing == finished.timing
         (line,) = [log for log in logs if log["event"] == "request.finished"]
@@ -179,10 +167,8 @@ async def test_cached_tokens_and_the_executor_are_in_finished_result_and_log() -
 
 async def test_an_executor_cannot_claim_more_cached_tokens_than_there_are() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant, _ = await granted(executor, client)
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await executor.tokens(grant.handle, [1, 2, 3, 4], end=True)
         await executor.end(grant.lease, [4], num_cached_prompt_tokens=999)
         assert (await client.finished()).usage.num_cached_prompt_tokens == 3
@@ -190,9 +176,7 @@ async def test_an_executor_cannot_claim_more_cached_tokens_than_there_are() -> N
 
 async def test_a_request_that_nobody_ran_has_no_executor() -> None:
     async with world() as own:
-        client = own.client()
-        await own.executor().attach(num_slots=0)
-        await client.open()
+        _, client = await own.pair(num_slots=0)
         await client.submit()
         await client.accepted()
         await client.command(cancels=[scheduler.CancelCommand(handle=0)])
@@ -214,10 +198,9 @@ async def test_going_on_in_another_exactness_class_is_said(
     first_class: str, second_class: str, num_tokens: int, *, is_inexact: bool
 ) -> None:
     async with world(executor_grace_ms=0) as own:
-        first, second, client = own.executor(), own.executor("e2"), own.client()
-        await first.attach(exactness_class=first_class)
-        await client.open()
-        grant, _ = await granted(first, client)
+        first, client = await own.pair(exactness_class=first_class)
+        second = own.executor("e2")
+        grant = await granted(first, client)
         if num_tokens:
             await first.tokens(grant.handle, [1])
             await client.until_token(1)
@@ -233,10 +216,9 @@ async def test_going_on_in_another_exactness_class_is_said(
 async def test_a_class_that_a_load_proved_counts() -> None:
     """It takes a load to prove it, so hello cannot know the class of a model that is absent."""
     async with world(executor_grace_ms=0) as own:
-        first, second, client = own.executor(), own.executor("e2"), own.client()
-        await first.attach(exactness_class="x")
-        await client.open()
-        grant, _ = await granted(first, client)
+        first, client = await own.pair(exactness_class="x")
+        second = own.executor("e2")
+        grant = await granted(first, client)
         await first.tokens(grant.handle, [1])
         await client.until_token(1)
         first.call.cancel()
@@ -255,10 +237,8 @@ async def test_a_class_that_a_load_proved_counts() -> None:
 
 async def test_an_adopted_lease_is_as_exact_as_before() -> None:
     async with world(executor_grace_ms=60_000) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        grant, _ = await granted(executor, client)
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await executor.tokens(grant.handle, [1])
         await client.until_token(1)
         executor.call.cancel()

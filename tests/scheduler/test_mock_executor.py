@@ -10,10 +10,9 @@ from executor_svc.mock_formulas import mock_scores, mock_tokens, mock_top
 from headway.v1 import generation_pb2 as generation
 from headway.v1 import scheduler_pb2 as scheduler
 from headway.v1 import scheduler_pb2_grpc
-from tests.executor.linked import Executor
+from tests.executor.linked import VOCAB, Executor
 from tests.scheduler.world import World, body, world
 
-VOCAB = 1_000  # of tests.executor.test_link
 PROMPT = [10, 20, 30, 40]
 SCORING = generation.PromptScoring(
     logprobs=True,

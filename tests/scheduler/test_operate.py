@@ -87,9 +87,7 @@ def asked(own: World, *words: str) -> AsyncGenerator[str]:
 
 async def test_an_executor_is_shown_drained_and_taken_back() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        _, client = await own.pair()
         await client.submit()
         await client.accepted()
         assert await anext(asked(own, "drain", "e1")) == "e1 takes nothing new; 1 still run"

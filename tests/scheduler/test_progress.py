@@ -10,7 +10,7 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import scheduler_pb2 as scheduler
 from scheduler_svc.progress import Progress, Stalled
 from tests.scheduler.inside import Inside, Wire, inside, submits, turn
-from tests.scheduler.world import CARD, LENGTH, Client, Executor, body, world
+from tests.scheduler.world import CARD, LENGTH, Client, Executor, body, granted, world
 
 
 def beat(progress: Progress, num_steps: int, now_ms: int, *, has_leases: bool = True) -> bool:
@@ -140,9 +140,7 @@ def other_offer() -> fleet.ModelOffer:
 @pytest.mark.parametrize("outcome", ["RETURNED", "UNKNOWN", "REVOKED", "unlisted", "changed"])
 async def test_what_is_handed_back_again_and_again_ends(outcome: str) -> None:
     async with world(max_returns=2) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         await client.submit()
         await client.accepted()
         for _ in range(3):
@@ -168,9 +166,7 @@ async def hand_back(executor: Executor, client: Client, grant: fleet.Grant, outc
 
 async def test_a_few_drains_are_no_harm() -> None:
     async with world(max_returns=2) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         await client.submit()
         await client.accepted()
         for _ in range(2):
@@ -183,12 +179,8 @@ async def test_a_few_drains_are_no_harm() -> None:
 
 async def test_a_revoke_of_ours_is_not_counted() -> None:
     async with world(max_returns=0) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
-        await client.submit()
-        await client.accepted()
-        grant = await executor.grant()
+        executor, client = await own.pair()
+        grant = await granted(executor, client)
         await client.command(cancels=[scheduler.CancelCommand(handle=0)])
         assert (await client.finished()).failure.reason == "CANCELLED"
         await executor.end(grant.lease, outcome=fleet.LeaseEnded.OUTCOME_REVOKED)

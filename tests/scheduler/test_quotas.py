@@ -195,9 +195,7 @@ def limited(**fields: Any) -> generation.GenerationRequest:
 
 async def test_every_door_asks_the_quota_and_an_end_makes_room() -> None:
     async with world(retry_after_min_ms=1_234) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         await client.submit(request=limited())
         await client.accepted()
         grant = await executor.grant()

@@ -117,9 +117,7 @@ async def test_a_lease_that_completes_as_it_is_revoked_is_no_fault() -> None:
 
 async def test_an_executors_own_words_about_its_faults_stay_in_the_log() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         await client.submit()
         grant = await executor.grant()
         await executor.end(

@@ -36,9 +36,7 @@ class GatedStore(MemoryStore):
 async def test_nothing_is_sent_before_its_commit() -> None:
     store = GatedStore()
     async with world(store) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         await client.submit()
         (record,) = await store.entered.get()
         assert isinstance(record, AcceptedRecord)
@@ -89,9 +87,7 @@ async def test_work_leaves_before_answers(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_what_gathers_during_a_commit_goes_into_the_next_one() -> None:
     store = GatedStore()
     async with world(store) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        _, client = await own.pair()
         await client.submit(handle=0)
         assert len(await store.entered.get()) == 1
         for handle in range(1, 6):
@@ -108,9 +104,7 @@ async def test_what_gathers_during_a_commit_goes_into_the_next_one() -> None:
 
 async def submit_and_wait(store: MemoryStore) -> None:
     async with world(store) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        _, client = await own.pair()
         await client.submit()
         await asyncio.Event().wait()
 
@@ -125,9 +119,7 @@ async def test_a_failed_commit_ends_the_process() -> None:
 
 async def test_a_full_mailbox_slows_readers_and_loses_nothing() -> None:
     async with world(max_mailbox_events=1, max_batch_events=1) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach(num_slots=64)
-        await client.open()
+        _, client = await own.pair(num_slots=64)
         for handle in range(20):
             await client.submit(handle=handle, detached=True)
         accepted = 0
@@ -137,9 +129,7 @@ async def test_a_full_mailbox_slows_readers_and_loses_nothing() -> None:
 
 async def test_drain_refuses_new_requests_and_finishes_the_others() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        executor, client = await own.pair()
         await client.submit()
         await client.accepted()
         drained = asyncio.ensure_future(own.process.drain())
@@ -157,9 +147,7 @@ async def test_drain_refuses_new_requests_and_finishes_the_others() -> None:
 
 async def test_drain_gives_up_after_its_timeout() -> None:
     async with world(drain_timeout_ms=1) as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach()
-        await client.open()
+        _, client = await own.pair()
         await client.submit()
         await client.accepted()
         await own.process.drain()
@@ -176,9 +164,7 @@ async def test_two_starts_have_rising_epochs() -> None:
 
 async def test_a_request_times_out_in_the_queue_without_any_event() -> None:
     async with world() as own:
-        executor, client = own.executor(), own.client()
-        await executor.attach(num_slots=1)
-        await client.open()
+        _, client = await own.pair(num_slots=1)
         await client.submit(handle=0)
         await client.accepted()
         request = body()

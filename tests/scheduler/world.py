@@ -211,6 +211,15 @@ class Client:
                 return updates.finished[0]
 
 
+async def granted(
+    executor: Executor, client: Client, handle: int = 0, **overrides: Any
+) -> fleet.Grant:
+    """The grant of a new request of this client; ``overrides`` as in ``body``."""
+    await client.submit(handle=handle, request=body(**overrides))
+    await client.accepted()
+    return await executor.grant()
+
+
 class World:
     """Channels are closed with it."""
 
@@ -228,6 +237,13 @@ class World:
 
     def client(self) -> Client:
         return Client(self.channel)
+
+    async def pair(self, executor_id: str = "e1", **attach: Any) -> tuple[Executor, Client]:
+        """An executor that is attached (``Executor.attach``) and a client whose stream is open."""
+        executor, client = self.executor(executor_id), self.client()
+        await executor.attach(**attach)
+        await client.open()
+        return executor, client
 
 
 @contextlib.asynccontextmanager
