@@ -5,7 +5,7 @@ key or a request. Each gateway has its own answers; queue and fleet are the same
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,50 +17,71 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from gateway_http.client import SchedulerClient
-from gateway_http.monitor.data import MonitorData
+from gateway_http.monitor.data import Backend, MonitorData, in_parts
 from gateway_http.monitor.routes import Guard, Watch
 from gateway_http.stall_guard import Cause
 from headway.errors import HeadwayError
 
 _NO_ROUTE = "none"
+_HEAD_LINES = 2  # HELP and TYPE, before the lines of a metric
 
 
-class Fleet(Collector):
-    """The scheduler's snapshot as metrics; nothing while there is none."""
+class _Some(Collector):
+    """A few metrics that were made by hand."""
 
-    def __init__(self) -> None:
-        self.data: MonitorData | None = None
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterable[Metric]:
         """See prometheus_client."""
-        if self.data is None:
-            return
-        data = self.data
-        yield GaugeMetricFamily("headway_queue_depth", "Requests waiting.", data.queue_depth)
-        yield GaugeMetricFamily("headway_running", "Requests granted and not ended.", data.running)
-        live = GaugeMetricFamily("headway_executor_live", "Whether it is.", labels=["executor"])
-        slots = GaugeMetricFamily(
-            "headway_executor_slots", "Seats for sequences.", labels=["executor", "kind"]
+        return self._metrics
+
+
+async def fleet_text(data: MonitorData) -> bytes:
+    """Queue and fleet; what has lines for each executor is written in parts."""
+    texts = [generate_latest(_Some(_totals(data)))]
+    for family in (_live, _slots):
+        head_lines = 0  # only the first part says what the lines mean
+        async for part in in_parts(data.backends):
+            lines = generate_latest(_Some([family(part)]))
+            texts.append(lines.split(b"\n", head_lines)[-1])
+            head_lines = _HEAD_LINES
+    return b"".join(texts)
+
+
+def _totals(data: MonitorData) -> Iterable[Metric]:
+    yield GaugeMetricFamily("headway_queue_depth", "Requests waiting.", data.queue_depth)
+    yield GaugeMetricFamily("headway_running", "Requests granted and not ended.", data.running)
+    decisions = CounterMetricFamily(
+        "headway_decisions", "The scheduler's, since its start.", labels=["decision"]
+    )
+    for name, number in data.decisions.items():
+        decisions.add_metric([name], number)
+    yield decisions
+    if data.accept_time is not None:
+        wait = GaugeMetricFamily(
+            "headway_queue_wait_seconds", "Until the first grant, over an hour.", labels=["of"]
         )
-        for one in data.backends:
-            live.add_metric([one.url], one.live)
-            slots.add_metric([one.url, "total"], one.slots_total)
-            slots.add_metric([one.url, "acquired"], one.slots_acquired)
-        yield live
-        yield slots
-        decisions = CounterMetricFamily(
-            "headway_decisions", "The scheduler's, since its start.", labels=["decision"]
-        )
-        for name, number in data.decisions.items():
-            decisions.add_metric([name], number)
-        yield decisions
-        if data.accept_time is not None:
-            wait = GaugeMetricFamily(
-                "headway_queue_wait_seconds", "Until the first grant, over an hour.", labels=["of"]
-            )
-            for name in ("p10", "mean", "p90"):
-                wait.add_metric([name], getattr(data.accept_time, name))
-            yield wait
+        for name in ("p10", "mean", "p90"):
+            wait.add_metric([name], getattr(data.accept_time, name))
+        yield wait
+
+
+def _live(backends: Sequence[Backend]) -> Metric:
+    live = GaugeMetricFamily("headway_executor_live", "Whether it is.", labels=["executor"])
+    for one in backends:
+        live.add_metric([one.url], one.live)
+    return live
+
+
+def _slots(backends: Sequence[Backend]) -> Metric:
+    slots = GaugeMetricFamily(
+        "headway_executor_slots", "Seats for sequences.", labels=["executor", "kind"]
+    )
+    for one in backends:
+        slots.add_metric([one.url, "total"], one.slots_total)
+        slots.add_metric([one.url, "acquired"], one.slots_acquired)
+    return slots
 
 
 class Answers(Collector):
@@ -86,8 +107,6 @@ class Metrics:
 
     def __init__(self, client: SchedulerClient) -> None:
         self._registry = CollectorRegistry()
-        self._fleet = Fleet()
-        self._registry.register(self._fleet)
         ProcessCollector(registry=self._registry)
         self._answers = Answers()
         self._registry.register(self._answers)
@@ -117,10 +136,10 @@ class Metrics:
     async def text(self, watch: Watch) -> bytes:
         """The exposition; without a scheduler, without queue and fleet."""
         try:
-            self._fleet.data = await watch.data()
+            fleet = await fleet_text(await watch.data())
         except HeadwayError:
-            self._fleet.data = None
-        return generate_latest(self._registry)
+            fleet = b""
+        return fleet + generate_latest(self._registry)
 
 
 def _route(scope: Scope) -> str:

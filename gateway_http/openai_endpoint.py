@@ -1,5 +1,6 @@
 """What the OpenAI endpoints that generate do alike: who calls, by which name, how urgently."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -65,8 +66,13 @@ class Endpoint:
         sampling: generation_pb2.SamplingParams,
         num_samples: int = 1,
     ) -> list[generation_pb2.GenerationRequest]:
-        """The scheduler's requests: one for each prompt."""
+        """The scheduler's requests: one for each prompt, and each with its own idempotency key.
+
+        A note of what all prompts are makes each of them a part of this call only: its key is
+        that of another request as soon as there is a prompt more or less.
+        """
         key = header(call.request.scope, b"idempotency-key") or ""
+        note = _digest_of(prompts) if key and len(prompts) > 1 else b""
         requests = []
         for number, prompt in enumerate(prompts):
             one = generation_pb2.GenerationRequest(
@@ -76,7 +82,8 @@ class Endpoint:
                 num_samples=num_samples,
                 session_id=_session_id(call.request, body),
                 band=_band(call.request, body),
-                idempotency_key=f"{key}{_NEXT_PROMPT}{number}" if key and number else key,
+                idempotency_key=_next_key(key, number) if key and number else key,
+                note=note,
             )
             call.caller.sign(one)
             check_prompt(prompt, model.card)
@@ -123,7 +130,7 @@ class Endpoint:
         requests: Sequence[generation_pb2.GenerationRequest],
         echoes: Sequence[Echo] = (),
     ) -> Job:
-        """Submit them; one under an Idempotency-Key may be the rest of an earlier call."""
+        """To submit them; under an Idempotency-Key it may be the rest of an earlier call."""
         place = last_event(call.request, spec.num_places)
         job = Job(
             spec=spec,
@@ -160,6 +167,16 @@ class Endpoint:
         check_most("n", num_samples * num_prompts, settings.max_sequences)
         if body.stream_options is not None and not body.stream:
             raise invalid("stream_options needs stream: true.", "stream_options")
+
+
+def _next_key(key: str, number: int) -> str:
+    """Of a later prompt: what no client can send, and no longer than the longest key."""
+    return f"{hashlib.sha256(key.encode()).hexdigest()}{_NEXT_PROMPT}{number}"
+
+
+def _digest_of(prompts: Sequence[list[int]]) -> bytes:
+    """Differs with any token, and with where a prompt ends."""
+    return hashlib.sha256(msgspec.msgpack.encode(prompts)).digest()
 
 
 def check_prompt(prompt: Sequence[int], card: generation_pb2.ModelCard) -> None:

@@ -9,7 +9,14 @@ from functools import partial
 
 from starlette.types import Scope, Send
 
-from gateway_http.client import Finish, Generation, SampleEvent, SchedulerClient, Scored
+from gateway_http.client import (
+    Accepted,
+    Finish,
+    Generation,
+    SampleEvent,
+    SchedulerClient,
+    Scored,
+)
 from gateway_http.http_protocol import DEPARTURE, Departure
 from gateway_http.openai_choice import Delta
 from gateway_http.openai_echo import add_scores
@@ -45,10 +52,10 @@ async def serve(
     try:
         for generation in job.start(client, changed):
             generations.append(generation)  # one by one: a later one may be refused
-        try:
-            accepted = [await generation.accepted() for generation in generations]
-        except HeadwayError as error:
-            raise job.told(error) from None
+            if job.is_kept and len(generations) == 1:
+                # a key of another request stops here, before the other prompts are begun
+                await _accepted(job, generations)
+        accepted = await _accepted(job, generations)
         request_ids = [one.request_id for one in accepted]
         name = stream_name(request_ids)
         if job.resume_from is not None and job.resume_from.stream != name:
@@ -68,6 +75,13 @@ async def serve(
     finally:
         departure.ignore()
         _cancel(generations)
+
+
+async def _accepted(job: Job, generations: Sequence[Generation]) -> list[Accepted]:
+    try:
+        return [await generation.accepted() for generation in generations]
+    except HeadwayError as error:
+        raise job.told(error) from None
 
 
 def _cancel(generations: Sequence[Generation]) -> None:

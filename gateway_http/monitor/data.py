@@ -4,7 +4,11 @@ Shares are whole percents, utilisation has one decimal, durations are seconds. N
 knows yet; ``last_poll_age`` always is null, as executors are not polled: they dial the scheduler.
 """
 
+import asyncio
 import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from operator import attrgetter
+from typing import TypeVar
 
 import msgspec
 from google.protobuf import duration_pb2
@@ -15,6 +19,10 @@ _ID_CHARS = 12
 _SESSION_CHARS = 8
 _LIVE = (scheduler_pb2.ExecutorRow.STATE_ATTACHED, scheduler_pb2.ExecutorRow.STATE_DRAINING)
 _STATE_PREFIX = "STATE_"
+_ROWS_AT_ONCE = 128  # under a millisecond of work
+
+T = TypeVar("T")
+Row = TypeVar("Row")
 
 
 class AcceptTime(msgspec.Struct):
@@ -110,9 +118,18 @@ class MonitorData(msgspec.Struct):
     decisions: dict[str, int]
 
 
-def view(snapshot: scheduler_pb2.Snapshot) -> MonitorData:
-    """The snapshot as monitors know it."""
-    backends = [_backend(row) for row in snapshot.executors]
+async def in_parts(rows: Sequence[T]) -> AsyncIterator[Sequence[T]]:
+    """All of them, in order, with a chance for others before each part."""
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        await asyncio.sleep(0)
+        yield rows[start : start + _ROWS_AT_ONCE]
+
+
+async def view(snapshot: scheduler_pb2.Snapshot) -> MonitorData:
+    """The snapshot as monitors know it; streams go on while a large one is made."""
+    backends = await _rows(snapshot.executors, _backend)
+    queue = await _rows(snapshot.queue, _waiting)
+    models = await _rows(snapshot.models, _model)
     sessions = snapshot.sessions
     num_hinted = sessions.num_hits + sessions.num_misses
     return MonitorData(
@@ -127,10 +144,14 @@ def view(snapshot: scheduler_pb2.Snapshot) -> MonitorData:
         session_hit_rate=_percent(sessions.num_hits / num_hinted) if num_hinted else None,
         accept_time=_accept_time(snapshot),
         backends=backends,
-        queue=[_waiting(row) for row in sorted(snapshot.queue, key=_position)],
-        model_stats={row.model: _model(row) for row in snapshot.models},
+        queue=sorted(queue, key=attrgetter("position")),
+        model_stats=dict(models),
         decisions=dict(sorted(snapshot.decisions.items())),
     )
+
+
+async def _rows(rows: Sequence[T], made: Callable[[T], Row]) -> list[Row]:
+    return [made(row) async for part in in_parts(rows) for row in part]
 
 
 def _backend(row: scheduler_pb2.ExecutorRow) -> Backend:
@@ -163,10 +184,6 @@ def _reserved(row: scheduler_pb2.Reservation) -> Reserved:
     return Reserved(row.model, row.reason, seconds(row.age), seconds(row.remaining))
 
 
-def _position(row: scheduler_pb2.QueueRow) -> int:
-    return row.status.position
-
-
 def _waiting(row: scheduler_pb2.QueueRow) -> Waiting:
     status = row.status
     has_priority = row.HasField("priority") and math.isfinite(row.priority)
@@ -184,8 +201,8 @@ def _waiting(row: scheduler_pb2.QueueRow) -> Waiting:
     )
 
 
-def _model(row: scheduler_pb2.ModelRow) -> ModelStats:
-    return ModelStats(
+def _model(row: scheduler_pb2.ModelRow) -> tuple[str, ModelStats]:
+    return row.model, ModelStats(
         requests=row.num_requests,
         estimated_tokens=row.num_tokens,
         tracked_sessions=row.num_sessions,

@@ -38,6 +38,7 @@ class Watch:
         self._interval_s = settings.monitor_interval_s
         self._lock = asyncio.Lock()
         self._data: MonitorData | None = None
+        self._json: bytes | None = None  # of the data
         self._fresh_until = 0.0
 
     async def data(self) -> MonitorData:
@@ -45,9 +46,17 @@ class Watch:
         clock = asyncio.get_running_loop().time
         async with self._lock:
             if self._data is None or clock() >= self._fresh_until:
-                self._data = view(await self._client.snapshot())
+                self._data = await view(await self._client.snapshot())
+                self._json = None
                 self._fresh_until = clock() + self._interval_s
             return self._data
+
+    async def json(self) -> bytes:
+        """The same, encoded once for all who look."""
+        data = await self.data()
+        if self._json is None:
+            self._json = msgspec.json.encode(data)
+        return self._json
 
 
 class Guard:
@@ -94,8 +103,7 @@ def routes(watch: Watch, guard: Guard) -> list[Route]:
 
     async def data(request: Request) -> Response:
         guard.check(request)
-        body = msgspec.json.encode(await watch.data())
-        return Response(body, headers=_NO_STORE, media_type="application/json")
+        return Response(await watch.json(), headers=_NO_STORE, media_type="application/json")
 
     return [
         Route("/monitor", show, methods=["GET"]),

@@ -74,9 +74,19 @@ def test_a_repeated_key_gets_the_first_answer(sdk: openai.OpenAI) -> None:
     key: Any = {"extra_headers": {"Idempotency-Key": "once"}}
     first = sdk.completions.create(**wish, **key)
     assert sdk.completions.create(**wish, **key).choices == first.choices
-    with pytest.raises(openai.UnprocessableEntityError) as caught:
-        sdk.completions.create(**{**wish, "prompt": "other"}, **key)
-    assert caught.value.code == "request_id_conflict"
+    streamed = sdk.completions.create(**wish, **key, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == first.choices[0].text
+    for changes in ({"prompt": "other"}, {"n": 2}, {"prompt": ["import", "other"]}):
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
+            sdk.completions.create(**{**wish, **changes}, **key)
+        assert caught.value.code == "request_id_conflict"
+    key = {"extra_headers": {"Idempotency-Key": "several"}}
+    wish["prompt"] = ["import", "os"]
+    first = sdk.completions.create(**wish, **key)
+    assert sdk.completions.create(**wish, **key).choices == first.choices
+    for prompts in (["import"], ["os", "import"], ["import", "os", "re"]):
+        with pytest.raises(openai.UnprocessableEntityError):
+            sdk.completions.create(**{**wish, "prompt": prompts}, **key)
 
 
 def test_a_call_says_what_it_is_and_how_urgent(sdk: openai.OpenAI) -> None:

@@ -270,6 +270,10 @@ class ScriptedScheduler(
             run = Run(f"run-{len(self.runs)}", submit.request)
             self.runs.append(run)
             self.script(run)
+        elif key and body_of(run.request) != body_of(submit.request):
+            conflict = failure(Reason.REQUEST_ID_CONFLICT)
+            session.send(rejected=[scheduler_pb2.Rejected(handle=submit.handle, failure=conflict)])
+            return
         self._accept(session, submit.handle, run)
         if not submit.detached:
             self._follow(session, submit.handle, run, ())
@@ -361,6 +365,15 @@ class ScriptedScheduler(
             if response.assets.chat_template:
                 response.assets.chat_template = self.chat_template
         return response
+
+
+def body_of(request: generation_pb2.GenerationRequest) -> generation_pb2.GenerationRequest:
+    """What a repeated key has to repeat."""
+    body = generation_pb2.GenerationRequest()
+    body.CopyFrom(request)
+    body.ClearField("idempotency_key")
+    body.ClearField("quota")
+    return body
 
 
 def failure(reason: Reason, retry_after_ms: int = 0) -> generation_pb2.Failure:

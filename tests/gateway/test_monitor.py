@@ -6,17 +6,20 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway_http.app import build_app
 from gateway_http.client import SchedulerClient
 from gateway_http.keys import Scope, entry_text, new_key
+from gateway_http.metrics import fleet_text
 from gateway_http.monitor.data import MonitorData, view
+from gateway_http.monitor.routes import Watch
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
 from headway.reasons import Reason
@@ -32,6 +35,9 @@ NAMES = {
     *("session_hits", "session_misses", "session_hit_rate", "accept_time", "backends", "queue"),
     *("model_stats",),
 }
+NUM_ROWS = 1_000
+MOST_ROWS_AT_ONCE = 250  # some 2 ms
+T = TypeVar("T")
 STATS = {"requests", "share_pct", "utilization_pct", "avg_duration_s", "affinity"}
 
 
@@ -121,8 +127,8 @@ async def http(
         yield http
 
 
-def test_a_snapshot_becomes_rows() -> None:
-    data: dict[str, Any] = msgspec.to_builtins(view(snapshot()))
+async def test_a_snapshot_becomes_rows() -> None:
+    data: dict[str, Any] = msgspec.to_builtins(await view(snapshot()))
     assert data.keys() >= NAMES
     assert (data["total_requests"], data["queue_depth"], data["live_backend_count"]) == (12, 7, 1)
     assert data["accept_time"] == {"p10": 0.1, "mean": 0.55, "p90": 0.9, "sample_count": 10}
@@ -162,17 +168,65 @@ def test_a_snapshot_becomes_rows() -> None:
     }
 
 
-def test_the_queue_is_shown_by_position() -> None:
+async def test_the_queue_is_shown_by_position() -> None:
     found = scheduler_pb2.Snapshot()
     for number in (2, 0, 1, 0):
         found.queue.add(request_id=f"{number}").status.position = number
-    assert [row.position for row in view(found).queue] == [0, 0, 1, 2]
+    assert [row.position for row in (await view(found)).queue] == [0, 0, 1, 2]
 
 
-def test_an_empty_snapshot_has_nulls_and_no_rows() -> None:
-    data = view(scheduler_pb2.Snapshot())
+async def test_an_empty_snapshot_has_nulls_and_no_rows() -> None:
+    data = await view(scheduler_pb2.Snapshot())
     assert (data.accept_time, data.backends, data.queue, data.model_stats) == (None, [], [], {})
     assert (data.session_hit_rate, data.uptime) == (None, 0)
+
+
+def large_snapshot() -> scheduler_pb2.Snapshot:
+    found = scheduler_pb2.Snapshot()
+    for number in range(NUM_ROWS):
+        found.executors.add(executor_id=f"executor-{number}", num_slots=number)
+        found.queue.add().status.position = number
+        found.models.add(model=f"model-{number}")
+    return found
+
+
+async def turns_during(work: Awaitable[T]) -> tuple[int, T]:
+    """How often others had their turn while something was done."""
+    num_turns = 0
+
+    async def take_turns() -> None:
+        nonlocal num_turns
+        while True:
+            num_turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(take_turns())
+    try:
+        result = await work
+        return num_turns, result
+    finally:
+        others.cancel()
+
+
+async def test_streams_go_on_while_a_large_fleet_is_shown() -> None:
+    num_turns, data = await turns_during(view(large_snapshot()))
+    assert [one.url for one in data.backends] == [f"executor-{n}" for n in range(NUM_ROWS)]
+    assert [row.position for row in data.queue] == list(range(NUM_ROWS))
+    assert list(data.model_stats) == [f"model-{n}" for n in range(NUM_ROWS)]
+    assert num_turns >= 3 * NUM_ROWS // MOST_ROWS_AT_ONCE
+
+
+async def test_streams_go_on_while_a_large_fleet_is_scraped() -> None:
+    data = await view(large_snapshot())
+    num_turns, text = await turns_during(fleet_text(data))
+    assert num_turns >= 2 * NUM_ROWS // MOST_ROWS_AT_ONCE
+    families = {one.name: one for one in text_string_to_metric_families(text.decode())}
+    assert text.count(b"# TYPE") == len(families), "each is described once"
+    assert [one.labels["executor"] for one in families["headway_executor_live"].samples] == [
+        f"executor-{number}" for number in range(NUM_ROWS)
+    ]
+    slots = families["headway_executor_slots"].samples
+    assert [one.value for one in slots if one.labels["kind"] == "total"] == list(range(NUM_ROWS))
 
 
 async def test_many_monitors_cost_one_look(http: httpx.AsyncClient, asked: Counted) -> None:
@@ -180,6 +234,15 @@ async def test_many_monitors_cost_one_look(http: httpx.AsyncClient, asked: Count
     assert {response.status_code for response in responses} == {200}
     assert asked.num_calls == 1
     assert msgspec.json.decode((await http.get("/monitor/data")).content, type=MonitorData)
+
+
+async def test_a_look_is_encoded_once_for_all_monitors(
+    client: SchedulerClient, scheduler: ScriptedScheduler, asked: Counted
+) -> None:
+    watch = Watch(client, settings_for(scheduler, monitor_interval_s=0.001))
+    first = await watch.json()
+    while asked.num_calls == 1:
+        assert (await watch.json() is first) == (asked.num_calls == 1)
 
 
 async def test_without_a_scheduler_the_monitor_says_so(

@@ -146,3 +146,93 @@ async def test_a_repeated_call_finds_the_prompts_that_were_taken_before(
     response = await http.post("/v1/completions", json=body, headers=headers)
     assert response.status_code == 200, response.text
     assert scheduler.cancelled == []
+
+
+@pytest.mark.parametrize(
+    ("path", "first", "changes"),
+    [
+        ("completions", {"prompt": "a"}, {"prompt": ["a", "b"]}),
+        ("completions", {"prompt": ["a", "b"]}, {"prompt": "a"}),
+        ("completions", {"prompt": ["a", "b"]}, {"prompt": ["a", "b", "c"]}),
+        ("completions", {"prompt": ["a", "b"]}, {"prompt": ["b", "a"]}),
+        ("completions", {"prompt": ["a", "b"]}, {"prompt": ["a", "c"]}),
+        ("completions", {}, {"prompt": "other"}),
+        ("completions", {}, {"n": 2}),
+        ("completions", {}, {"max_tokens": 3}),
+        ("completions", {}, {"logprobs": 1}),
+        ("completions", {}, {"echo": True, "logprobs": 0}),
+        ("completions", {}, {"model": tiny_model.BARE_NAME, "prompt": [1]}),
+        ("completions", {}, {"priority": 1}),
+        ("chat/completions", CHAT, {"n": 2}),
+        ("chat/completions", CHAT, {"messages": [{"role": "user", "content": "Ho"}]}),
+        ("chat/completions", CHAT, {"seed": 1}),
+        ("responses", {"input": "a"}, {"input": "b"}),
+    ],
+)
+async def test_a_key_of_another_request_is_refused(
+    http: httpx.AsyncClient,
+    scheduler: ScriptedScheduler,
+    path: str,
+    first: dict[str, Any],
+    changes: dict[str, Any],
+) -> None:
+    common = COMPLETION if path == "completions" else {"model": tiny_model.NAME}
+    headers = {"Idempotency-Key": "k"}
+    body = {**common, **first}
+    response = await http.post(f"/v1/{path}", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    num_runs = len(scheduler.runs)
+    for _ in range(2):  # which changes nothing about the key
+        refused = await http.post(f"/v1/{path}", json={**body, **changes}, headers=headers)
+        assert refused.status_code == 422, refused.text
+        assert refused.json()["error"]["code"] == "request_id_conflict"
+        assert refused.headers["x-should-retry"] == "false"
+        again = await http.post(f"/v1/{path}", json=body, headers=headers)
+        assert again.json()["id"] == response.json()["id"]
+    assert len(scheduler.runs) == num_runs, "no prompt was begun for nothing"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stream": True},
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"echo": True},
+        {"return_token_ids": True},
+        {"include_timing": True},
+        {"user": "another"},
+    ],
+)
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"]])
+async def test_a_key_does_not_say_how_its_answer_is_told(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler, changes: dict[str, Any], prompt: Any
+) -> None:
+    headers = {"Idempotency-Key": "k"}
+    body = {**COMPLETION, "prompt": prompt}
+    first = await http.post("/v1/completions", json=body, headers=headers)
+    again = await http.post("/v1/completions", json={**body, **changes}, headers=headers)
+    assert (first.status_code, again.status_code) == (200, 200), again.text
+    assert first.json()["id"] in again.text
+    assert len(scheduler.runs) == len(prompt)
+
+
+async def test_a_key_as_long_as_may_be_stands_for_several_prompts(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    longest = 256  # as the OpenAPI document says
+    headers = {"Idempotency-Key": "k" * longest}
+    body = {**COMPLETION, "prompt": ["a", "b"]}
+    assert (await http.post("/v1/completions", json=body, headers=headers)).status_code == 200
+    own = [run.request.idempotency_key for run in scheduler.runs]
+    assert own[0] == headers["Idempotency-Key"]
+    assert len(own[1]) <= longest
+
+
+async def test_keys_of_two_prompts_are_not_those_of_other_calls(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    for key in ("k", "K"):
+        body = {**COMPLETION, "prompt": ["a", "b", "c"]}
+        response = await http.post("/v1/completions", json=body, headers={"Idempotency-Key": key})
+        assert response.status_code == 200
+    assert len({run.request.idempotency_key for run in scheduler.runs}) == 6
