@@ -30,7 +30,7 @@ its arrival + the dwell + what still runs there + the load, behind those of its 
 from typing import Final
 
 from scheduler_svc.core import explain, failing, waking
-from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Why
+from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Reservation, Why
 from scheduler_svc.core.placement import fronts, is_claimed, num_missing
 from scheduler_svc.core.state import State
 
@@ -223,10 +223,19 @@ def review(state: State) -> None:
     for reservation in list(state.fleet.reservations.values()):
         if reservation.why is Why.DRAIN:
             executor = state.fleet.executors[reservation.executor_id]
-            head = state.queue.head(reservation.model)
-            if head is None or not is_last_home(state, executor):
+            owner = _owner(state, reservation)
+            if owner is None or not is_last_home(state, executor):
                 continue
-            if state.now_ms >= aged_ms(state, head):
+            if state.now_ms >= aged_ms(state, owner):
                 reservation.why = Why.TIME_SLICE
             else:
                 state.end_reservation(reservation.model, "last home")
+
+
+def _owner(state: State, reservation: Reservation) -> RequestRecord | None:
+    """Who waits for it: the request that it was made for, as long as that waits. It need not be the
+    head of its model, which may have another one in an earlier band."""
+    record = state.requests.get(reservation.request_id)
+    if record is None or record.lease is not None:
+        return state.queue.head(reservation.model)
+    return record

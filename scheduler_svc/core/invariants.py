@@ -31,6 +31,7 @@ def check(state: State) -> None:
     _check_work_conservation(state)
     _check_deadlines(state)
     assert not state.waking.awake
+    assert "circle_cut" not in state.decisions
 
 
 def _waiting(state: State) -> list[RequestRecord]:

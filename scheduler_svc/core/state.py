@@ -70,6 +70,8 @@ class State:
         self.prefixes = PrefixIndex(settings.max_prefix_blocks)
         self.waits = Waits(settings.max_wait_samples)
         self.totals = Totals()
+        # model -> reservations that it made in the event in hand
+        self.num_reserved: dict[str, int] = {}
         # an executor that a lease's end gave slots back to, for which nobody was woken yet
         self.freed: ExecutorRecord | None = None
         self._num_arrivals = 0
@@ -106,6 +108,8 @@ class State:
         """What the event in hand led to."""
         if self.fleet.moved:
             self._note_moved()
+        if self.num_reserved:
+            self.num_reserved.clear()
         decided: Sequence[Decision] = ()
         if self._decided:
             decided, self._decided = self._decided, []
@@ -373,6 +377,7 @@ class State:
             expected_ms,
         )
         self._put_reservation(executor, reservation, reservation)
+        counts.change(self.num_reserved, model, 1)
         self.deadlines.set(ReservationDue(model), deadline_ms)
         for other in executor.residences:
             if not self.fleet.warmth(other):  # it lost its home, and may find another place

@@ -10,12 +10,22 @@ Rule, in this order:
 
 What time alone can change is looked at again when it did (ModelDue). A look at all executors that
 led nowhere is not repeated until something happened that could lead somewhere.
+
+Reservations wake whom they concern, who may reserve in turn. That must come to an end, and a circle
+would be a fault in the rules above; should there be one, it is cut and costs a few tries now and
+then, not the scheduler.
 """
+
+from typing import Final
 
 from scheduler_svc.core import drain, residency
 from scheduler_svc.core.deadlines import ModelDue
 from scheduler_svc.core.domain import Rank, RequestRecord, Why
 from scheduler_svc.core.state import State
+
+# reservations of one model in one event, far above what the rules lead to; then it waits so long
+_MOST_RESERVATIONS: Final = 16
+_CIRCLE_RETRY_MS: Final = 100
 
 
 def wait(state: State, head: RequestRecord, rank: Rank) -> None:
@@ -29,17 +39,11 @@ def wait(state: State, head: RequestRecord, rank: Rank) -> None:
             state.waking.sleep(head)
         return
     retry_ms = _load(state, head)
-    warmth = fleet.warmth(model)
-    reservation = fleet.reservations.get(model)
-    if warmth and reservation is not None and reservation.why in (Why.DRAIN, Why.TIME_SLICE):
-        state.end_reservation(model, "has a place")
-    if warmth == 1.0:
-        if head.request.num_samples > 1:
-            drain.claim(state, head, rank)
-    elif not warmth and reservation is None and not state.settings.is_fifo:
-        search = drain.Drain(state, head, rank)
-        search.reserve()
-        retry_ms = _sooner(retry_ms, search.retry_ms)
+    if state.num_reserved.get(model, 0) < _MOST_RESERVATIONS:
+        retry_ms = _sooner(retry_ms, _keep_room(state, head, rank))
+    else:
+        state.count("circle_cut")
+        retry_ms = _sooner(retry_ms, state.now_ms + _CIRCLE_RETRY_MS)
     _look_again(state, model, retry_ms)
 
 
@@ -57,6 +61,23 @@ def _load(state: State, head: RequestRecord) -> int | None:
         return search.retry_ms
     residency.order(state, head, target, is_first, search.targets)
     state.waking.wake(model)  # for one more, after those whose claim is larger now
+    return None
+
+
+def _keep_room(state: State, head: RequestRecord, rank: Rank) -> int | None:
+    """Make or end a reservation; when to look again, None if time changes nothing."""
+    model, fleet = head.request.model, state.fleet
+    warmth = fleet.warmth(model)
+    reservation = fleet.reservations.get(model)
+    if warmth and reservation is not None and reservation.why in (Why.DRAIN, Why.TIME_SLICE):
+        state.end_reservation(model, "has a place")
+    if warmth == 1.0:
+        if head.request.num_samples > 1:
+            drain.claim(state, head, rank)
+    elif not warmth and reservation is None and not state.settings.is_fifo:
+        search = drain.Drain(state, head, rank)
+        search.reserve()
+        return search.retry_ms
     return None
 
 

@@ -105,6 +105,7 @@ def play(run: list[Step]) -> BoundsMachine:
     machine = BoundsMachine()
     for rule, given in run:
         getattr(machine, rule)(**given)
+    machine.world.core.check_invariants()
     return machine
 
 

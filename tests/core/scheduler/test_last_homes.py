@@ -1,5 +1,12 @@
 """Last homes: counted together, sliced in time for who has aged, and what else changes for them."""
 
+from typing import Any
+
+import pytest
+
+from scheduler_svc.core import drain
+from scheduler_svc.core.messages import ExecutorCapacityChanged
+from tests.core.scheduler.helpers import interpreted_only
 from tests.core.scheduler.test_drain import two_homes
 from tests.core.scheduler.test_scenarios import World
 
@@ -133,6 +140,48 @@ def test_a_time_slice_ends_a_younger_drain_that_leaves_nobody_a_home() -> None:
     world.advance(1_000)
     rows = [world.row(name).reservation for name in ("b1", "b2")]
     assert [row.reason for row in rows if row is not None] == ["time_slice", "time_slice"]
+
+
+def two_who_want_each_others_home(world: World) -> None:
+    """C's old request is overdue and may drain b1; A, which is older still, may then slice b2. C
+    has a young request of the first band too."""
+    world.backend("b1", 1, "ABC", max_models=1, resident="A")
+    world.run("A", "b1")
+    world.backend("b2", 1, "AB", max_models=1, resident="B")
+    world.run("B", "b2")
+    world.ask("AAAAAA")
+    world.ask("C", band=1)
+    world.advance(300)
+    world.ask("C", band=0)
+    world.advance(201)
+
+
+BANDS: dict[str, Any] = {"num_bands": 2, "band_max_wait_ms": (300, 500)}
+
+
+def test_a_drain_for_an_old_head_of_a_later_band_is_a_time_slice_once_nobody_else_is_home() -> None:
+    """Its right to b1 is its own: a young head of its model in an earlier band has none."""
+    world = World(equalization_ms=400, **BANDS)
+    two_who_want_each_others_home(world)
+    world.change("b1", 1)
+    rows = [world.row(name).reservation for name in ("b1", "b2")]
+    assert [(row.model, row.reason) for row in rows if row is not None] == [
+        ("C", "time_slice"),
+        ("A", "time_slice"),
+    ]
+
+
+@interpreted_only
+def test_a_circle_of_reservations_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a fault in the rules: the drain of C ends, as somebody younger is taken for its owner,
+    so the slice of A has no purpose, so C drains again."""
+    monkeypatch.setattr(drain, "_owner", lambda state, other: state.queue.head(other.model))
+    world = World(equalization_ms=400, **BANDS)
+    two_who_want_each_others_home(world)
+    resized = ExecutorCapacityChanged("b1", world.sessions["b1"], 1, 1)
+    world.core.handle(resized, world.now_ms)
+    assert world.core.decisions["circle_cut"]
+    assert world.core.next_deadline_ms() == world.now_ms + 100
 
 
 def test_a_model_that_loses_its_home_to_a_drain_may_be_loaded_elsewhere_at_once() -> None:
