@@ -25,6 +25,7 @@ from tests.scheduler.world import (
     Executor,
     World,
     body,
+    held_lease,
     until_error,
     world,
 )
@@ -51,7 +52,7 @@ async def test_an_executor_that_breaks_is_adopted_where_it_stood() -> None:
         await executor.tokens(grant.handle, [1, 2])
         await client.until_token(2)
         executor.call.cancel()
-        held = fleet.HeldLease(lease=grant.lease, num_tokens=[3])
+        held = held_lease(grant.lease, [3])
         welcome = await executor.attach(leases=[held])
         (adopt,) = welcome.adopts
         assert adopt.held == grant.lease
