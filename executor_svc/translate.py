@@ -68,10 +68,7 @@ def encode_hello(
             )
             for model in models
         ],
-        leases=[
-            fleet.HeldLease(lease=_ref(h.ref), num_tokens=h.num_tokens, ended=h.has_ended)
-            for h in held
-        ],
+        leases=[_held(lease) for lease in held],
     )
     return fleet.AttachRequest(hello=hello)
 
@@ -151,6 +148,16 @@ def _card(model: ModelInfo) -> generation.ModelCard:
 
 def _ref(ref: LeaseRef) -> fleet.LeaseRef:
     return fleet.LeaseRef(request_id=ref.request_id, epoch=ref.epoch, attempt=ref.attempt)
+
+
+def _held(held: HeldLease) -> fleet.HeldLease:
+    return fleet.HeldLease(
+        lease=_ref(held.ref),
+        model=held.model,
+        num_slots=held.num_slots,
+        num_tokens=held.num_tokens,
+        ended=held.has_ended,
+    )
 
 
 def _end(end: SequenceEnd) -> generation.SequenceEnd:

@@ -10,7 +10,7 @@ from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
 from scheduler_svc import translate
-from scheduler_svc.checks import check_name
+from scheduler_svc.checks import bad, check_name
 from scheduler_svc.core import messages
 from scheduler_svc.settings import SchedulerSettings
 
@@ -47,11 +47,9 @@ def attached(
         raise out_of_turn("too many models are offered")
     if sum(offer.resident for offer in hello.models) > hello.capacity.max_models:
         raise out_of_turn("more models are resident than capacity.max_models")
-    check_leases(hello.leases)
     for offer in hello.models:
         _check_class(offer.exactness_class)
-    for held in hello.leases:
-        _check_ref(held.lease, settings)
+    _check_held(hello, settings)
     return messages.ExecutorAttached(
         executor_id=hello.executor_id,
         session=session,
@@ -62,12 +60,33 @@ def attached(
             messages.ModelOffer(offer.card.name, offer.resident, _load_ms(offer))
             for offer in hello.models
         ),
-        held=tuple(
-            messages.HeldLease(
-                held.lease.request_id, held.lease.epoch, held.lease.attempt, held.ended
-            )
-            for held in hello.leases
-        ),
+        held=tuple(map(_held, hello.leases)),
+    )
+
+
+def _check_held(hello: fleet.ExecutorHello, settings: SchedulerSettings) -> None:
+    """What an honest executor may hold; of leases that nobody knows any more this is believed."""
+    check_leases(hello.leases)
+    offered = {offer.card.name for offer in hello.models}
+    most, num_running = settings.max_slots_per_executor, 0
+    for held in hello.leases:
+        _check_ref(held.lease, settings)
+        check_name(held.model, "leases.model", settings.max_name_chars)
+        if not 0 < held.num_slots <= most:
+            raise bad("leases.num_slots", f"must be from 1 to {most}")
+        if held.ended:
+            continue
+        if held.model not in offered:
+            raise bad("leases.model", "must be offered where the lease runs")
+        num_running += held.num_slots
+    if num_running > most:
+        raise bad("leases.num_slots", f"must not be above {most} for all that run")
+
+
+def _held(held: fleet.HeldLease) -> messages.HeldLease:
+    lease = held.lease
+    return messages.HeldLease(
+        lease.request_id, lease.epoch, lease.attempt, held.model, held.num_slots, held.ended
     )
 
 

@@ -94,7 +94,14 @@ class Executor:
                 for model in self._models
             ),
             held=tuple(
-                HeldLease(lease.request_id, lease.epoch, lease.attempt, lease.has_ended)
+                HeldLease(
+                    lease.request_id,
+                    lease.epoch,
+                    lease.attempt,
+                    lease.work.model,
+                    num_slots=1,
+                    has_ended=lease.has_ended,
+                )
                 for lease in self._leases.values()
             ),
         )

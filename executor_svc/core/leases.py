@@ -45,6 +45,7 @@ class Lease:
 
     ref: LeaseRef
     model: str
+    num_slots: int  # of the executor's, from its grant to its end
     handle: int
     key: int
     samples: list[Sample]
@@ -70,6 +71,11 @@ class Lease:
             self.failure,
             self.num_cached_prompt_tokens,
         )
+
+
+def num_slots_of(grant: Grant, num_slots: int) -> int:
+    """What a lease takes of an executor's slots; the scheduler reckons it in the same way."""
+    return max(1, min(grant.num_samples, num_slots))
 
 
 def new_sample(lease: Lease, number: int, grant: Grant) -> Sample:

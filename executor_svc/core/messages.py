@@ -227,9 +227,14 @@ Effect = StartLease | AbortLease | LoadModel
 
 @dataclass(frozen=True, slots=True)
 class HeldLease:
-    """A lease as hello lists it; ``num_tokens`` counts over all attempts, for each sample."""
+    """A lease as hello lists it; ``num_tokens`` counts over all attempts, for each sample.
+
+    ``num_slots`` is what it takes there until its end (fleet.proto).
+    """
 
     ref: LeaseRef
+    model: str
+    num_slots: int
     num_tokens: tuple[int, ...]
     has_ended: bool
 

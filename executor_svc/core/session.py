@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from executor_svc.core.engine import LeaseRequest, ModelInfo, StepOutput
 from executor_svc.core.intake import take_output
-from executor_svc.core.leases import Lease, Sample, find_fault, new_sample
+from executor_svc.core.leases import Lease, Sample, find_fault, new_sample, num_slots_of
 from executor_svc.core.messages import (
     AbortLease,
     Adopt,
@@ -105,7 +105,13 @@ class Session:
     def hello(self) -> tuple[HeldLease, ...]:
         """The leases to list when a new stream opens."""
         return tuple(
-            HeldLease(lease.ref, lease.num_tokens, lease.outcome is not None)
+            HeldLease(
+                lease.ref,
+                lease.model,
+                lease.num_slots,
+                lease.num_tokens,
+                has_ended=lease.outcome is not None,
+            )
             for lease in self._leases.values()
         )
 
@@ -221,7 +227,8 @@ class Session:
             self._residents.tell_absent(grant.model)
             return
         fault = find_fault(grant)
-        lease = Lease(ref, grant.model, grant.handle, self._next_key, [], 0)
+        num_slots = num_slots_of(grant, self._own_slots)
+        lease = Lease(ref, grant.model, num_slots, grant.handle, self._next_key, [], 0)
         lease.are_scores_elsewhere = grant.scoring is not None and grant.has_prompt_scores
         self._leases[ref.request_id] = lease
         if fault is not None:

@@ -100,9 +100,9 @@ class Lease:
 
     key: LeaseKey
     executor_id: str
-    # "" for one of an earlier scheduler whose request is not known: it may be of any model
+    # of its request; of one whose request is not known, the executor's word
     model: str
-    # seats that it takes: min(num_samples, the executor's slots when it was granted)
+    # seats that it takes: min(num_samples, the executor's slots when it was granted), likewise
     num_slots: int
     granted_ms: int
     state: LeaseState = LeaseState.HELD

@@ -204,7 +204,7 @@ def is_last_home(state: State, executor: ExecutorRecord) -> bool:
         if reservation.why in (Why.DRAIN, Why.TIME_SLICE):
             drained = fleet.executors[reservation.executor_id]
             at_work.update(executor.offered_models.intersection(drained.active))
-    return any(model and not fleet.has_other_home(model, executor) for model in at_work)
+    return any(not fleet.has_other_home(model, executor) for model in at_work)
 
 
 def latest_end_ms(state: State, executor: ExecutorRecord) -> int:

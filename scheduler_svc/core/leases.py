@@ -201,7 +201,7 @@ def reconcile(state: State, executor: ExecutorRecord, held: tuple[HeldLease, ...
         owner = state.owner(booked)
         if booked.key in listed and owner is not None:
             del listed[booked.key]
-            _adopt(state, owner, executor, booked.key)
+            _adopt(state, owner, executor, booked.key, booked.num_slots)
         elif booked.key not in listed:
             close(state, executor, booked)
             if owner is not None:
@@ -215,29 +215,26 @@ def _settle(state: State, executor: ExecutorRecord, key: LeaseKey, held: HeldLea
     assert executor.session is not None
     record = state.requests.get(key[0])
     booked = executor.leases.get(key)
-    if (
-        record is not None
-        and record.lease is None
-        and record.request.model in executor.offered_models
-    ):
-        _adopt(state, record, executor, key)
+    model, num_slots = held.model, held.num_slots if booked is None else booked.num_slots
+    if record is not None:
+        model, num_slots = record.request.model, min(num_slots, record.request.num_samples)
+    if record is not None and record.lease is None and model in executor.offered_models:
+        _adopt(state, record, executor, key, num_slots)
     elif held.has_ended:
         if booked is not None:
             close(state, executor, booked)
         state.send(LeaseAcknowledged(executor.executor_id, executor.session, *key))
     else:
-        # how many slots a forgotten one takes there is not known any more: one at least
-        num_slots = 1 if record is None else _num_slots(record, executor)
-        model = "" if record is None else record.request.model
         lease = booked or Lease(key, executor.executor_id, model, num_slots, state.now_ms)
         revoke(state, executor, lease)
 
 
-def _adopt(state: State, record: RequestRecord, executor: ExecutorRecord, held: LeaseKey) -> None:
-    """Let a held lease go on under a new attempt."""
+def _adopt(
+    state: State, record: RequestRecord, executor: ExecutorRecord, held: LeaseKey, num_slots: int
+) -> None:
+    """Let a held lease go on under a new attempt, with the slots that it has."""
     assert executor.session is not None
     old = executor.leases.get(held)
-    num_slots = _num_slots(record, executor)
     granted_ms = state.now_ms
     if old is not None and executor.strike(old):
         _count(state, old, -1)
@@ -247,7 +244,7 @@ def _adopt(state: State, record: RequestRecord, executor: ExecutorRecord, held: 
     else:
         assert record.lease is old
         record.lease = None
-        num_slots, granted_ms = old.num_slots, old.granted_ms
+        granted_ms = old.granted_ms
     _open(state, record, executor, num_slots, granted_ms)
     state.count("adopted")
     state.send(

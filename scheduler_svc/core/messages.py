@@ -62,11 +62,16 @@ class ModelOffer:
 
 @dataclass(frozen=True, slots=True)
 class HeldLease:
-    """A lease that a re-attaching executor still holds from an earlier session."""
+    """A lease that a re-attaching executor still holds from an earlier session.
+
+    ``model`` and ``num_slots`` (from 1 on) are the executor's word on what it takes.
+    """
 
     request_id: str
     epoch: int
     attempt: int
+    model: str
+    num_slots: int
     has_ended: bool
 
 

@@ -85,8 +85,6 @@ class Search:
         num_evicted = len(executor.residences) + 1 - executor.max_models
         if num_evicted <= 0:
             return Target(executor, (), False)
-        if "" in executor.active:
-            return None
         idle = sorted(
             (self._is_held(executor, other) or self._is_wanted(other), home.last_used_ms, other)
             for other, home in executor.residences.items()

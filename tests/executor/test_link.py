@@ -59,7 +59,9 @@ async def test_a_broken_stream_is_adopted_and_goes_on(
     scheduler: ScriptedScheduler, executor: Executor
 ) -> None:
     first = await scheduler.welcomed()
-    first.order(grants=[grant("a", 1, LONG), grant("b", 2), grant("c", 3, LONG)])
+    wide = grant("c", 3, LONG)
+    wide.request.num_samples = 2
+    first.order(grants=[grant("a", 1, LONG), grant("b", 2), wide])
     await first.until_ended("b")
     await first.until_tokens(1, 10)
     first.close(HeadwayError(Reason.STALE_LEASE, "go away"))
@@ -69,6 +71,8 @@ async def test_a_broken_stream_is_adopted_and_goes_on(
     assert sorted(held) == ["a", "b", "c"]
     assert held["b"].ended
     assert held["a"].num_tokens[0] >= len(first.tokens[1])
+    assert {lease.model for lease in held.values()} == {"mock"}
+    assert [held[name].num_slots for name in "abc"] == [1, 1, 2]
     adopts = [
         fleet.Adopt(held=ref("b"), lease=ref("b", 2), handle=7, next_index=[5]),
         fleet.Adopt(held=ref("a"), lease=ref("a", 2), handle=8, next_index=[4]),

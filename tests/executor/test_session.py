@@ -171,17 +171,19 @@ def test_engine_failure_and_refusal_end_a_lease_with_its_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "num_slots"),
     [
-        {"num_samples": 0},
-        {"num_samples": 1 << 31},
-        {"generated": (GeneratedSample([1]),) * 2},
-        {"generated": (GeneratedSample([1] * 9),)},
-        {"generated": (GeneratedSample([1], [0.5, 0.5]),)},
-        {"generated": (GeneratedSample([1], end=length(0, 2)),)},
+        ({"num_samples": 0}, 1),
+        ({"num_samples": 1 << 31}, 4),
+        ({"generated": (GeneratedSample([1]),) * 2}, 1),
+        ({"generated": (GeneratedSample([1] * 9),)}, 1),
+        ({"generated": (GeneratedSample([1], [0.5, 0.5]),)}, 1),
+        ({"generated": (GeneratedSample([1], end=length(0, 2)),)}, 1),
     ],
 )
-def test_a_senseless_grant_fails_and_is_kept_until_acknowledged(changes: dict[str, Any]) -> None:
+def test_a_senseless_grant_fails_and_is_kept_until_acknowledged(
+    changes: dict[str, Any], num_slots: int
+) -> None:
     session = attached()
     assert order(session, grants=(grant(1, **changes),)) == []
     (ended,) = report(session).ended
@@ -189,7 +191,7 @@ def test_a_senseless_grant_fails_and_is_kept_until_acknowledged(changes: dict[st
     assert ended.failure is not None
     assert ended.failure.reason is Reason.INVALID_REQUEST
     session.handle(Disconnected(), 0)
-    assert session.hello() == (HeldLease(ref(), (), True),)
+    assert session.hello() == (HeldLease(ref(), "m", num_slots, (), True),)
     session.handle(Welcomed(GRACE_MS, (Adopt(ref(), ref(attempt=2), 1, (0,)),)), 0)
     assert [e.ref for e in report(session).ended] == [ref(attempt=2)]
     order(session, acknowledged=(ref(attempt=2),))

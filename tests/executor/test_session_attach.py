@@ -38,8 +38,8 @@ def test_adoption_sends_again_from_where_the_scheduler_is() -> None:
     step(session, (key, 2, 8))
     assert session.take_report() is None
     assert session.hello() == (
-        HeldLease(ref(), (3, 0), False),
-        HeldLease(ref("b"), (1,), True),
+        HeldLease(ref(), "m", 2, (3, 0), False),
+        HeldLease(ref("b"), "m", 1, (1,), True),
     )
     new, new_b = ref(attempt=1, epoch=2), ref("b", epoch=2)
     adopts = (Adopt(ref("b"), new_b, 3, (0,)), Adopt(ref(), new, 1, (1, 0)))
@@ -70,6 +70,29 @@ def test_an_adoption_that_does_not_fit_is_unknown(adopt: Adopt) -> None:
     assert session.handle(Welcomed(GRACE_MS, (adopt,)), 1) == [AbortLease(key)]
     assert report(session).ended == (LeaseEnded(adopt.ref, Outcome.UNKNOWN),)
     assert session.is_idle
+
+
+def test_hello_says_of_each_lease_what_it_takes_to_its_end() -> None:
+    """The session has four slots, and no more are taken by however many samples."""
+    session = attached()
+    _, key, _ = start(
+        session, grant(1), grant(2, ref("b"), num_samples=2), grant(4, ref("c"), num_samples=9)
+    )
+    step(session, (key, 0, 5), ends=(length(key, 1),))
+    session.handle(DrainStarted(), 0)
+    report(session)
+    session.handle(Disconnected(), 0)
+    assert session.num_slots == 0
+    held = session.hello()
+    assert [(lease.ref.request_id, lease.model, lease.num_slots) for lease in held] == [
+        ("a", "m", 1),
+        ("b", "m", 2),
+        ("c", "m", 4),
+    ]
+    adopts = (Adopt(ref("c"), ref("c", 2), 1, (0,) * 9),)
+    session.handle(Welcomed(GRACE_MS, adopts), 0)
+    session.handle(Disconnected(), 0)
+    assert [(lease.ref, lease.num_slots) for lease in session.hello()] == [(ref("c", 2), 4)]
 
 
 def test_two_adoptions_cannot_share_a_handle() -> None:

@@ -177,7 +177,14 @@ class Executor:
                 for model in sorted(self.offers)
             ),
             held=tuple(
-                HeldLease(name, EPOCH, lease.attempt, has_ended=False)
+                HeldLease(
+                    name,
+                    EPOCH,
+                    lease.attempt,
+                    lease.request.model,
+                    lease.num_slots,
+                    has_ended=False,
+                )
                 for name, lease in self.leases.items()
             ),
         )

@@ -26,7 +26,14 @@ from scheduler_svc.core.messages import (
     RequestFinished,
     UndrainExecutor,
 )
-from tests.machine.scheduler_model import EPOCH, EXECUTORS, MODELS, Key, SchedulerModel
+from tests.machine.scheduler_model import (
+    EPOCH,
+    EXECUTORS,
+    MODELS,
+    FakeExecutor,
+    Key,
+    SchedulerModel,
+)
 
 
 class ExecutorRules(SchedulerModel):
@@ -69,9 +76,9 @@ class ExecutorRules(SchedulerModel):
         if executor.runs and is_forgetful:
             for key in data.draw(st.sets(st.sampled_from(sorted(executor.runs)))):
                 del executor.runs[key]
-        held = [HeldLease(*key, has_ended=not slots) for key, slots in executor.runs.items()]
+        held = [self.held(key, slots) for key, slots in executor.runs.items()]
         if data.draw(st.integers(0, 3)) == 0:
-            held.append(self.lie(data))
+            held.append(self.lie(executor, data))
         self.open_session(name, num_slots, max_models, models, cold, held)
 
     def open_session(
@@ -109,11 +116,20 @@ class ExecutorRules(SchedulerModel):
         )
         self.check_reconciled(sent, held, lies)
 
-    def lie(self, data: st.DataObject) -> HeldLease:
+    def held(self, key: Key, slots: int) -> HeldLease:
+        """The truth."""
+        model = self.requests[key[0]].request.model
+        return HeldLease(*key, model, max(1, slots), has_ended=not slots)
+
+    def lie(self, executor: FakeExecutor, data: st.DataObject) -> HeldLease:
+        """Of any lease; of one that it runs, that it may have ended."""
         epoch = data.draw(st.sampled_from((1, EPOCH)))
-        return HeldLease(
-            self.any_request(data), epoch, data.draw(st.integers(1, 4)), data.draw(st.booleans())
-        )
+        key = self.any_request(data), epoch, data.draw(st.integers(1, 4))
+        model, slots = data.draw(st.sampled_from(MODELS)), data.draw(st.integers(1, 5))
+        if key in executor.runs:
+            truth = self.held(key, executor.runs[key])
+            model, slots = truth.model, truth.num_slots
+        return HeldLease(*key, model, slots, data.draw(st.booleans()))
 
     def check_reconciled(self, sent: list[Action], held: list[HeldLease], lies: set[Key]) -> None:
         """Welcome comes first, then one answer for each lease that was listed, unless it is

@@ -15,7 +15,6 @@ from scheduler_svc.core.messages import (
     Action,
     Effects,
     Event,
-    ExecutorAttached,
     ExecutorDrained,
     ExecutorWelcomed,
     LeaseAcknowledged,
@@ -118,14 +117,14 @@ class SchedulerModel(RuleBasedStateMachine):
         self.log.append((event, self.now_ms, repr(effects)))
         self.check_persisted(effects)
         for action in effects.send:
-            self.carry_out(action, event)
+            self.carry_out(action)
         return list(effects.send)
 
     def check_persisted(self, effects: Effects) -> None:
         durable = [a for a in effects.send if isinstance(a, RequestAdmitted | RequestFinished)]
         assert durable == list(effects.persist)
 
-    def carry_out(self, action: Action, event: Event) -> None:
+    def carry_out(self, action: Action) -> None:
         match action:
             case RequestAdmitted():
                 request = action.request
@@ -143,10 +142,7 @@ class SchedulerModel(RuleBasedStateMachine):
             case LeaseAdopted():
                 self.carry_out_adopt(action)
             case LeaseRevoked():
-                executor = self.speaking_to(action.executor_id, action.session)
-                key = (action.request_id, action.epoch, action.attempt)
-                if key in executor.runs and isinstance(event, ExecutorAttached):
-                    executor.runs[key] = min(1, executor.runs[key])
+                self.speaking_to(action.executor_id, action.session)
             case LeaseAcknowledged():
                 executor = self.speaking_to(action.executor_id, action.session)
                 executor.runs.pop((action.request_id, action.epoch, action.attempt), None)
@@ -193,11 +189,9 @@ class SchedulerModel(RuleBasedStateMachine):
         assert action.model in executor.offers
         assert action.model not in executor.models
         assert set(action.evict) <= set(executor.models)
-        # never over a running lease, nor over one that may be of any model
+        # never over a running lease
         for (request_id, _, _), slots in executor.runs.items():
-            known = self.requests.get(request_id)
-            assert not slots or not action.evict or known is not None
-            assert not slots or known is None or known.request.model not in action.evict
+            assert not slots or self.requests[request_id].request.model not in action.evict
         executor.models = tuple(m for m in executor.models if m not in action.evict)
         assert len(executor.models) < executor.max_models
         executor.loading = action.model
@@ -206,16 +200,12 @@ class SchedulerModel(RuleBasedStateMachine):
         executor = self.speaking_to(action.executor_id, action.session)
         known = self.live(action.request_id)
         held = (action.request_id, action.held_epoch, action.held_attempt)
-        is_current = held[1:] == (EPOCH, known.attempt)
         assert action.attempt == known.attempt + 1
         known.attempt = action.attempt
         if known.first_grant_ms is None:
             known.first_grant_ms = self.now_ms
-        num_slots = min(known.request.num_samples, max(1, executor.num_slots))
-        was = executor.runs.pop(held, num_slots)
-        if is_current or not was:
-            num_slots = min(was, max(1, executor.num_slots))
-        executor.runs[action.request_id, EPOCH, action.attempt] = num_slots
+        # of what it only said that it held it really runs one from now on
+        executor.runs[action.request_id, EPOCH, action.attempt] = executor.runs.pop(held, 1)
 
     def waiting(self) -> list[Request]:
         """By arrival."""

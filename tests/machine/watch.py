@@ -7,7 +7,8 @@ Starvation and fairness: scenes.py. Beside them, where they can be told from out
 - Shares: while somebody of a band with a share waits for the models of an executor, the band gets
   its share of the grants there, less ``_LESS`` that debts and other bands' turns may cost. It is
   told where requests need one slot each, and nothing is reserved or limited.
-- Limits: never more leases of a model than its limit, unless they came back.
+- Limits: never more leases of a model than its limit on executors that are attached, unless they
+  came back. In calm nobody else's count: their grace is over.
 """
 
 from collections import Counter
@@ -183,7 +184,7 @@ class Watch:
     def _is_limited(self, model: str) -> None:
         limit = self.scene.settings.model_limits.get(model)
         if limit is not None:
-            executors = self.world.executors.values()
+            executors = [e for e in self.world.executors.values() if e.session is not None]
             leases = [lease for e in executors for lease in e.leases.values()]
             num = sum(lease.request.model == model for lease in leases)
             assert num <= limit

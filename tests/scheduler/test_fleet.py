@@ -8,7 +8,7 @@ from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
-from tests.scheduler.world import CARD, LENGTH, granted, world
+from tests.scheduler.world import CARD, LENGTH, granted, held_lease, world
 
 
 async def test_an_executor_that_breaks_is_adopted_where_it_stood() -> None:
@@ -18,7 +18,7 @@ async def test_an_executor_that_breaks_is_adopted_where_it_stood() -> None:
         await executor.tokens(grant.handle, [1, 2])
         await client.until_token(2)
         executor.call.cancel()
-        held = fleet.HeldLease(lease=grant.lease, num_tokens=[3])
+        held = held_lease(grant.lease, [3])
         welcome = await executor.attach(leases=[held])
         (adopt,) = welcome.adopts
         assert adopt.held == grant.lease

@@ -10,7 +10,7 @@ from headway.v1 import fleet_pb2 as fleet
 from headway.v1 import generation_pb2 as generation
 from headway.v1 import scheduler_pb2 as scheduler
 from headway.v1 import scheduler_pb2_grpc
-from tests.scheduler.world import CARD, LENGTH, Client, Executor, body, granted, world
+from tests.scheduler.world import CARD, LENGTH, Client, Executor, body, granted, held_lease, world
 
 RICH: dict[str, Any] = {"sampling": {"max_tokens": 2, "logprobs": True, "top_logprobs": 2}}
 SCORED: dict[str, Any] = {
@@ -116,7 +116,7 @@ async def test_whoever_takes_over_is_told_whether_scores_are_there() -> None:
         lease = grant.lease
         for has_scores in (False, True):
             executor.call.cancel()
-            held = fleet.HeldLease(lease=lease, num_tokens=[0])
+            held = held_lease(lease, [0])
             (adopt,) = (await executor.attach(leases=[held])).adopts
             assert adopt.has_prompt_scores is has_scores
             lease = adopt.lease
@@ -242,7 +242,7 @@ async def test_an_adopted_lease_is_as_exact_as_before() -> None:
         await executor.tokens(grant.handle, [1])
         await client.until_token(1)
         executor.call.cancel()
-        held = fleet.HeldLease(lease=grant.lease, num_tokens=[1])
+        held = held_lease(grant.lease, [1])
         (adopt,) = (await executor.attach(leases=[held])).adopts
         await executor.tokens(adopt.handle, [2, 3, 4], start=1, end=True)
         await executor.end(adopt.lease, [4])

@@ -34,6 +34,11 @@ def body(**overrides: Any) -> generation.GenerationRequest:
     return generation.GenerationRequest(**fields, sampling=generation.SamplingParams(**sampling))
 
 
+def held_lease(lease: fleet.LeaseRef, num_tokens: Sequence[int] = ()) -> fleet.HeldLease:
+    """A lease of one sample that runs, as a hello lists it."""
+    return fleet.HeldLease(lease=lease, num_tokens=num_tokens, model=CARD.name, num_slots=1)
+
+
 async def read(call: Any) -> Any:
     """The next message that is no heartbeat. Raises HeadwayError, or EOFError."""
     try:

@@ -58,9 +58,17 @@ def request(request_id: str, model: str = "A", **changes: Any) -> Request:
     return replace(REQUEST, request_id=request_id, model=model, **changes)
 
 
-def held(request_id: str, attempt: int = 1, epoch: int = EPOCH, ended: bool = False) -> HeldLease:
+def held(
+    request_id: str,
+    attempt: int = 1,
+    epoch: int = EPOCH,
+    *,
+    model: str = "A",
+    num_slots: int = 1,
+    ended: bool = False,
+) -> HeldLease:
     """What an executor says that it still holds."""
-    return HeldLease(request_id, epoch, attempt, ended)
+    return HeldLease(request_id, epoch, attempt, model, num_slots, ended)
 
 
 class Driver:

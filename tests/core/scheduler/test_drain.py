@@ -178,9 +178,11 @@ def test_an_executor_that_serves_again_while_it_is_full_is_drained_for_who_waits
 
 
 def test_an_executor_whose_last_idle_model_is_granted_is_drained_for_who_waits() -> None:
-    """It cannot be emptied for B before: of what a forgotten lease runs nobody knows."""
+    """It cannot be emptied for B before: it may have two models now, and of three one is idle."""
     world = World(load_ms=1_000, equalization_ms=100)
-    world.backend("b1", 3, "ABC", max_models=2, resident="AC", holds=(held("old", epoch=1),))
+    world.backend("b1", 3, "ABCD", max_models=3, resident="ACD")
+    world.run("CD", "b1")
+    world.change("b1", 3, max_models=2)
     world.ask("B")
     world.advance(1_000)
     assert world.reservation("b1") is None

@@ -2,12 +2,8 @@
 
 from scheduler_svc.core.messages import (
     Action,
-    ExecutorAttached,
-    HeldLease,
-    LeaseOutcome,
     ModelChanged,
     ModelLoadOrdered,
-    ModelOffer,
     ModelState,
     SessionClosed,
 )
@@ -177,18 +173,6 @@ def test_a_load_that_works_ends_the_backoff() -> None:
     world.submit("a2", "A")
     world.failed("b1", "A")
     assert orders(world.advance(101)) == [("b1", "A", ())], "100 ms again, and not 200"
-
-
-def test_nothing_is_dropped_while_a_lease_of_a_model_that_nobody_knows_runs() -> None:
-    """An earlier scheduler granted it: it may be of any model that is there."""
-    world = Loading()
-    offers = tuple(ModelOffer(model, is_resident=model != "B") for model in "ABC")
-    world.sessions["b1"] = 1
-    ghost = (HeldLease("ghost", 3, 1, has_ended=False),)
-    world.handle(ExecutorAttached("b1", 1, "i1", 2, 2, offers, ghost))
-    assert orders(world.submit("b", "B")) == []
-    sent = world.end("ghost", "b1", LeaseOutcome.REVOKED, attempt=1, epoch=3)
-    assert orders(sent) == [("b1", "B", ("A",))]
 
 
 def test_a_cache_is_forgotten_with_the_model_that_leaves() -> None:

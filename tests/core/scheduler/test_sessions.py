@@ -164,13 +164,14 @@ def test_what_is_leased_elsewhere_is_not_adopted() -> None:
     driver.attach("e2", num_slots=2)
     driver.advance(100)
     assert driver.core.current_lease("a") == ("e2", 1, 2)
-    sent = driver.attach("e1", num_slots=2, holds=(held("a", 1),))
+    holds = (held("a", 1, num_slots=2),)
+    sent = driver.attach("e1", num_slots=2, holds=holds)
     assert sent == [ExecutorWelcomed("e1", 2), LeaseRevoked("e1", 2, "a", EPOCH, 1)]
     assert driver.row("e1").num_leased == 2
     assert driver.core.current_lease("a") == ("e2", 1, 2)
     driver.end("a", "e1", attempt=1)
     assert driver.core.current_lease("a") == ("e2", 1, 2)
-    driver.attach("e1", num_slots=2, holds=(held("a", 1),))
+    driver.attach("e1", num_slots=2, holds=holds)
     # lost again before it confirms: neither a crash of the request nor an adoption
     driver.attach("e1", num_slots=2, incarnation="i2")
     assert driver.core.current_lease("a") == ("e2", 1, 2)
