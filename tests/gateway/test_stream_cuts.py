@@ -12,7 +12,8 @@ from gateway_http.client import SchedulerClient
 from headway.reasons import Reason
 from tests.gateway import tiny_model
 from tests.gateway.conftest import settings_for
-from tests.gateway.scripted import WAIT_S, ScriptedScheduler, failure, leave_alone
+from tests.gateway.scripted import WAIT_S, ScriptedScheduler
+from tests.gateway.scripted_runs import failure, leave_alone
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"
