@@ -1,6 +1,5 @@
 """asample: what reaches the scheduler, what is found again, what is refused."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -10,21 +9,10 @@ from tinker import types
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
-from tests.gateway.tinker_bodies import refused, sampling_session
-from tests.gateway.tinker_fakes import MODEL, SETTINGS, ScriptedScheduler, client_of
+from tests.gateway.tinker.bodies import refused, sampling_session
+from tests.gateway.tinker_fakes import MODEL, SETTINGS, ScriptedScheduler
 
 Body = dict[str, Any]
-
-
-@pytest.fixture
-def scheduler() -> ScriptedScheduler:
-    return ScriptedScheduler()
-
-
-@pytest.fixture
-async def http(scheduler: ScriptedScheduler) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(scheduler) as client:
-        yield client
 
 
 def sample_body(**changes: Any) -> Body:
