@@ -9,21 +9,8 @@ from tinker import types
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
-from tests.gateway.tinker.bodies import refused, sampling_session
+from tests.gateway.tinker.bodies import Body, refused, sample_body, sampling_session
 from tests.gateway.tinker_fakes import MODEL, SETTINGS, ScriptedScheduler
-
-Body = dict[str, Any]
-
-
-def sample_body(**changes: Any) -> Body:
-    body = {
-        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]},
-        "sampling_params": {"temperature": 1.0, "top_k": -1, "top_p": 1.0},
-        "num_samples": 1,
-        "base_model": MODEL,
-        "type": "sample",
-    }
-    return {**body, **changes}
 
 
 def with_params(**params: Any) -> Body:

@@ -10,10 +10,8 @@ from tinker.types.client_dynamic_config_response import ClientDynamicConfigRespo
 
 from gateway_http.settings import GatewaySettings
 from headway.reasons import Reason
-from tests.gateway.tinker.bodies import refused, sampling_session
+from tests.gateway.tinker.bodies import Body, refused, sampling_session
 from tests.gateway.tinker_fakes import MODEL, ScriptedScheduler, client_of
-
-Body = dict[str, Any]
 
 
 async def test_dynamic_config_turns_cancelling_on(http: httpx.AsyncClient) -> None:
