@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 
 from tests.gateway import tiny_model
-from tests.gateway.scripted import Run, ScriptedScheduler
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import Run
 
 # In the manner of Qwen3's.
 TEMPLATE = (

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from tests.gateway import tiny_model
-from tests.gateway.scripted import Run
+from tests.gateway.scripted_runs import Run
 
 
 def chat_events(text: str) -> list[Any]:

@@ -6,7 +6,8 @@ import httpx
 
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
-from tests.gateway.scripted import ScriptedScheduler, leave_alone
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import leave_alone
 
 
 def way_back(response: httpx.Response) -> tuple[str, dict[str, str]]:

@@ -15,7 +15,8 @@ from headway.reasons import Reason
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.conftest import serving, settings_for
-from tests.gateway.scripted import Run, ScriptedScheduler, failure
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import Run, failure
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"

@@ -13,7 +13,8 @@ from headway.reasons import Reason
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.conftest import settings_for, work
-from tests.gateway.scripted import ScriptedScheduler, failure, leave_alone
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import failure, leave_alone
 
 
 async def test_a_generation_from_acceptance_to_usage(

@@ -17,7 +17,8 @@ from gateway_http.http_protocol import Departure
 from gateway_http.settings import GatewaySettings
 from tests.gateway import tiny_model
 from tests.gateway.conftest import serving, settings_for
-from tests.gateway.scripted import ScriptedScheduler, leave_alone
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import leave_alone
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"

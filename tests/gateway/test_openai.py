@@ -9,7 +9,8 @@ import pytest
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.openai_streams import chat_events, contents, encode_events
-from tests.gateway.scripted import Run, ScriptedScheduler, leave_alone
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import Run, leave_alone
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": tiny_model.NAME, "prompt": "Hi", "max_tokens": 200}

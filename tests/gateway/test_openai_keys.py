@@ -11,14 +11,8 @@ from headway.reasons import Reason
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.openai_streams import chat_events, contents, encode_events
-from tests.gateway.scripted import (
-    WAIT_S,
-    Run,
-    ScriptedScheduler,
-    failure,
-    leave_alone,
-    reply_at_once,
-)
+from tests.gateway.scripted import WAIT_S, ScriptedScheduler
+from tests.gateway.scripted_runs import Run, failure, leave_alone, reply_at_once
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": tiny_model.NAME, "prompt": "Hi", "max_tokens": 200}

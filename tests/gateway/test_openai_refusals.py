@@ -9,7 +9,8 @@ from headway.reasons import Reason
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.chats import TEMPLATE, WEATHER, events
-from tests.gateway.scripted import Run, ScriptedScheduler
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import Run
 
 CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]})
 COMPLETION: tuple[str, dict[str, Any]] = ("/v1/completions", {"prompt": "Hi"})

@@ -12,7 +12,8 @@ import pytest
 from headway.reasons import Reason
 from tests.gateway import tiny_model
 from tests.gateway.chats import CALL, TEMPLATE, prompt_of, says
-from tests.gateway.scripted import Run, ScriptedScheduler, failure
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import Run, failure
 
 NAME = tiny_model.NAME
 FLAT_WEATHER: Any = {

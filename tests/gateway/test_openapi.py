@@ -23,7 +23,8 @@ from headway.errors import TABLE, HeadwayError
 from headway.reasons import Reason
 from tests.gateway import tiny_model
 from tests.gateway.conftest import settings_for
-from tests.gateway.scripted import ScriptedScheduler, leave_alone
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import leave_alone
 
 METHODS = {"GET", "POST"}
 # of HTTP itself, keys, and how a caller came here: no parameters

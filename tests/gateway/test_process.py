@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 import httpx
 
 from tests.gateway import tiny_model
-from tests.gateway.scripted import ScriptedScheduler, leave_alone
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import leave_alone
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 PATH = "/v1/chat/completions"

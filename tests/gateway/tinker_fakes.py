@@ -155,6 +155,9 @@ def result(
     )
 
 
+TWO_SAMPLES = result(([5, 2**31 - 1], [-0.5, -1.25]), ([6], [0.0]))
+
+
 def failure(reason: Reason, message: str = "It failed.") -> generation_pb2.GenerationResult:
     return generation_pb2.GenerationResult(
         failure=generation_pb2.Failure(reason=reason.value, message=message)

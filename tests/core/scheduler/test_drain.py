@@ -17,6 +17,24 @@ def two_homes(**settings: Any) -> World:
     return world
 
 
+def measured_drain(**settings: Any) -> World:
+    """b1, where a token of A takes 100 ms, drains for B; A runs there and fills b2."""
+    world = World(**settings)
+    world.backend("b1", 2, "AB", max_models=1, resident="A")
+    world.backend("b2", 1, "A", resident="A")
+    [measured] = world.run("A", "b1")
+    world.advance(4_000)
+    ref = ("b1", world.sessions["b1"], measured, EPOCH, 1)
+    world.handle(LeaseEnded(*ref, LeaseOutcome.COMPLETED, num_generated_tokens=40))
+    world.change("b2", 0)
+    world.run("A", "b1")
+    world.change("b2", 1)
+    world.run("A", "b2")
+    world.ask("B")
+    assert world.reservation("b1") == "B"
+    return world
+
+
 def test_a_cold_model_reserves_one_executor_and_it_takes_nothing_new() -> None:
     world = two_homes()
     [b] = world.ask("B")
@@ -66,20 +84,8 @@ def test_the_soonest_empty_goes_first_not_the_one_with_most_free_slots() -> None
 
 
 def test_what_surely_ends_before_the_drain_may_still_start() -> None:
-    """W15: 1 token takes 100 ms here; 2 x 5 tokens fit into the drain, 2 x 50 do not."""
-    world = World()
-    world.backend("b1", 2, "AB", max_models=1, resident="A")
-    world.backend("b2", 1, "A", resident="A")
-    [measured] = world.run("A", "b1")
-    world.advance(4_000)
-    ref = ("b1", world.sessions["b1"], measured, EPOCH, 1)
-    world.handle(LeaseEnded(*ref, LeaseOutcome.COMPLETED, num_generated_tokens=40))
-    world.change("b2", 0)
-    world.run("A", "b1")
-    world.change("b2", 1)
-    world.run("A", "b2")
-    world.ask("B")
-    assert world.reservation("b1") == "B"
+    """W15: 2 x 5 tokens fit into the drain, 2 x 50 do not."""
+    world = measured_drain()
     [long] = world.ask("A", max_tokens=50)
     [behind] = world.ask("A", max_tokens=5)
     assert world.places(long, behind) == [None, None]

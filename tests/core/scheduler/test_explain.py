@@ -3,8 +3,9 @@
 import pytest
 
 from scheduler_svc.core import explain
-from scheduler_svc.core.messages import Decision, Effects, Event, LeaseEnded, LeaseOutcome
-from tests.core.scheduler.helpers import EPOCH, Driver, interpreted_only
+from scheduler_svc.core.messages import Decision, Effects, Event
+from tests.core.scheduler.helpers import Driver, interpreted_only
+from tests.core.scheduler.test_drain import measured_drain
 from tests.core.scheduler.test_handover import Script
 from tests.core.scheduler.test_scenarios import World
 
@@ -90,20 +91,8 @@ def test_drains_and_loads_name_their_candidates() -> None:
 
 @interpreted_only
 def test_a_wide_claim_and_a_backfill_say_so() -> None:
-    world = World(has_decision_log=True)
+    world = measured_drain(has_decision_log=True)
     told = Told(world)
-    world.backend("b1", 2, "AB", max_models=1, resident="A")
-    world.backend("b2", 1, "A", resident="A")
-    [measured] = world.run("A", "b1")
-    world.advance(4_000)
-    ref = ("b1", world.sessions["b1"], measured, EPOCH, 1)
-    world.handle(LeaseEnded(*ref, LeaseOutcome.COMPLETED, num_generated_tokens=40))
-    world.change("b2", 0)
-    world.run("A", "b1")
-    world.change("b2", 1)
-    world.run("A", "b2")
-    world.ask("B")
-    assert world.reservation("b1") == "B"
     world.ask("A", max_tokens=5)
     assert "will end before the drain for B does; used slots: none" in told.last("grant")
 

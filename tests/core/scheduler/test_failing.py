@@ -253,3 +253,17 @@ def test_a_model_that_some_executor_has_is_refused_to_nobody() -> None:
     assert finished(world.advance(11)) == {}
     assert world.core.decisions["load.died"] == 2
     assert granted(world.done(running)) == [("a", "b1")]
+
+
+def test_nobody_is_told_while_one_executor_still_tries() -> None:
+    """Two died of the load, one after the other; a third is at it all the while."""
+    world = Broken(executor_grace_ms=10)
+    for name in ("b1", "b2", "b3"):
+        world.backend(name, 1, "A")
+    sent = world.submit("a1") + world.submit("a2") + world.submit("a3")
+    assert orders(sent) == [("b1", "A", ()), ("b2", "A", ()), ("b3", "A", ())]
+    for name in ("b1", "b2"):
+        world.disconnect(name)
+        assert finished(world.advance(111)) == {}
+    assert world.core.decisions["load.died"] == 2
+    assert granted(world.loaded("b3", "A")) == [("a1", "b3")]

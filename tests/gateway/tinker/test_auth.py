@@ -1,26 +1,13 @@
 """Who calls the Tinker endpoints: keys, and the tokens that stand for them."""
 
 import time
-from collections.abc import AsyncIterator
 
-import httpx
 import pytest
 from tinker.types.auth_token_response import AuthTokenResponse
 from tinker.types.client_config_response import ClientConfigResponse
 
 from gateway_http.tinker_tokens import Signer
 from tests.gateway.tinker_fakes import SETTINGS, ScriptedScheduler, client_of
-
-
-@pytest.fixture
-def scheduler() -> ScriptedScheduler:
-    return ScriptedScheduler()
-
-
-@pytest.fixture
-async def http(scheduler: ScriptedScheduler) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(scheduler) as client:
-        yield client
 
 
 async def test_client_config_offers_a_jwt_to_mint_keys_only(scheduler: ScriptedScheduler) -> None:

@@ -1,6 +1,5 @@
 """Tinker's endpoints for setting up: configuration, sessions, sampling sessions."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -11,24 +10,8 @@ from tinker.types.client_dynamic_config_response import ClientDynamicConfigRespo
 
 from gateway_http.settings import GatewaySettings
 from headway.reasons import Reason
-from tests.gateway.tinker_bodies import refused, sampling_session
+from tests.gateway.tinker.bodies import Body, refused, sampling_session
 from tests.gateway.tinker_fakes import MODEL, ScriptedScheduler, client_of
-
-Body = dict[str, Any]
-
-
-@pytest.fixture
-def scheduler() -> ScriptedScheduler:
-    return ScriptedScheduler()
-
-
-@pytest.fixture
-async def http(scheduler: ScriptedScheduler) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(scheduler) as client:
-        yield client
-
-
-# --- set-up ---------------------------------------------------------------------------------
 
 
 async def test_dynamic_config_turns_cancelling_on(http: httpx.AsyncClient) -> None:

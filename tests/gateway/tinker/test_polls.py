@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -14,30 +13,17 @@ from gateway_http.tinker_futures import hold_s
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
+from tests.gateway.tinker.pollers import MINT_SCRIPT, PLAIN, SDK_38, poll
 from tests.gateway.tinker_fakes import (
     SETTINGS,
+    TWO_SAMPLES,
     KeyIsTenant,
     ScriptedScheduler,
-    client_of,
-    result,
     running,
     waiting,
 )
-from tests.gateway.tinker_pollers import MINT_SCRIPT, PLAIN, SDK_38, poll
 
 WAIT_S = 60.0
-TWO_SAMPLES = result(([5, 2**31 - 1], [-0.5, -1.25]), ([6], [0.0]))
-
-
-@pytest.fixture
-def scheduler() -> ScriptedScheduler:
-    return ScriptedScheduler()
-
-
-@pytest.fixture
-async def http(scheduler: ScriptedScheduler) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(scheduler) as client:
-        yield client
 
 
 # --- the plain poller -----------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """asample: what reaches the scheduler, what is found again, what is refused."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -10,32 +9,8 @@ from tinker import types
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
-from tests.gateway.tinker_bodies import refused, sampling_session
-from tests.gateway.tinker_fakes import MODEL, SETTINGS, ScriptedScheduler, client_of
-
-Body = dict[str, Any]
-
-
-@pytest.fixture
-def scheduler() -> ScriptedScheduler:
-    return ScriptedScheduler()
-
-
-@pytest.fixture
-async def http(scheduler: ScriptedScheduler) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(scheduler) as client:
-        yield client
-
-
-def sample_body(**changes: Any) -> Body:
-    body = {
-        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]},
-        "sampling_params": {"temperature": 1.0, "top_k": -1, "top_p": 1.0},
-        "num_samples": 1,
-        "base_model": MODEL,
-        "type": "sample",
-    }
-    return {**body, **changes}
+from tests.gateway.tinker.bodies import Body, refused, sample_body, sampling_session
+from tests.gateway.tinker_fakes import MODEL, SETTINGS, ScriptedScheduler
 
 
 def with_params(**params: Any) -> Body:

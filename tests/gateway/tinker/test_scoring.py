@@ -15,6 +15,7 @@ from gateway_http.tinker_futures import finished
 from gateway_http.tinker_schema import Sample, parse, to_generation
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2
+from tests.gateway.tinker.bodies import sample_body
 from tests.gateway.tinker_fakes import MODEL, SETTINGS, ScriptedScheduler, client_of, result
 
 PROMPT = [11, 12, 13, 14]
@@ -23,12 +24,8 @@ NAN = float("nan")
 
 
 def asked(**fields: Any) -> generation_pb2.GenerationRequest:
-    body = {
-        "prompt": {"chunks": [{"type": "encoded_text", "tokens": PROMPT}]},
-        "sampling_params": {"temperature": 1.0, "top_k": -1, "top_p": 1.0},
-        "base_model": MODEL,
-        **fields,
-    }
+    prompt = {"chunks": [{"type": "encoded_text", "tokens": PROMPT}]}
+    body = sample_body(prompt=prompt, **fields)
     sample = parse(json.dumps(body).encode(), Sample)
     return to_generation(sample, model=MODEL, idempotency_key="", group="", settings=SETTINGS)
 

@@ -8,6 +8,19 @@ from tinker import types
 
 from tests.gateway.tinker_fakes import MODEL
 
+Body = dict[str, Any]
+
+
+def sample_body(**changes: Any) -> Body:
+    body = {
+        "prompt": {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]},
+        "sampling_params": {"temperature": 1.0, "top_k": -1, "top_p": 1.0},
+        "num_samples": 1,
+        "base_model": MODEL,
+        "type": "sample",
+    }
+    return {**body, **changes}
+
 
 async def sampling_session(http: httpx.AsyncClient, session_id: str = "mine", seq: int = 0) -> str:
     body = {"session_id": session_id, "sampling_session_seq_id": seq, "base_model": MODEL}

@@ -1,6 +1,5 @@
 """retrieve_future: two encodings, every kind of end."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -12,22 +11,8 @@ from tinker.types.request_failed_response import RequestFailedResponse
 from headway.errors import TABLE, HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
-from tests.gateway.tinker_fakes import ScriptedScheduler, client_of, failure, result
-from tests.gateway.tinker_pollers import MINT_SCRIPT, PLAIN, PROTOBUF, SDK_22, SDK_38, poll
-
-TWO_SAMPLES = result(([5, 2**31 - 1], [-0.5, -1.25]), ([6], [0.0]))
-
-
-@pytest.fixture
-def scheduler() -> ScriptedScheduler:
-    return ScriptedScheduler()
-
-
-@pytest.fixture
-async def http(scheduler: ScriptedScheduler) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(scheduler) as client:
-        yield client
-
+from tests.gateway.tinker.pollers import MINT_SCRIPT, PLAIN, PROTOBUF, SDK_22, SDK_38, poll
+from tests.gateway.tinker_fakes import TWO_SAMPLES, ScriptedScheduler, failure, result
 
 # --- results --------------------------------------------------------------------------------
 
