@@ -24,6 +24,7 @@ from statistics import median
 
 import uvloop
 
+from bench.arguments import parser_of
 from bench.figures import percentile
 from bench.gateway_client import run_load
 from bench.gateway_fake import FAST, PACED
@@ -188,9 +189,7 @@ def summary(contenders: list[Contender]) -> Mapping[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("bench.gateway", __doc__)
     add = parser.add_argument
     add("--only", nargs="*", choices=list(TARGETS), help="beside direct, headway")
     add("--clients", type=int, default=32, help="one-token chats at once")

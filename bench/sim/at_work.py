@@ -19,6 +19,7 @@ NUM_CLIENTS = 8
 PROMPTS = (8, 16, 32, 64)
 MIN_TOKENS, MAX_TOKENS = 4, 32
 MODEL = "model"
+_TELL_EVERY = 100
 _LEAST_ID, _MOST_ID = 1, 200
 
 
@@ -57,14 +58,16 @@ def drawn(num_requests: int) -> list[Ask]:
 
 
 async def _keep_busy(url: str, asks: Iterable[Ask]) -> None:
-    left = iter(asks)
+    left = enumerate(asks, 1)
 
     async def keep_asking(client: httpx.AsyncClient) -> None:
-        for ask in left:
+        for number, ask in left:
             body = {"model": MODEL, "prompt": ask.prompt, "max_tokens": ask.num_tokens}
             answer = await client.post("/v1/completions", json={**body, "ignore_eos": True})
             usage = answer.raise_for_status().json()["usage"]
             assert usage["completion_tokens"] == ask.num_tokens, usage
+            if number % _TELL_EVERY == 0:
+                print(f"{number} requests", flush=True)
 
     async with httpx.AsyncClient(base_url=url, timeout=600) as client, asyncio.TaskGroup() as group:
         for _ in range(NUM_CLIENTS):

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.arguments import parser_of
 from bench.sim import at_work
 from executor_svc.core.engine import Engine, LeaseRequest, SamplingParams
 from executor_svc.mock_engine import MockConfig, MockEngine
@@ -122,13 +123,12 @@ def drive(engine: Engine, clock: Callable[[], float], num_repeats: int) -> list[
     """
     keys = itertools.count(1, 16)
     _run(engine, 2, 8, keys, clock)  # first steps load code and memory
-    return [
-        step
-        for _ in range(num_repeats)
-        for num_sequences in _BATCHES
-        for num_prompt_tokens in _PROMPTS
-        for step in _run(engine, num_sequences, num_prompt_tokens, keys, clock)
-    ]
+    steps = []
+    for repeat in range(1, num_repeats + 1):
+        for num_sequences, num_prompt_tokens in itertools.product(_BATCHES, _PROMPTS):
+            steps += _run(engine, num_sequences, num_prompt_tokens, keys, clock)
+        print(f"repeat {repeat} of {num_repeats}: {len(steps)} steps", flush=True)
+    return steps
 
 
 def _run(
@@ -203,7 +203,7 @@ def _steps(arguments: argparse.Namespace) -> list[Row]:
 
 def main(words: list[str] | None = None) -> int:
     """Print the rows and the fit."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sim.calibrate", description=__doc__)
+    parser = parser_of("bench.sim.calibrate", __doc__)
     parser.add_argument("--engine", default="mock", choices=["mock", "torch"])
     parser.add_argument("--model", default=str(BUILTIN_MODEL), help="folder, for torch")
     parser.add_argument("--threads", type=int, default=1, help="of torch")

@@ -14,7 +14,6 @@ Beside them stands what the policy said. Ends with one line of JSON: for each lo
 25 %, and by how many seconds what was said was too long on the average.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -26,6 +25,7 @@ from itertools import count
 
 import numpy as np
 
+from bench.arguments import parser_of
 from bench.sim.compare import SAMPLE_MS, Plan, jobs_of
 from bench.sim.costs import PROFILES
 from bench.sim.policy import make_policy
@@ -194,7 +194,7 @@ def shares(rows: Rows) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.sim.oracle", description=__doc__)
+    parser = parser_of("bench.sim.oracle", __doc__)
     parser.add_argument("--load", default="30,60,80,110", help="percent of the fleet's slot time")
     parser.add_argument("--seconds", type=int, default=1_200, help="arrivals that are asked about")
     parser.add_argument("--seeds", type=int, default=3, help="1 to N")
