@@ -21,7 +21,6 @@ that rate over headway's of the same turn. ``cpu_ms_per_token`` are those of eac
 its best turn: two cores have 2,000 / tok_s, and what is left of that went into waiting.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -36,6 +35,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from bench.arguments import parser_of
 from bench.engine_contenders import (
     BATCHES,
     MODEL,
@@ -176,8 +176,7 @@ def start_stack(folder: Path, num_threads: int) -> Stack:
 
 def main() -> None:
     """Print a line for each figure, and all of them as JSON at the end."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parser_of("bench.engine", __doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny shape and one turn")
     parser.add_argument("--http", action="store_true", help="also through the whole stack")
     parser.add_argument("--folder", type=Path, help="of a checkpoint; without, one is made")
@@ -204,7 +203,7 @@ def main() -> None:
             contenders["transformers"] = Transformers(folder, prompts)
             figures = side_by_side(contenders, batches, arguments.tokens, num_turns)
         figures |= beside_reading(ours, weight_bytes(folder), arguments.tokens, 2 * num_turns + 1)
-    print(json.dumps(figures))
+    print(json.dumps({"bench": "engine", **figures}))
 
 
 if __name__ == "__main__":

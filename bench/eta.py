@@ -11,7 +11,6 @@ none. The clients say their exact output length as max_tokens. ``--simulate N`` 
 gives the simulator's figures for N seeds together.
 """
 
-import argparse
 import asyncio
 import json
 import sys
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 import uvloop
 from google.protobuf.duration_pb2 import Duration
 
+from bench.arguments import parser_of
 from bench.sim.compare import SAMPLE_MS
 from bench.sim.costs import PROFILES
 from bench.sim.journal import CAUSES, OF_ONE_MODEL, UNEXPLAINED, Record
@@ -37,6 +37,7 @@ from headway.v1 import generation_pb2, scheduler_pb2, scheduler_pb2_grpc
 FLEET = Fleet(num_executors=2, num_slots=4, max_models=1, load_time_ms=2_000)
 NUM_MODELS = 4
 POLL_S = 1.0
+TELL_EVERY = 20
 COLD_S = 60
 _WAITING = generation_pb2.QueueStatus.STATE_WAITING
 
@@ -135,7 +136,13 @@ async def measure(stack: Stack, load: float, seconds: int, seed: int) -> dict[st
     rises = Rises(stack.scheduler)
     async with connect(stack.scheduler_address, max_message_bytes=1 << 24) as channel:
         stub, began_s = Stub(channel), time.monotonic()
-        records = await asyncio.gather(*(_one(stub, job, began_s, rises) for job in jobs))
+        tasks = [asyncio.create_task(_one(stub, job, began_s, rises)) for job in jobs]
+        for number, task in enumerate(asyncio.as_completed(tasks), 1):
+            await task
+            if number % TELL_EVERY == 0:
+                passed_s = time.monotonic() - began_s
+                print(f"{passed_s:.0f} s: {number} of {len(jobs)} ended", flush=True)
+    records = [task.result() for task in tasks]
     waits = [r.granted_ms - r.job.due_ms for r in records if r.granted_ms is not None]
     causes = rises.causes()
     return {
@@ -168,7 +175,7 @@ def _simulated(jobs: list[Job]) -> list[Record]:
 
 def main() -> int:
     """0 if every rise of a position was explained."""
-    parser = argparse.ArgumentParser(prog="python -m bench.eta", description=__doc__)
+    parser = parser_of("bench.eta", __doc__)
     parser.add_argument("--load", type=int, default=70, help="percent of the slot time")
     parser.add_argument("--seconds", type=int, default=180, help="length of the arrivals")
     parser.add_argument("--seed", type=int, default=1)
@@ -177,7 +184,10 @@ def main() -> int:
     load = arguments.load / 100
     if arguments.simulate:
         seeds = range(1, arguments.simulate + 1)
-        records = [r for n in seeds for r in _simulated(_jobs(load, arguments.seconds, n))]
+        records = []
+        for seed in seeds:
+            records += _simulated(_jobs(load, arguments.seconds, seed))
+            print(f"seed {seed} of {arguments.simulate}", flush=True)
         about = {"bench": "eta", "load": load, "seeds": arguments.simulate}
         print(json.dumps({**about, "simulated": _cold_and_warm(records)}))
         return 0

@@ -16,7 +16,6 @@ are greedy, the others have temperatures, cuts, penalties and 1 to 3 samples.
 The last line is JSON; ``differences`` counts sequences, and must be 0.
 """
 
-import argparse
 import json
 import platform
 import random
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 
+from bench.arguments import parser_of
 from executor_svc.core.engine import LeaseRequest, SamplingParams, StepOutput
 from executor_svc.settings import BUILTIN_MODEL
 from executor_svc.torch_engine.config import EngineConfig
@@ -156,6 +156,7 @@ def measure(dtype: str, num_sequences: int, seed: int) -> dict[str, Any]:
     num_taken: Counter[str] = Counter()
     num_preemptions: dict[str, int] = {}
     num_tokens = 0
+    print(f"{dtype}: {len(leases)} leases ran to their end", flush=True)
     for number, (name, settings) in enumerate(TAKERS.items()):
         mine = cut[number :: len(TAKERS)]
         engine = build(dtype, settings)
@@ -165,6 +166,7 @@ def measure(dtype: str, num_sequences: int, seed: int) -> dict[str, Any]:
         for lease in mine:
             num_taken[name] += lease.num_samples
             num_differences[name] += differences(lease, whole, rest)
+        print(f"{dtype}, {name}: {num_differences[name]} of {num_taken[name]} differ", flush=True)
     return {
         "dtype": dtype,
         "sequences": sum(num_taken.values()),
@@ -188,9 +190,7 @@ def build(dtype: str, settings: dict[str, Any]) -> TorchEngine:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.exactness", description="See the module."
-    )
+    parser = parser_of("bench.exactness", __doc__)
     parser.add_argument("--quick", action="store_true", help="few sequences")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
@@ -199,6 +199,7 @@ def main() -> None:
     print(
         json.dumps(
             {
+                "bench": "exactness",
                 "sequences": sum(result["sequences"] for result in results),
                 "differences": sum(result["differences"] for result in results),
                 "seed": arguments.seed,

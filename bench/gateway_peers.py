@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
+from bench.figures import cpu_s
 from bench.gateway_fake import FAST, PACED, STEP_MS
 from bench.stack import BIN, ROOT, Process, Stack
 from hatch_build import compiled_core
@@ -44,14 +45,13 @@ class Target:
 
 
 def tree_cpu_s(pids: tuple[int, ...]) -> float:
-    """User and system time of these processes with all that they started."""
+    """User and system time of these processes with all that they started and that still run."""
     total = 0.0
     for pid in pids:
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = one.cpu_times()
-                total += times.user + times.system
+        total += cpu_s(pid)
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(OSError):
+                total += cpu_s(child.pid)
     return total
 
 

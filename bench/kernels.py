@@ -12,7 +12,6 @@ decode, a dummy) on blocks in random order, looked at in three ways:
 Ends with one line of JSON.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -28,6 +27,7 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
+from bench.arguments import parser_of
 from executor_svc.torch_engine.attention.base import AttentionBackend, StepLayout, StepLimits
 from executor_svc.torch_engine.attention.reference import ReferenceAttention
 from executor_svc.torch_engine.attention.triton_paged import TritonAttention
@@ -195,7 +195,7 @@ def is_same_replayed(case: Case) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of("bench.kernels", __doc__)
     parser.add_argument("--dtypes", default="float32,float16", help=_DTYPE_HELP)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="the first shape of each dtype")
@@ -224,6 +224,7 @@ def main() -> None:
         answers = " | ".join("same" if answer else "differs" for answer in same)
         print(f"| {dtype} | {head_dim} | {group_size} | {listed} | {answers} |", flush=True)
     result = {
+        "bench": "kernels",
         "device": arguments.device,
         "num_cases": len(rows) * len(block_sizes),
         "max_error": {name: max(row[3] for row in rows if row[0] == name) for name in dtypes},

@@ -22,6 +22,7 @@ import httpx
 import tinker
 from tinker import types
 
+from bench.arguments import parser_of
 from bench.figures import cpu_s, percentile
 from bench.stack import Stack
 
@@ -29,6 +30,7 @@ MODEL = "mock"
 PROMPT = [1] * 64
 PLAIN_PAUSE_S = 0.5
 STEP_MS = 20
+NUM_PARTS = 6  # progress
 
 
 class PollCounter(logging.Handler):
@@ -122,10 +124,13 @@ async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, obje
         await asyncio.to_thread(wait_until_admitted, stack, arguments.samples)
         before = reading()
         plain = asyncio.create_task(poll_plainly(http, next(lengths), seen))
+        print(f"{arguments.samples} samples are in the queue", flush=True)
         if arguments.once:
             await asyncio.gather(*tasks, plain)
         else:
-            await asyncio.sleep(arguments.seconds)
+            for part in range(1, NUM_PARTS + 1):
+                await asyncio.sleep(arguments.seconds / NUM_PARTS)
+                print(f"{part}/{NUM_PARTS}: {len(seen.delivered_at)} delivered", flush=True)
         after = reading()
         for task in (*tasks, plain):
             task.cancel()
@@ -175,7 +180,7 @@ def delays_ms(stack: Stack, seen: Seen) -> Iterator[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of("bench.polls", __doc__)
     parser.add_argument("--samples", type=int, default=200, help="outstanding at once")
     parser.add_argument("--slots", type=int, default=16, help="samples that run at once")
     parser.add_argument("--tokens", type=int, default=400, help="of the shortest sample")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import uvloop
 
+from bench.arguments import parser_of
 from bench.figures import cpu_s
 from bench.stack import Stack
 from executor_svc.mock_engine import MockConfig
@@ -135,7 +136,7 @@ async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of("bench.relay", __doc__)
     parser.add_argument("--streams", type=int, default=256, help="streams at once")
     parser.add_argument("--tokens", type=int, default=1000, help="tokens of a long answer")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each part")

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import psutil
 import uvloop
 
+from bench.arguments import parser_of
 from bench.figures import cpu_s, percentile
 from bench.stack import Stack
 from headway.server import connect
@@ -189,20 +190,21 @@ async def measure(arguments: argparse.Namespace, stack: Stack) -> dict[str, obje
         wishes = [http_request(address, FAST)] * arguments.streams
         readers = await open_readers(Reader, address, wishes, lags)
         grown = gateway.memory_info().rss - before
+        print(f"{len(readers)} readers, {grown >> 20} MiB of the gateway", flush=True)
 
-        alone = await phase(lags, gateway, arguments.seconds)
+        alone = await phase("alone", lags, gateway, arguments.seconds)
         wishes = [slow_request(address, number) for number in range(arguments.slow)]
         slow = await open_readers(Stopper, address, wishes)
-        all_read = await phase(lags, gateway, arguments.seconds)
+        all_read = await phase("all_read", lags, gateway, arguments.seconds)
         for stopper in slow:
             stopper.stop()
-        slow_stopped = await phase(lags, gateway, arguments.seconds)
+        slow_stopped = await phase("slow_stopped", lags, gateway, arguments.seconds)
         causes = await asyncio.to_thread(wait_for_cuts, stack, len(slow))
         for stopper in slow:
             await stopper.drain()
         wishes = [stopper.way_back(address) for stopper in slow]
         back = await open_readers(Reader, address, wishes, num_at_once=NUM_RETURNS_AT_ONCE)
-        slow_back = await phase(lags, gateway, arguments.seconds)
+        slow_back = await phase("slow_back", lags, gateway, arguments.seconds)
 
         num_lost = sum(reader.ended.done() for reader in (*readers, *back))
         for reader in (*readers, *back):
@@ -238,7 +240,7 @@ def wait_for_cuts(stack: Stack, number: int) -> list[str]:
     return causes()
 
 
-async def phase(lags: Lags, gateway: psutil.Process, seconds: float) -> dict[str, float]:
+async def phase(name: str, lags: Lags, gateway: psutil.Process, seconds: float) -> dict[str, float]:
     """Lags of the many, and what the gateway used, and grew by at most, meanwhile."""
     lags.ms, lags.is_on = [], True
     before_s, rss = cpu_s(gateway.pid), gateway.memory_info().rss
@@ -249,17 +251,19 @@ async def phase(lags: Lags, gateway: psutil.Process, seconds: float) -> dict[str
     lags.is_on = False
     used_s = cpu_s(gateway.pid) - before_s
     values = sorted(lags.ms)
-    return {
+    found = {
         "events": len(values),
         "lag_ms_p50": round(percentile(values, 0.5), 1),
         "lag_ms_p99": round(percentile(values, 0.99), 1),
         "gateway_cores": round(used_s / seconds, 3),
         "gateway_grown_mib": round((most - rss) / (1 << 20), 1),
     }
+    print(f"{name}: {found}", flush=True)
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of("bench.streams", __doc__)
     parser.add_argument("--streams", type=int, default=2_000, help="at once")
     parser.add_argument("--slow", type=int, default=100, help="readers that stop, beside them")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each part")

@@ -40,6 +40,7 @@ import statistics
 import time
 from typing import Any
 
+from bench.arguments import parser_of
 from bench.core.compiled import measure_compiled
 from bench.core.load import FULL, PAIRS_PER_MS, QUICK, Brain, Scale
 from bench.core.reference import measure_reference
@@ -146,6 +147,7 @@ def run(scale: Scale) -> dict[str, Any]:
     shared = max(theirs)
     mean_ratio = ours[max(ours)]["mean_us"] / ours[min(ours)]["mean_us"]
     return {
+        "bench": "core",
         "decisions_per_s": shown["decisions_per_s"],
         "grants_per_s": shown["grants_per_s"],
         "p50_us": shown["p50_us"],
@@ -168,7 +170,7 @@ def run(scale: Scale) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.core", description="See the module.")
+    parser = parser_of("bench.core", __doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes; the figures mean little")
     parser.add_argument(
         "--compiled", action=argparse.BooleanOptionalAction, help="measure the compiled core too"

@@ -43,6 +43,7 @@ from typing import cast
 
 import torch
 
+from bench.arguments import parser_of
 from bench.gpu.requests import engine, transformers
 from bench.gpu.right import attention, rows
 from bench.gpu.shapes import QUICK, Figures, Scale
@@ -135,12 +136,11 @@ def price_of_exactness(report: Mapping[str, Figures]) -> Figures:
 
 def main() -> None:
     """Print progress, and all figures as JSON at the end."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parser_of("bench.gpu", __doc__)
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script itself")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, for tests")
     parser.add_argument("--part", action="append", help="one part only; may be repeated")
-    parser.add_argument("--budget-s", type=float, default=540, help="no part runs past it (540)")
+    parser.add_argument("--budget-s", type=float, default=540, help="no part runs past it")
     parser.add_argument("--out", type=Path, help="file for the figures, written after each part")
     parser.add_argument("--limits", help="run one part here, with these figures of ceilings")
     arguments = parser.parse_args()
@@ -165,7 +165,7 @@ def report(device: torch.device, chosen: Mapping[str, int], arguments: argparse.
     options = ["--device", arguments.device, *(["--quick"] if arguments.quick else [])]
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     figures: dict[str, Figures] = {}
-    whole: Figures = {"device": name, "torch": torch.__version__, "parts": figures}
+    whole: Figures = {"bench": "gpu", "device": name, "torch": torch.__version__, "parts": figures}
     for part, most_s in chosen.items():
         limit_s = min(most_s, round(ends_s - time.monotonic()))
         if limit_s < _LEAST_S:

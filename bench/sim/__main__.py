@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from bench.arguments import parser_of
 from bench.sim import scale
 from bench.sim.compare import Plan, run_all
 from bench.sim.costs import PROFILES
@@ -20,7 +21,7 @@ QUICK = {"seeds": 2, "seconds": 300, "load": "60,110"}
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.sim", description=__doc__)
+    parser = parser_of("bench.sim", __doc__)
     add = parser.add_argument
     add("--trace", default="synthetic", choices=[*SYNTHETIC, *FILES])
     add("--executors", type=int, default=4)
@@ -150,7 +151,7 @@ def _scale(arguments: argparse.Namespace) -> int:
     load = int(arguments.load.split(",")[0]) / 100
     plan = scale.scale_plan(policy, load, arguments.seed or 1, arguments.requests)
     figures = scale.run_scale(plan, print)
-    print(json.dumps({"policy": policy, "load": load, **figures}))
+    print(json.dumps({"bench": "scale", "policy": policy, "load": load, **figures}))
     return 1 if figures["num_unfinished"] else 0
 
 

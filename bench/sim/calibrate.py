@@ -2,7 +2,9 @@
 
 Either of an engine that is driven in this process (``--engine``): n sequences with prompts of p
 tokens start together, so the first step is all prefill and every later one decodes n sequences. Or
-of executors that ran (``--log``: the file of their setting ``step_log``, executor_svc/step_log.py).
+of an executor at work (``--at-work``, bench/sim/at_work.py, with as many requests): prompts join
+while others decode. Or of executors that ran (``--log``: the file of their setting ``step_log``,
+executor_svc/step_log.py).
 
 Steps that computed the same are repeats of one kind, and one of them counts for all: the one at
 ``--quantile``. On a CPU that others use too that is to be 0, the best, since they can only make a
@@ -12,8 +14,9 @@ median. Kinds are fitted by non-negative least squares, on the relative error, t
     step time = step_ms + sequence_ms x rows of one token + prefill_ms x tokens of longer chunks
 
 in milliseconds. Every second kind is left out of the fit, and the errors are of those. A mock
-engine sleeps, so it is timed by the wall, and so are the steps of a log unless ``--thread-time``;
-torch on a CPU by the process's CPU time, with one thread. Ends with one line of JSON.
+engine sleeps, so it is timed by the wall, and so are steps at work and of a log unless
+``--thread-time``; torch that is driven in this process by its CPU time. Ends with one line of
+JSON.
 """
 
 import argparse
@@ -25,10 +28,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 
+from bench.arguments import parser_of
+from bench.sim import at_work
 from executor_svc.core.engine import Engine, LeaseRequest, SamplingParams
 from executor_svc.mock_engine import MockConfig, MockEngine
 from executor_svc.settings import BUILTIN_MODEL
@@ -38,7 +44,7 @@ _BATCHES = (1, 2, 3, 4, 6, 8)
 _PROMPTS = (4, 8, 16, 32, 48, 64)
 _NUM_TOKENS = 12
 _MAX_BATCHED_TOKENS = 512
-# of a log: kinds that came less often say little
+# at work: kinds that came less often say little
 _LEAST_REPEATS = 3
 
 
@@ -117,13 +123,12 @@ def drive(engine: Engine, clock: Callable[[], float], num_repeats: int) -> list[
     """
     keys = itertools.count(1, 16)
     _run(engine, 2, 8, keys, clock)  # first steps load code and memory
-    return [
-        step
-        for _ in range(num_repeats)
-        for num_sequences in _BATCHES
-        for num_prompt_tokens in _PROMPTS
-        for step in _run(engine, num_sequences, num_prompt_tokens, keys, clock)
-    ]
+    steps = []
+    for repeat in range(1, num_repeats + 1):
+        for num_sequences, num_prompt_tokens in itertools.product(_BATCHES, _PROMPTS):
+            steps += _run(engine, num_sequences, num_prompt_tokens, keys, clock)
+        print(f"repeat {repeat} of {num_repeats}: {len(steps)} steps", flush=True)
+    return steps
 
 
 def _run(
@@ -156,7 +161,7 @@ def read(path: Path, time_key: str) -> list[Row]:
     return steps
 
 
-def _engine(name: str, model: str) -> tuple[Engine, Callable[[], float]]:
+def _engine(name: str, model: str, num_threads: int) -> tuple[Engine, Callable[[], float]]:
     if name == "mock":
         return MockEngine(MockConfig(num_slots=max(_BATCHES), step_ms=5.0)), time.perf_counter
     # torch takes seconds to import, so only where it is wanted
@@ -167,7 +172,7 @@ def _engine(name: str, model: str) -> tuple[Engine, Callable[[], float]]:
         models=(("model", model),),
         max_num_seqs=max(_BATCHES),
         max_num_batched_tokens=_MAX_BATCHED_TOKENS,
-        num_threads=1,
+        num_threads=num_threads,
         enable_prefix_caching=False,
         max_model_len=max(_PROMPTS) + _NUM_TOKENS,
     )
@@ -175,9 +180,21 @@ def _engine(name: str, model: str) -> tuple[Engine, Callable[[], float]]:
 
 
 def _steps(arguments: argparse.Namespace) -> list[Row]:
+    time_key = "thread_ms" if arguments.thread_time else "ms"
     if arguments.log is not None:
-        return read(arguments.log, "thread_ms" if arguments.thread_time else "ms")
-    engine, clock = _engine(arguments.engine, arguments.model)
+        return read(arguments.log, time_key)
+    if arguments.at_work:
+        with TemporaryDirectory() as folder:
+            log = Path(folder, "steps.jsonl")
+            at_work.step_log(
+                log,
+                arguments.engine,
+                arguments.model,
+                num_threads=arguments.threads,
+                num_requests=arguments.at_work,
+            )
+            return read(log, time_key)
+    engine, clock = _engine(arguments.engine, arguments.model, arguments.threads)
     try:
         return drive(engine, clock, arguments.repeats)
     finally:
@@ -186,27 +203,29 @@ def _steps(arguments: argparse.Namespace) -> list[Row]:
 
 def main(words: list[str] | None = None) -> int:
     """Print the rows and the fit."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sim.calibrate", description=__doc__)
+    parser = parser_of("bench.sim.calibrate", __doc__)
     parser.add_argument("--engine", default="mock", choices=["mock", "torch"])
     parser.add_argument("--model", default=str(BUILTIN_MODEL), help="folder, for torch")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--repeats", type=int, default=10, help="of each batch")
+    parser.add_argument("--at-work", type=int, metavar="REQUESTS", help="of an executor, instead")
     parser.add_argument("--log", type=Path, help="steps of executors that ran, instead")
     parser.add_argument("--thread-time", action="store_true", help="of the engine's thread")
     parser.add_argument("--quantile", type=float, help="of repeats; 0 for torch, 0.5 for others")
     arguments = parser.parse_args(words)
     steps = _steps(arguments)
-    is_driven = arguments.log is None
+    is_driven = arguments.log is None and not arguments.at_work
     quantile = arguments.quantile
     if quantile is None:
         quantile = 0.0 if is_driven and arguments.engine == "torch" else 0.5
     rows = kinds(steps, quantile, 1 if is_driven else _LEAST_REPEATS)
     if len(rows) < 4:
-        parser.error(f"{arguments.log}: {len(rows)} kinds of steps that came often; 4 are needed")
+        parser.error(f"{len(rows)} kinds of steps came often; 4 are needed")
     found = fit(rows)
     for row in rows:
         print(f"{row.num_decoded:3d} decoded, {row.num_prefilled:4d} prefilled: {row.ms:.2f} ms")
     figures = {name: round(getattr(found, name), 4) for name in Fit.__dataclass_fields__}
-    of = arguments.engine if is_driven else "log"
+    of = arguments.engine if arguments.log is None else "log"
     about = {"bench": "calibrate", "of": of, "num_steps": len(steps), "num_kinds": len(rows)}
     print(json.dumps({**about, **figures}))
     return 0

@@ -10,11 +10,10 @@ request that is asked about, since no estimate can know that they cease:
   most of these waits are close to is the best that can be said by whoever knows the whole state,
   the policy, and the distribution of all that is still to come.
 
-Beside them stands what the policy said. One line of JSON for each load: the share within 25 %, and
-by how many seconds what was said was too long on the average.
+Beside them stands what the policy said. Ends with one line of JSON: for each load the share within
+25 %, and by how many seconds what was said was too long on the average.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -26,6 +25,7 @@ from itertools import count
 
 import numpy as np
 
+from bench.arguments import parser_of
 from bench.sim.compare import SAMPLE_MS, Plan, jobs_of
 from bench.sim.costs import PROFILES
 from bench.sim.policy import make_policy
@@ -68,6 +68,11 @@ class Foresight(World):
                 for seed in range(len(self._draws))
             ]
             self.foreseen[request_id] = known, drawn
+            print(
+                f"{len(self.foreseen)} asked about, {self.now_ms // 1000} of"
+                f" {self._until_ms // 1000} s",
+                flush=True,
+            )
 
     # --- in a copy ------------------------------------------------------------------------
 
@@ -189,20 +194,23 @@ def shares(rows: Rows) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.sim.oracle", description=__doc__)
+    parser = parser_of("bench.sim.oracle", __doc__)
     parser.add_argument("--load", default="30,60,80,110", help="percent of the fleet's slot time")
     parser.add_argument("--seconds", type=int, default=1_200, help="arrivals that are asked about")
     parser.add_argument("--seeds", type=int, default=3, help="1 to N")
     parser.add_argument("--asked", type=int, default=60, help="requests of a seed, about")
-    parser.add_argument("--draws", type=int, default=12)
+    parser.add_argument("--draws", type=int, default=12, help="of chances, for each request")
     arguments = parser.parse_args()
     until_ms = arguments.seconds * 1000
+    loads: dict[int, dict[str, float]] = {}
     for load in map(int, arguments.load.split(",")):
         rows: Rows = []
         for seed in range(1, arguments.seeds + 1):
             plan = Plan("headway", load / 100, seed, seconds=2 * arguments.seconds)
             rows += asked(plan, until_ms, arguments.asked, arguments.draws)
-        print(json.dumps({"bench": "oracle", "load": load, **shares(rows)}), flush=True)
+            loads[load] = shares(rows)
+            print(f"load {load} %, seeds 1 to {seed}: {loads[load]}", flush=True)
+    print(json.dumps({"bench": "oracle", "loads": loads}))
     return 0
 
 

@@ -79,4 +79,4 @@ def last_line(rows: Rows, about: Mapping[str, Any]) -> str:
             hashes = "".join(row["log_hashes"]).encode()
             figures["log_hash"] = hashlib.sha256(hashes).hexdigest()
             policies.setdefault(policy, {})[str(load)] = figures
-    return json.dumps({**about, "policies": policies}, sort_keys=True)
+    return json.dumps({"bench": "sim", **about, "policies": policies}, sort_keys=True)
