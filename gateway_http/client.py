@@ -18,12 +18,13 @@ from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2
 
 from gateway_http.cancellation import is_cancelled
-from gateway_http.connection import Connection, Stubs, unreachable
+from gateway_http.connection import Connection, Stubs
 from gateway_http.core.messages import Accepted, Failure, Positioned, SampleEnded, Scored, Tokens
 from gateway_http.core.streams import Streams
 from gateway_http.generation import Event, Finish, Generation, SampleEvent
 from gateway_http.models import LoadedModel, Models
 from gateway_http.settings import GatewaySettings
+from gateway_http.translate import unreachable
 from headway.bell import Bell
 from headway.errors import HeadwayError, from_rpc_error
 from headway.reasons import Reason

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from gateway_http.connection import to_error, unreachable
 from gateway_http.core.messages import (
     Accepted,
     Ended,
@@ -18,6 +17,7 @@ from gateway_http.core.messages import (
     Tokens,
 )
 from gateway_http.core.streams import Streams
+from gateway_http.translate import to_error, unreachable
 from headway.bell import Bell
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2, scheduler_pb2

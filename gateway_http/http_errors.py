@@ -42,6 +42,12 @@ def invalid(message: str, field: str | None = None) -> HeadwayError:
     return HeadwayError(Reason.INVALID_REQUEST, message, field=field)
 
 
+def no_such_path() -> HeadwayError:
+    """Nothing is here, or nothing for anybody."""
+    message = "There is no such path here; /openapi.json lists those that there are."
+    return HeadwayError(Reason.REQUEST_NOT_FOUND, message)
+
+
 def openai_error(error: HeadwayError, status: int | None = None) -> dict[str, Any]:
     """An error as OpenAI's SDKs read it: a body, or the last event of a stream."""
     status = status or error.row.http_status
@@ -79,9 +85,9 @@ def error_response(
     if isinstance(error, HTTPException):  # the router's own: no such path, no such method
         status = error.status_code
         headers.update(error.headers or {})
-        is_path = status == 404
-        reason = Reason.REQUEST_NOT_FOUND if is_path else Reason.INVALID_REQUEST
-        error = HeadwayError(reason, "There is no such path here." if is_path else error.detail)
+        error = (
+            no_such_path() if error.status_code == HTTPStatus.NOT_FOUND else invalid(error.detail)
+        )
     status = status or error.row.http_status
     headers["x-should-retry"] = "true" if error.row.is_retryable else "false"
     if error.retry_after_ms is not None:

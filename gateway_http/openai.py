@@ -16,7 +16,7 @@ from gateway_http.model_text import Text
 from gateway_http.openai_caller_id import CallerId
 from gateway_http.openai_chat_schema import ChatRequest
 from gateway_http.openai_echo import make_echo
-from gateway_http.openai_endpoint import Call, Endpoint
+from gateway_http.openai_endpoint import Call, Endpoint, no_such_model
 from gateway_http.openai_events import Events
 from gateway_http.openai_job import Job
 from gateway_http.openai_output import Echo
@@ -30,8 +30,6 @@ from gateway_http.openai_sampling import (
 from gateway_http.openai_schema import Common, CompletionRequest, decode
 from gateway_http.openai_tokenize import Tokenizing
 from gateway_http.settings import GatewaySettings
-from headway.errors import HeadwayError
-from headway.reasons import Reason
 from headway.v1 import generation_pb2
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's own default; a chat may fill the context
@@ -161,7 +159,7 @@ class _ModelList:
         for card in await self._client.list_models():
             if card.name == name:
                 return json_response(_describe(card))
-        raise HeadwayError(Reason.MODEL_NOT_FOUND, "No such model.", field="model")
+        raise no_such_model()
 
 
 def _describe(card: generation_pb2.ModelCard) -> dict[str, str | int]:

@@ -24,6 +24,8 @@ from gateway_http.openai_sampling import check_limits, check_most, grammar_field
 from gateway_http.openai_schema import Common, Sampling
 from gateway_http.openai_serve import serve
 from gateway_http.settings import GatewaySettings
+from headway.errors import HeadwayError
+from headway.reasons import Reason
 from headway.v1 import generation_pb2
 
 _MAX_BAND = 2**31 - 1
@@ -97,7 +99,7 @@ class Endpoint:
 
     async def model(self, body: Sampling) -> LoadedModel:
         """The one that is asked for, and that can do what is asked."""
-        model = await self.client.model(body.model)
+        model = await served_model(self.client, body.model)
         check_limits(body, self.settings, model.text.has_tokenizer)
         return model
 
@@ -167,6 +169,22 @@ class Endpoint:
         check_most("n", num_samples * num_prompts, settings.max_sequences)
         if body.stream_options is not None and not body.stream:
             raise invalid("stream_options needs stream: true.", "stream_options")
+
+
+async def served_model(client: SchedulerClient, name: str) -> LoadedModel:
+    """Raises MODEL_NOT_FOUND, which says where the names are."""
+    try:
+        return await client.model(name)
+    except HeadwayError as error:
+        if error.reason is not Reason.MODEL_NOT_FOUND:
+            raise
+        raise no_such_model() from None
+
+
+def no_such_model() -> HeadwayError:
+    """The refusal of a name that no executor offers."""
+    message = "No such model; GET /v1/models lists those that are served."
+    return HeadwayError(Reason.MODEL_NOT_FOUND, message, field="model")
 
 
 def _next_key(key: str, number: int) -> str:

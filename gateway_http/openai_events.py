@@ -5,7 +5,7 @@ from starlette.requests import Request
 from gateway_http.http_errors import invalid
 from gateway_http.http_request import header
 from gateway_http.openai_choice import ReplySpec, decode_spec
-from gateway_http.openai_endpoint import Call, Endpoint
+from gateway_http.openai_endpoint import Call, Endpoint, served_model
 from gateway_http.openai_job import RESUME_HEADER, Follow, Job
 from gateway_http.openai_place import Place, last_event, read_counts, stream_name
 
@@ -17,7 +17,7 @@ class Events(Endpoint):
         spec = decode_spec(header(call.request.scope, RESUME_HEADER.encode()) or "", RESUME_HEADER)
         request_ids = [call.request.path_params["request_id"], *spec.others]
         place = _place(call.request, spec, stream_name(request_ids))
-        model = await self.client.model(spec.model)
+        model = await served_model(self.client, spec.model)
         return Job(
             spec=spec,
             text=model.text,

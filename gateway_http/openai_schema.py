@@ -4,7 +4,6 @@ A parameter that is neither declared nor known to be harmless is refused, never 
 the same as absent. Types bound the depth of JSON, and msgspec refuses NaN and infinities.
 """
 
-import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
@@ -20,6 +19,7 @@ from gateway_http.generation_defaults import (
     TopP,
 )
 from gateway_http.http_errors import UnsupportedParameterError, invalid
+from gateway_http.json_errors import wrong_body
 from gateway_http.json_keys import check_keys
 from gateway_http.json_nulls import without_nulls
 
@@ -209,12 +209,8 @@ def decode(kind: type[RequestT], body: bytes) -> RequestT:
             if b"null" not in body:
                 raise
         return msgspec.json.decode(without_nulls(body, kind), type=kind)
-    except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
-    except ValueError:
-        raise invalid("The body is not valid JSON.") from None
-    except RecursionError:
-        raise invalid("The body's JSON is nested too deeply.") from None
+    except (ValueError, RecursionError) as error:
+        raise wrong_body(error, body) from None
 
 
 @cache
@@ -232,17 +228,3 @@ def _check_harmless(name: str, value: msgspec.Raw, harmless: Mapping[str, Any]) 
         raise UnsupportedParameterError(name[:100], hint or "")
     if msgspec.json.decode(value) not in values:
         raise UnsupportedParameterError(name, hint or " with this value")
-
-
-def _refusal(text: str) -> Exception:
-    """msgspec's message in our words: "... - at `$.path`" or the name of a missing field."""
-    message, _, path = text.partition(" - at `")
-    path = path.rstrip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
-    missing = re.fullmatch(r"Object missing required field `(\w+)`", message)
-    unknown = re.fullmatch(r"Object contains unknown field `([^`]{1,100})`", message)
-    if unknown:
-        return UnsupportedParameterError(".".join(filter(None, (path, unknown[1]))))
-    if missing:
-        path = ".".join(filter(None, (path, missing[1])))
-        return invalid(f"The parameter {path} is missing.", path)
-    return invalid(f"{message}: {path or 'body'}.", path or None)

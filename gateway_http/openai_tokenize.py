@@ -11,6 +11,7 @@ from gateway_http.client import LoadedModel, SchedulerClient
 from gateway_http.http_errors import invalid, json_response
 from gateway_http.model_text import Text
 from gateway_http.openai_chat_schema import DetokenizeRequest, TokenizeRequest
+from gateway_http.openai_endpoint import served_model
 from gateway_http.openai_logprobs import token_name
 from gateway_http.openai_prompt import ChatWish, Prompts
 from gateway_http.openai_schema import decode
@@ -68,7 +69,7 @@ class Tokenizing:
             if len(cards) > 1:
                 raise invalid("Several models are served: name one.", "model")
             name = cards[0].name
-        return await self._client.model(name)
+        return await served_model(self._client, name)
 
     async def _token_ids(self, model: LoadedModel, body: TokenizeRequest) -> list[int]:
         if body.prompt is not None:

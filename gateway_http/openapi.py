@@ -1,8 +1,8 @@
 """GET /openapi.json: what the endpoints take and answer, from the very types that check it.
 
 The endpoints are listed in ``openapi_operations``. Bodies come from the structs of the parsers,
-failures from the error table, answers from ``openapi_answers``. Anybody may read it: it says
-nothing that the source does not.
+failures from the error table (``openapi_failures``), answers from ``openapi_answers``. Anybody may
+read it: it says nothing that the source does not.
 """
 
 import re
@@ -18,14 +18,10 @@ from starlette.routing import Route
 from gateway_http import openapi_answers as answers
 from gateway_http import openapi_openai_answers as openai_answers
 from gateway_http.openai_schema import ANY
+from gateway_http.openapi_failures import DOOR, KEY, described, named, text_of
 from gateway_http.openapi_operations import JSON, OPERATIONS, PATH, STRUCT, Operation
-from gateway_http.openapi_parameters import CALL_NAMED, CHALLENGE, Parameter
-from headway.errors import TABLE
-from headway.reasons import Reason
 
 _REFERENCE = "#/components/schemas/{name}"
-_NOBODY = TABLE[Reason.UNAUTHENTICATED].http_status
-_NOT_OVER_HTTP = (Reason.STALE_LEASE,)
 _ERRORS: dict[str, STRUCT] = {
     "openai": openai_answers.OpenAIError,
     "tinker": answers.TinkerError,
@@ -60,11 +56,6 @@ def document() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": components,
-            "responses": {
-                f"{family}-{status}": answer
-                for family, struct in _ERRORS.items()
-                for status, answer in _failures(family, schemas[struct]).items()
-            },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -117,56 +108,44 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     names = re.findall(r"{(\w+)}", operation.path)
     found = [{"name": name, "in": "path", "required": True, "schema": text} for name in names]
     for one in operation.parameters:
-        described = {"name": one.name, "in": one.place, "required": one.is_required}
-        found.append({**described, **_text(one)})
+        about = {"name": one.name, "in": one.place, "required": one.is_required}
+        found.append({**about, **text_of(one)})
     return found
 
 
-def _text(parameter: Parameter) -> dict[str, Any]:
-    schema = {"type": "string", "pattern": parameter.pattern}
-    return {"description": parameter.summary, "schema": schema}
-
-
 def _responses(operation: Operation, schemas: dict[STRUCT, Any]) -> dict[str, Any]:
-    family = f"#/components/responses/{operation.family}"
-    found: dict[str, Any] = {
-        str(status): {"$ref": f"{family}-{status}"} for status in _failures(operation.family, {})
-    }
+    errors = schemas[_ERRORS[operation.family]]
+    reasons = operation.failures | DOOR | (frozenset() if operation.is_open else KEY)
+    failures = described(reasons, operation.family, {JSON: {"schema": errors}})
+    found: dict[str, Any] = {str(status): answer for status, answer in failures.items()}
     for other in operation.others:
-        found[str(other.status)] = {
-            "description": other.struct.__doc__ or "",
-            "headers": _headers(other.told),
-            "content": {JSON: {"schema": schemas[other.struct]}},
-        }
+        found[str(other.status)] = _either(
+            {
+                "description": other.struct.__doc__ or "",
+                "headers": named(other.told),
+                "content": {JSON: {"schema": schemas[other.struct]}},
+            },
+            failures.get(other.status),
+        )
     content: dict[str, Any] = {kind: {} for kind in operation.media}
     if operation.answer is not None:
         content[JSON] = {"schema": schemas[operation.answer]}
-    headers = _headers(operation.told)
+    headers = named(operation.told)
     found["200"] = {"description": operation.summary, "headers": headers, "content": content}
     return dict(sorted(found.items()))
 
 
-def _headers(told: Sequence[Parameter]) -> dict[str, Any]:
-    return {one.name: _text(one) for one in told}
-
-
-def _failures(family: str, schema: dict[str, Any]) -> dict[int, Any]:
-    """The error table's answers by status, in a family's words, with a body of this schema."""
-    found: dict[int, Any] = {}
-    for reason, row in TABLE.items():
-        if reason not in _NOT_OVER_HTTP:
-            answer = found.setdefault(row.http_status, {"content": {JSON: {"schema": schema}}})
-            words = [*answer.get("description", "").split(", "), reason.value]
-            answer["description"] = ", ".join(filter(None, words))
-            answer["headers"] = _failure_headers(is_retryable=row.is_retryable)
-            answer["headers"] |= _headers((CALL_NAMED,) if family == "openai" else ())
-    found[_NOBODY]["headers"] |= _headers((CHALLENGE,))
-    return found
-
-
-def _failure_headers(*, is_retryable: bool) -> dict[str, Any]:
-    should = {"schema": {"enum": ["true" if is_retryable else "false"]}, "required": True}
-    headers: dict[str, Any] = {"x-should-retry": should}
-    if is_retryable:
-        headers["retry-after"] = {"schema": {"type": "integer", "minimum": 1}, "required": True}
-    return headers
+def _either(answer: dict[str, Any], failure: dict[str, Any] | None) -> dict[str, Any]:
+    """An answer of an endpoint's own, or a failure of the same status: no header is certain."""
+    if failure is None:
+        return answer
+    either = [one["content"][JSON]["schema"] for one in (answer, failure)]
+    headers = {
+        name: {**header, "required": False}
+        for name, header in (answer["headers"] | failure["headers"]).items()
+    }
+    return {
+        "description": f"{answer['description']} Or {failure['description']}.",
+        "headers": headers,
+        "content": {JSON: {"schema": {"anyOf": either}}},
+    }

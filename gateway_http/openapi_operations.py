@@ -11,6 +11,17 @@ from gateway_http.monitor.data import MonitorData
 from gateway_http.openai_chat_schema import ChatRequest, DetokenizeRequest, TokenizeRequest
 from gateway_http.openai_responses_schema import ResponsesRequest
 from gateway_http.openai_schema import CompletionRequest
+from gateway_http.openapi_failures import (
+    FOLLOWS,
+    GENERATES,
+    LOOKS,
+    NAMED_MODEL,
+    NAMED_REQUEST,
+    RETRIEVES,
+    SUBMITS,
+    TEXT,
+    Reasons,
+)
 from gateway_http.openapi_parameters import (
     CALL_NAMED,
     CALLERS_ID,
@@ -50,9 +61,9 @@ class Other(NamedTuple):
 class Operation:
     """One method of one path.
 
-    Beside its answer every failure of the error table may come, in the words of ``family``.
-    ``media`` are further kinds that the answer may have, ``others`` answers of other statuses.
-    ``told`` are headers of the answer.
+    ``failures`` may come instead of its answer, and those of the door and of keys at any time, in
+    the words of ``family``. ``media`` are further kinds that the answer may have, ``others``
+    answers of other statuses. ``told`` are headers of the answer.
     """
 
     method: str
@@ -63,12 +74,18 @@ class Operation:
     body: STRUCT | None = None
     media: tuple[str, ...] = ()
     is_open: bool = False
+    failures: Reasons = frozenset()
     others: tuple[Other, ...] = ()
     parameters: tuple[Parameter, ...] = ()
     told: tuple[Parameter, ...] = ()
 
 
-_GENERATES: dict[str, Any] = {"media": (_EVENTS,), "parameters": WISHES, "told": WAY_BACK}
+_GENERATES: dict[str, Any] = {
+    "media": (_EVENTS,),
+    "parameters": WISHES,
+    "told": WAY_BACK,
+    "failures": GENERATES,
+}
 
 
 def _openai(
@@ -96,7 +113,9 @@ _HEALTH: dict[str, Any] = {
     "others": (Other(503, answers.Health),),
     "is_open": True,
 }
-_PAGE: dict[str, Any] = {"media": (_HTML,), "is_open": True}  # which holds nothing
+# The page holds nothing, and where there is no monitor there is no page.
+_PAGE: dict[str, Any] = {"media": (_HTML,), "is_open": True, "failures": NAMED_REQUEST}
+_FIGURES: dict[str, Any] = {"answer": MonitorData, "failures": NAMED_REQUEST | LOOKS}
 OPERATIONS: tuple[Operation, ...] = (
     _plain("get", "/health", "Whether any executor is live.", **_HEALTH),
     _plain("get", "/health/", "The same.", **_HEALTH),
@@ -109,11 +128,11 @@ OPERATIONS: tuple[Operation, ...] = (
         is_open=True,
     ),
     _plain("get", PATH, "This document.", media=(JSON,), is_open=True),
-    _plain("get", "/metrics", "Figures for Prometheus.", media=(_TEXT,)),
+    _plain("get", "/metrics", "Figures for Prometheus.", media=(_TEXT,), failures=NAMED_REQUEST),
     _plain("get", "/monitor", "A page that shows queue and fleet.", **_PAGE),
     _plain("get", "/monitor/", "The same.", **_PAGE),
-    _plain("get", "/monitor/data", "What the page shows.", answer=MonitorData),
-    _plain("get", "/monitor/data/", "The same.", answer=MonitorData),
+    _plain("get", "/monitor/data", "What the page shows.", **_FIGURES),
+    _plain("get", "/monitor/data/", "The same.", **_FIGURES),
     _openai(
         "post",
         "/v1/chat/completions",
@@ -145,20 +164,29 @@ OPERATIONS: tuple[Operation, ...] = (
         media=(_EVENTS,),
         parameters=PLACES,
         told=WAY_BACK,
+        failures=FOLLOWS,
     ),
     _openai(
         "get",
         "/v1/models",
         "The models that can be asked for now.",
         answer=openai_answers.ModelList,
+        failures=LOOKS,
     ),
-    _openai("get", "/v1/models/{name}", "One of them.", answer=openai_answers.Model),
+    _openai(
+        "get",
+        "/v1/models/{name}",
+        "One of them.",
+        answer=openai_answers.Model,
+        failures=NAMED_MODEL,
+    ),
     _openai(
         "post",
         "/tokenize",
         "Token ids of a text or chat.",
         body=TokenizeRequest,
         answer=openai_answers.Tokens,
+        failures=TEXT,
     ),
     _openai(
         "post",
@@ -166,6 +194,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "The text of token ids.",
         body=DetokenizeRequest,
         answer=openai_answers.Detokenized,
+        failures=NAMED_MODEL,
     ),
     _tinker("get", "healthz", "Alive.", answer=answers.TinkerStatus, is_open=True),
     _tinker("post", "client/config", "Switches of the SDK.", answer=answers.ClientConfig),
@@ -173,7 +202,13 @@ OPERATIONS: tuple[Operation, ...] = (
         "post", "client/dynamic_config", "Switches to read again.", answer=answers.DynamicConfig
     ),
     _tinker("post", "auth/token", "A token for an API key.", answer=answers.Token),
-    _tinker("get", "get_server_capabilities", "Models served.", answer=answers.Capabilities),
+    _tinker(
+        "get",
+        "get_server_capabilities",
+        "Models served.",
+        answer=answers.Capabilities,
+        failures=LOOKS,
+    ),
     _tinker("post", "create_session", "A session.", answer=answers.Session),
     _tinker("post", "session_heartbeat", "A session lives on.", answer=answers.Typed),
     _tinker("post", "sessions/{session_id}/finish", "A session ends.", answer=answers.Typed),
@@ -183,6 +218,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "A name to sample a model by.",
         body=CreateSamplingSession,
         answer=answers.SamplingSessionMade,
+        failures=NAMED_MODEL,
     ),
     _tinker(
         "post",
@@ -190,8 +226,15 @@ OPERATIONS: tuple[Operation, ...] = (
         "A number for a clone of a sampling client.",
         body=JoinSamplingSession,
         answer=answers.Joined,
+        failures=NAMED_REQUEST,
     ),
-    _tinker("get", "samplers/{sampling_session_id}", "What it samples.", answer=answers.Sampler),
+    _tinker(
+        "get",
+        "samplers/{sampling_session_id}",
+        "What it samples.",
+        answer=answers.Sampler,
+        failures=NAMED_REQUEST,
+    ),
     _tinker(
         "post",
         "asample",
@@ -199,6 +242,7 @@ OPERATIONS: tuple[Operation, ...] = (
         body=Sample,
         answer=answers.Promise,
         parameters=(SAMPLE_KEY,),
+        failures=SUBMITS | NAMED_REQUEST,
     ),
     _tinker(
         "post",
@@ -208,6 +252,7 @@ OPERATIONS: tuple[Operation, ...] = (
         media=(JSON, PROTOBUF),
         others=(Other(_PENDING, answers.Pending, QUEUE_TOLD),),
         parameters=POLLS,
+        failures=RETRIEVES,
     ),
     _tinker(
         "post",
@@ -216,7 +261,15 @@ OPERATIONS: tuple[Operation, ...] = (
         body=Futures,
         answer=answers.Completions,
         parameters=(READ_TIMEOUT,),
+        failures=LOOKS | NAMED_REQUEST,
     ),
-    _tinker("post", "cancel_future", "End a future.", body=Future, answer=answers.Typed),
+    _tinker(
+        "post",
+        "cancel_future",
+        "End a future.",
+        body=Future,
+        answer=answers.Typed,
+        failures=LOOKS,
+    ),
     _tinker("post", "telemetry", "Read and dropped.", answer=answers.TinkerStatus),
 )

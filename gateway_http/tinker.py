@@ -1,14 +1,11 @@
 """The Tinker endpoints, for the tinker and MinT SDKs: sampling, and futures that say how long.
 
 Nothing is remembered here. Sampling sessions are signed names (tinker_tokens), requests live in
-the scheduler, and a resent asample finds its first run by its idempotency key. Sessions and
-heartbeats are therefore answered, not kept. What the SDKs need, down to a header, was found with
-the real ones; the tests say which rule is for whom.
+the scheduler, and a resent asample finds its first run by its idempotency key. What the SDKs need,
+down to a header, was found with the real ones; the tests say which rule is for whom.
 """
 
-import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
@@ -27,66 +24,51 @@ from gateway_http.tinker_futures import (
     pending,
 )
 from gateway_http.tinker_polls import Polls
-from gateway_http.tinker_schema import (
-    CreateSamplingSession,
-    Future,
-    Futures,
-    JoinSamplingSession,
-    Sample,
-    parse,
-    to_generation,
-)
-from gateway_http.tinker_tokens import SamplingSession, Signer
+from gateway_http.tinker_schema import Future, Futures, Sample, parse, to_generation
+from gateway_http.tinker_sessions import API_KEY, SEQ_IDS_PER_CLONE, Sessions
+from gateway_http.tinker_tokens import Signer
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
 
 _PREFIX = "/api/v1"
-_API_KEY = "x-api-key"
-# MinT's own keys; its SDK uses them only where they can be exchanged for a JWT.
-_MINT_KEY_PREFIX = "sk-"
 _JWT_PREFIX = "eyJ"
-_DYNAMIC_CONFIG = {"refresh_interval_sec": 300, "sample_cancel_enabled": True}
-
-SEQ_IDS_PER_CLONE = 10**9  # how the SDK's clones of one sampling client share its numbers
 
 Handler = Callable[[Request, Caller], Awaitable[Response]]
 
 
 def routes(client: SchedulerClient, settings: GatewaySettings, tenants: Tenants) -> list[Route]:
     """All under /api/v1."""
-    door = _Door(client, settings, tenants)
+    signer = Signer(settings.signing_secret())
+    door = _Door(tenants, signer)
+    sessions = Sessions(client, settings, tenants, signer)
+    samples = _Samples(client, settings, signer)
     return [
-        Route(f"{_PREFIX}/healthz", door.healthz, methods=["GET"]),
-        door.post("client/config", door.client_config),
-        door.post("client/dynamic_config", door.dynamic_config),
-        Route(f"{_PREFIX}/auth/token", door.auth_token, methods=["POST"]),
-        door.get("get_server_capabilities", door.capabilities),
-        door.post("create_session", door.create_session),
-        door.post("session_heartbeat", door.heartbeat),
-        door.post("sessions/{session_id}/finish", door.finish_session),
-        door.post("create_sampling_session", door.create_sampling_session),
-        door.post("join_sampling_session", door.join_sampling_session),
-        door.get("samplers/{sampling_session_id}", door.sampler),
-        door.post("asample", door.asample),
-        door.post("retrieve_future", door.retrieve_future),
-        door.post("retrieve_futures", door.retrieve_futures),
-        door.post("cancel_future", door.cancel_future),
-        door.post("telemetry", door.telemetry),
+        Route(f"{_PREFIX}/healthz", sessions.healthz, methods=["GET"]),
+        door.post("client/config", sessions.client_config),
+        door.post("client/dynamic_config", sessions.dynamic_config),
+        Route(f"{_PREFIX}/auth/token", sessions.auth_token, methods=["POST"]),
+        door.get("get_server_capabilities", sessions.capabilities),
+        door.post("create_session", sessions.create_session),
+        door.post("session_heartbeat", sessions.heartbeat),
+        door.post("sessions/{session_id}/finish", sessions.finish_session),
+        door.post("create_sampling_session", sessions.create_sampling_session),
+        door.post("join_sampling_session", sessions.join_sampling_session),
+        door.get("samplers/{sampling_session_id}", sessions.sampler),
+        door.post("telemetry", sessions.telemetry),
+        door.post("asample", samples.asample),
+        door.post("retrieve_future", samples.retrieve_future),
+        door.post("retrieve_futures", samples.retrieve_futures),
+        door.post("cancel_future", samples.cancel_future),
     ]
 
 
 class _Door:
-    """Handlers take a request and its caller."""
+    """Routes whose handlers take a request and its caller."""
 
-    def __init__(
-        self, client: SchedulerClient, settings: GatewaySettings, tenants: Tenants
-    ) -> None:
-        self._client = client
-        self._settings = settings
+    def __init__(self, tenants: Tenants, signer: Signer) -> None:
         self._tenants = tenants
-        self._signer = Signer(settings.signing_secret())
-        self._polls = Polls(client)
+        self._signer = signer
 
     def post(self, path: str, handler: Handler) -> Route:
         return Route(f"{_PREFIX}/{path}", self._authenticated(handler), methods=["POST"])
@@ -105,7 +87,7 @@ class _Door:
 
         An open installation has one tenant, and its signing key may be known to everybody.
         """
-        key = request.headers.get(_API_KEY, "")
+        key = request.headers.get(API_KEY, "")
         if key.startswith(_JWT_PREFIX) and not self._tenants.is_open:
             key_id = self._signer.key_id(key, time.time())
             caller = self._tenants.by_id(key_id) if key_id is not None else None
@@ -113,100 +95,15 @@ class _Door:
                 return caller
         return self._tenants.caller(request)
 
-    async def healthz(self, request: Request) -> Response:
-        return json_response({"status": "ok"})
 
-    async def client_config(self, request: Request, caller: Caller) -> Response:
-        """Client-side switches; what is absent has the SDK's default."""
-        is_mint = request.headers.get(_API_KEY, "").startswith(_MINT_KEY_PREFIX)
-        settings = self._settings
-        return json_response(
-            {
-                "pjwt_auth_enabled": is_mint,
-                "sample_max_concurrent_requests": settings.tinker_max_outstanding,
-                "sample_use_retrieve_futures": settings.tinker_use_poller,
-                "sample_join_sampling_session": True,
-            }
-        )
+class _Samples:
+    """What is asked of models, and what came of it."""
 
-    async def dynamic_config(self, request: Request, caller: Caller) -> Response:
-        return json_response(_DYNAMIC_CONFIG)
-
-    async def auth_token(self, request: Request) -> Response:
-        """For a key only: a token that could be had for a token would never end."""
-        caller = self._tenants.caller(request)
-        return json_response({"jwt": self._signer.jwt(caller.key_id, time.time())})
-
-    async def capabilities(self, request: Request, caller: Caller) -> Response:
-        models = [
-            {
-                "model_name": card.name,
-                "max_context_length": card.max_context_tokens,
-                "trainable": False,
-                "sampleable": True,
-            }
-            for card in await self._client.list_models()
-        ]
-        return json_response({"supported_models": models})
-
-    async def create_session(self, request: Request, caller: Caller) -> Response:
-        settings = self._settings
-        messages = {
-            "info_message": settings.tinker_info_message,
-            "warning_message": settings.tinker_warning_message,
-            "error_message": settings.tinker_error_message,
-        }
-        told = {name: text for name, text in messages.items() if text}
-        body = {"type": "create_session", "session_id": str(uuid.uuid4()), **told}
-        return json_response(body)
-
-    async def heartbeat(self, request: Request, caller: Caller) -> Response:
-        """Sessions are not kept, so none is ever unknown, also after a restart."""
-        return json_response({"type": "session_heartbeat"})
-
-    async def finish_session(self, request: Request, caller: Caller) -> Response:
-        return json_response({"type": "finish_session"})
-
-    async def create_sampling_session(self, request: Request, caller: Caller) -> Response:
-        body = parse(await request.body(), CreateSamplingSession)
-        model = body.model_path or body.base_model
-        if model is None:
-            raise invalid("base_model or model_path is needed.", "base_model")
-        await self._check_model(model)
-        session = SamplingSession(model, body.session_id, body.sampling_session_seq_id)
-        sampling_session_id = self._signer.session_id(session)
-        return json_response(
-            {"type": "create_sampling_session", "sampling_session_id": sampling_session_id}
-        )
-
-    async def _check_model(self, model: str) -> None:
-        """Here an error surfaces at once; later the SDK would turn it into a long wait."""
-        names = [card.name for card in await self._client.list_models()]
-        if model in names:
-            return
-        try:
-            await self._client.model(model)
-        except HeadwayError as error:
-            if error.reason is not Reason.MODEL_NOT_FOUND:
-                raise
-            message = "No such model; get_server_capabilities lists those that are served."
-            raise HeadwayError(error.reason, message, field="base_model") from None
-        raise HeadwayError(Reason.NO_CAPACITY, "No executor has the model at the moment.")
-
-    async def sampler(self, request: Request, caller: Caller) -> Response:
-        sampler_id = request.path_params["sampling_session_id"]
-        session = self._signer.session(sampler_id)
-        return json_response({"sampler_id": sampler_id, "base_model": session.model})
-
-    async def join_sampling_session(self, request: Request, caller: Caller) -> Response:
-        """A number for a clone of a sampling client: its seq_ids begin at that many times 10**9.
-
-        Drawn, as nobody counts here: two clones of one session meet by a chance of one in 10**9.
-        """
-        body = parse(await request.body(), JoinSamplingSession)
-        self._signer.session(body.sampling_session_id)
-        clone = 1 + secrets.randbelow(SEQ_IDS_PER_CLONE - 1)
-        return json_response({"type": "join_sampling_session", "client_counter": clone})
+    def __init__(self, client: SchedulerClient, settings: GatewaySettings, signer: Signer) -> None:
+        self._client = client
+        self._settings = settings
+        self._signer = signer
+        self._polls = Polls(client)
 
     async def asample(self, request: Request, caller: Caller) -> Response:
         body = parse(await request.body(), Sample)
@@ -287,12 +184,6 @@ class _Door:
         body = parse(await request.body(), Future)
         await self._client.cancel(body.request_id, caller.tenant)
         return json_response({"type": "cancel_future"})
-
-    async def telemetry(self, request: Request, caller: Caller) -> Response:
-        """Read and dropped: it may hold API keys, and nobody here needs it."""
-        async for _ in request.stream():
-            pass
-        return json_response({"status": "accepted"})
 
 
 def _signature(sampling_session_id: str) -> str:

@@ -3,7 +3,6 @@
 Unknown fields are ignored, because SDKs grow; a known field of a wrong type is refused by name.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Literal, TypeVar
 
@@ -11,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway_http.http_errors import invalid
+from gateway_http.json_errors import wrong_body
 from gateway_http.json_keys import check_keys
 from gateway_http.settings import GatewaySettings
 from gateway_http.tinker_scoring import TargetTensor, set_targets
@@ -120,13 +120,8 @@ def parse(body: bytes, kind: type[Body]) -> Body:
         found = msgspec.json.decode(body, type=kind)
         check_keys(body)
         return found
-    except msgspec.ValidationError as error:
-        message = str(error)
-        path = re.search(r"`\$\.?(.*)`$", message)
-        field = path[1] if path else None
-        raise invalid(message, field) from None
-    except (ValueError, RecursionError):
-        raise invalid("The body is not valid JSON.") from None
+    except (ValueError, RecursionError) as error:
+        raise wrong_body(error, body) from None
 
 
 def to_generation(

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from gateway_http.auth import Tenants
 from gateway_http.client import SchedulerClient
+from gateway_http.http_errors import no_such_path
 from gateway_http.http_head import is_local_host
 from gateway_http.keys import Scope
 from gateway_http.monitor.data import MonitorData, view
@@ -69,7 +70,7 @@ class Guard:
     def check_exists(self) -> None:
         """Raises REQUEST_NOT_FOUND where there is no monitor."""
         if self._mode == "off":
-            raise HeadwayError(Reason.REQUEST_NOT_FOUND, "There is no such path here.")
+            raise no_such_path()
 
     def check(self, request: Request) -> None:
         """Raises REQUEST_NOT_FOUND, PERMISSION_DENIED or UNAUTHENTICATED."""

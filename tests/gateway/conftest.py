@@ -2,20 +2,55 @@
 
 import asyncio
 import contextlib
+import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Scope
 
 from gateway_http.__main__ import Server
 from gateway_http.app import build_app
 from gateway_http.client import SchedulerClient
+from gateway_http.metrics import Metrics
+from gateway_http.openapi import document
 from gateway_http.settings import GatewaySettings
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.scripted import ScriptedScheduler
+
+
+@pytest.fixture(scope="session")
+def documented() -> dict[tuple[str, str], set[int]]:
+    """By method and route: the statuses in the OpenAPI document."""
+    return {
+        (method.upper(), path): set(map(int, operation["responses"]))
+        for path, item in document()["paths"].items()
+        for method, operation in item.items()
+    }
+
+
+@pytest.fixture(autouse=True)
+def only_documented_answers(
+    monkeypatch: pytest.MonkeyPatch, documented: dict[tuple[str, str], set[int]]
+) -> Iterator[None]:
+    """Whatever a test provokes, a route answers what the OpenAPI document lists for it."""
+    answers = set()
+    count = Metrics.count
+
+    def noted(self: Metrics, scope: Scope, status: int) -> None:
+        count(self, scope, status)
+        if "route" in scope:
+            path = re.sub(r":\w+}", "}", scope["route"].path)
+            answers.add((scope["method"].replace("HEAD", "GET"), path, status))
+
+    monkeypatch.setattr(Metrics, "count", noted)
+    yield
+    for method, path, status in answers:
+        statuses = documented.get((method, path), {405})
+        assert status in statuses, f"{method} {path} answered {status}"
 
 
 @pytest.fixture

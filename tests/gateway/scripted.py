@@ -210,6 +210,10 @@ class ScriptedScheduler(
 
     def _resume(self, session: _Session, resume: scheduler_pb2.ResumeCommand) -> None:
         self.resumes.append((resume.request_id, tuple(resume.next_index)))
+        if self.refusal is not None:
+            rejected = scheduler_pb2.Rejected(handle=resume.handle, failure=self.refusal)
+            session.send(rejected=[rejected])
+            return
         run = next((one for one in self.runs if one.request_id == resume.request_id), None)
         if run is None:
             failure = generation_pb2.Failure(reason="REQUEST_NOT_FOUND", message="unknown")

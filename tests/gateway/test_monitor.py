@@ -373,3 +373,5 @@ async def test_a_browser_shows_names_as_text(http: httpx.AsyncClient, tmp_path: 
     assert ">cold (time slice) for 1.5s of at most 1m 01s<" in page
     assert "<td>session-</td><td>1</td><td>2.5s</td>" in page, "the band beside the age"
     assert '<td class="bad">lost</td>' in page
+    assert '<span>6 more</span> <button hidden="">' in page, "they wait, and are not in the data"
+    assert re.search(r'id="backends-more" hidden=""', page)
