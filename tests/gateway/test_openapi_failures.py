@@ -19,7 +19,8 @@ from headway.errors import TABLE
 from headway.reasons import Reason
 from tests.gateway import tiny_model
 from tests.gateway.conftest import serving, settings_for
-from tests.gateway.scripted import Run, ScriptedScheduler, failure, leave_alone
+from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted_runs import Run, failure, leave_alone
 
 Statuses = defaultdict[tuple[str, str], set[int]]
 SIGNING_KEY = "a signing key for tests"
