@@ -16,7 +16,7 @@ tenant's backlog closes the door to nobody else.
 from typing import Final
 
 from headway.reasons import Reason
-from scheduler_svc.core import failing
+from scheduler_svc.core import failing, lifecycle
 from scheduler_svc.core.domain import RETRYABLE
 from scheduler_svc.core.messages import (
     Request,
@@ -47,7 +47,7 @@ def submit(state: State, request: Request) -> None:
     if refusal is None:
         state.count("admitted")
         state.record(RequestAdmitted(request))
-        state.accept(request)
+        lifecycle.accept(state, request)
     else:
         _reject(state, request, *refusal)
 

@@ -20,6 +20,7 @@ from itertools import chain, islice
 from typing import Final
 
 from headway.reasons import Reason
+from scheduler_svc.core import lifecycle
 from scheduler_svc.core.deadlines import RefusalDue
 from scheduler_svc.core.domain import ExecutorRecord, Failing, LoadFailures, RequestRecord
 from scheduler_svc.core.state import State
@@ -124,7 +125,7 @@ def end_waiting(state: State, model: str) -> None:
         return
     text = explain(state, model)
     for record in list(islice(_waiting(state, model), _MOST_ENDS)):
-        state.finish(record, Reason.NO_CAPACITY, text)
+        lifecycle.finish(state, record, Reason.NO_CAPACITY, text)
     if model in state.queue.num_by_model:
         state.deadlines.set(RefusalDue(model), state.now_ms + 1)
 

@@ -16,7 +16,7 @@ An executor that attaches names what it still holds (``reconcile``):
 """
 
 from headway.reasons import Reason
-from scheduler_svc.core import counts
+from scheduler_svc.core import counts, lifecycle
 from scheduler_svc.core.deadlines import RevokeDue
 from scheduler_svc.core.domain import (
     ExecutorRecord,
@@ -104,7 +104,7 @@ def ended(state: State, executor: ExecutorRecord, event: LeaseEnded) -> None:
         is_completed = event.outcome is LeaseOutcome.COMPLETED
         executor.activity.ended(state.now_ms - lease.granted_ms, is_completed, state.now_ms)
         if lease.debtor is not None:
-            state.settle(lease.debtor, _num_used(state, lease.debtor, event))
+            lifecycle.settle(state, lease.debtor, _num_used(state, lease.debtor, event))
             lease.debtor = None
         if record is not None:
             if is_completed:
@@ -124,13 +124,13 @@ def _remember(state: State, record: RequestRecord, executor: ExecutorRecord) -> 
 
 def _conclude(state: State, record: RequestRecord, event: LeaseEnded) -> None:
     if event.outcome in (LeaseOutcome.COMPLETED, LeaseOutcome.FAILED):
-        state.settle(record, _num_used(state, record, event))
+        lifecycle.settle(state, record, _num_used(state, record, event))
     if event.outcome is LeaseOutcome.COMPLETED:
-        state.finish(record, None)
+        lifecycle.finish(state, record, None)
     elif event.outcome is LeaseOutcome.FAILED:
-        state.finish(record, event.reason or Reason.INTERNAL, event.message)
+        lifecycle.finish(state, record, event.reason or Reason.INTERNAL, event.message)
     else:
-        state.requeue(record, _REQUEUED[event.outcome])
+        lifecycle.requeue(state, record, _REQUEUED[event.outcome])
 
 
 def _num_used(state: State, record: RequestRecord, event: LeaseEnded) -> int:
@@ -155,14 +155,14 @@ def _open(
     record.lease = lease
     executor.book(lease)
     _count(state, lease, 1)
-    state.start_clock(record)
+    lifecycle.start_clock(state, record)
 
 
 def close(state: State, executor: ExecutorRecord, lease: Lease) -> None:
     """Give a lease's slots back; the request that it may be of is left to the caller."""
     _give_back(state, executor, lease)
     if lease.debtor is not None:  # what it used will never be known
-        state.settle(lease.debtor, 0)
+        lifecycle.settle(state, lease.debtor, 0)
         lease.debtor = None
     state.executor_changed(executor)
 
@@ -205,7 +205,7 @@ def reconcile(state: State, executor: ExecutorRecord, held: tuple[HeldLease, ...
         elif booked.key not in listed:
             close(state, executor, booked)
             if owner is not None:
-                state.requeue(owner, "not_held")
+                lifecycle.requeue(state, owner, "not_held")
     for key, held_lease in listed.items():
         _settle(state, executor, key, held_lease)
 

@@ -21,6 +21,7 @@ from scheduler_svc.core import (
     handover,
     invariants,
     leases,
+    lifecycle,
     placement,
     residency,
     sessions,
@@ -114,7 +115,7 @@ class Scheduler:
     def _cancel(self, event: Cancel) -> None:
         record = self._state.requests.get(event.request_id)
         if record is not None and record.request.tenant == event.tenant:
-            self._state.finish(record, Reason.CANCELLED, "The client cancelled it.")
+            lifecycle.finish(self._state, record, Reason.CANCELLED, "The client cancelled it.")
             leases.revoke_current(self._state, record)
 
     def _started(self, executor: ExecutorRecord, event: LeaseStarted) -> None:
@@ -130,7 +131,7 @@ class Scheduler:
         while (due := state.deadlines.pop_due(state.now_ms)) is not None:
             match due:
                 case RequestRecord():
-                    state.overdue(due)
+                    lifecycle.overdue(state, due)
                     leases.revoke_current(state, due)
                 case RevokeDue():
                     state.count("session_closed.revoke_timeout")
@@ -159,7 +160,7 @@ class Scheduler:
         waking = state.waking
         while waking.awake and (head := waking.next_awake()) is not None:
             if state.now_ms > head.deadline_ms:
-                state.overdue(head)
+                lifecycle.overdue(state, head)
                 continue
             rank = state.waking.rank(head)
             found, model = None, head.request.model

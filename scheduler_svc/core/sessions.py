@@ -12,7 +12,7 @@ out anyhow.
 """
 
 from headway.reasons import Reason
-from scheduler_svc.core import drain, failing, leases, residency
+from scheduler_svc.core import drain, failing, leases, lifecycle, residency
 from scheduler_svc.core.deadlines import GraceDue, RevokeDue
 from scheduler_svc.core.domain import ExecutorRecord, LeaseState, Residence
 from scheduler_svc.core.messages import (
@@ -151,11 +151,11 @@ def send_back(state: State, executor: ExecutorRecord, why: str) -> None:
             continue
         record.num_crashes += 1
         if record.num_crashes >= state.settings.max_attempts:
-            state.finish(
-                record, Reason.ATTEMPTS_EXHAUSTED, "Every executor that tried it was lost."
+            lifecycle.finish(
+                state, record, Reason.ATTEMPTS_EXHAUSTED, "Every executor that tried it was lost."
             )
         else:
-            state.requeue(record, why)
+            lifecycle.requeue(state, record, why)
 
 
 def _update(executor: ExecutorRecord, event: ExecutorAttached) -> None:

@@ -1,18 +1,13 @@
-"""The state that all policies share, and the few moves that several of them make.
-
-Rule: every request is in ``requests`` from acceptance to its one end, and there either in the
-queue or leased. ``finish`` is the compare-and-set of the end: it takes the record out of
-``requests``, so a second end finds nothing to end.
+"""The state that all policies share, and the few moves that several of them make: effects, wakes
+and reservations. What happens to a request is in lifecycle.py.
 """
 
 from collections.abc import Sequence
 
-from headway.reasons import Reason
 from scheduler_svc.core import counts, priority
 from scheduler_svc.core.affinity import PrefixIndex, Sessions
 from scheduler_svc.core.deadlines import Deadlines, ModelDue, ReservationDue
 from scheduler_svc.core.domain import (
-    RETRYABLE,
     CoreSettings,
     ExecutorRecord,
     Failing,
@@ -31,7 +26,6 @@ from scheduler_svc.core.messages import (
     Effects,
     Record,
     Request,
-    RequestFinished,
 )
 from scheduler_svc.core.queue import Queue
 from scheduler_svc.core.stats import Waits
@@ -74,7 +68,8 @@ class State:
         self.num_reserved: dict[str, int] = {}
         # an executor that a lease's end gave slots back to, for which nobody was woken yet
         self.freed: ExecutorRecord | None = None
-        self._num_arrivals = 0
+        # of whoever came last
+        self.last_arrival = 0
         self._num_executors = 0
         self._persist: list[Record] = []
         self._send: list[Action] = []
@@ -123,134 +118,12 @@ class State:
 
     def next_arrival(self) -> int:
         """The arrival number of whoever comes next."""
-        return priority.arrival_number(self._num_arrivals, self.now_ms)
-
-    def accept(self, request: Request) -> None:
-        """A new request starts to wait; the caller checked the bounds."""
-        self._num_arrivals = self.next_arrival()
-        deadline_ms = self.now_ms + request.queue_timeout_ms
-        record = RequestRecord(request, self._num_arrivals, self.now_ms, deadline_ms)
-        record.nowhere_ms = self.totals.nowhere_ms(request.model, self.now_ms)
-        self.requests.add(record)
-        counts.change(self.num_live_by_tenant, request.tenant, 1)
-        counts.change(self.num_live_by_model, request.model, 1)
-        self.keys.add(request)
-        self.deadlines.set(record, deadline_ms)
-        self.queue.add(record)
-        self.estimator.accepted(record, self.now_ms)
-        if self.queue.is_anybody_after(request.band):
-            self.count("position_rose.earlier_band")
-        if self.settings.has_decision_log:
-            self._log_overtaking(record)
-        if self.queue.is_head(record):
-            if self.queue.num_by_model[request.model] > 1:
-                self.count("position_rose.less_served")
-            self.head_changed(request.model)
-        elif self.fleet.has_open(request.model):
-            self.waking.wake(request.model)
-
-    def _log_overtaking(self, record: RequestRecord) -> None:
-        """A request that just came goes before some that came earlier: say why."""
-        request = record.request
-        num_later = sum(
-            len(flow.everybody)
-            for flows in self.queue.bands[request.band + 1 :]
-            for flow in flows.values()
-        )
-        if num_later:
-            self.decide("overtake", record, f"{num_later} of later bands")
-        flow = self.queue.flows[request.model][request.band]
-        num_overtaken = len(flow.everybody) - 1 - flow.place(record).num_before
-        if num_overtaken:
-            self.decide("overtake", record, f"{num_overtaken} of tenants that had more service")
-
-    def finish(self, record: RequestRecord, reason: Reason | None, message: str = "") -> None:
-        """End a live request; a lease that it has stays in its executor's books."""
-        request = record.request
-        self.requests.remove(record)
-        counts.change(self.num_live_by_tenant, request.tenant, -1)
-        counts.change(self.num_live_by_model, request.model, -1)
-        self.keys.finished(request, reason not in RETRYABLE, self.now_ms)
-        self.deadlines.discard(record)
-        if record.lease is None:
-            self.queue.remove(record)
-            self.head_changed(request.model)
-        elif record.num_charged_tokens:
-            executor = self.fleet.executors[record.lease.executor_id]
-            if executor.leases.get(record.lease.key) is record.lease:
-                record.lease.debtor = record
-            else:
-                self.settle(record, 0)
-        self.count("finished.OK" if reason is None else f"finished.{reason}")
-        self.record(self._end_of(record, reason, message))
-
-    def settle(self, record: RequestRecord, num_used_tokens: int) -> None:
-        """A lease came to its end: its tenant pays what was used, not what might have been."""
-        num_charged = record.num_charged_tokens
-        self.queue.settle(record, num_used_tokens)
-        if self.settings.has_decision_log and num_used_tokens < num_charged:
-            request = record.request
-            flow = self.queue.flows.get(request.model, {}).get(request.band)
-            if flow is not None and flow.competes(request.tenant):
-                self.decide("refund", record, f"{num_charged - num_used_tokens} tokens")
-        model = record.request.model
-        if model in self.fleet.reservations:  # it may be for who was the head before
-            self.head_changed(model)
-
-    def requeue(self, record: RequestRecord, why: str) -> None:
-        """A leased request goes back to the head of its flow; its execution clock runs on."""
-        record.lease = None
-        record.is_returned = True
-        self.queue.settle(record, 0)
-        self.queue.add(record)
-        self.count(f"requeued.{why}")
-        self.count("position_rose.requeued")
-        if self.settings.has_decision_log:
-            self.decide("requeue", record, why)
-        self.head_changed(record.request.model)
+        return priority.arrival_number(self.last_arrival, self.now_ms)
 
     def owner(self, lease: Lease) -> RequestRecord | None:
         """The live request that this lease speaks for; None if it ended or has another lease."""
         record = self.requests.get(lease.key[0])
         return record if record is not None and record.lease is lease else None
-
-    def start_clock(self, record: RequestRecord) -> None:
-        """The first grant ends the queueing clock and starts the executing one."""
-        if record.first_grant_ms is None:
-            record.first_grant_ms = self.now_ms
-            model = record.request.model
-            record.nowhere_ms = self.totals.nowhere_ms(model, self.now_ms) - record.nowhere_ms
-            self.totals.granted(model, record.request.num_tokens)
-            self.waits.add(self.now_ms - record.accepted_ms, self.now_ms)
-            record.deadline_ms = self.now_ms + record.request.execution_timeout_ms
-            self.deadlines.set(record, record.deadline_ms)
-
-    def overdue(self, record: RequestRecord) -> None:
-        """The running clock of a request ran out; the caller revokes what is leased."""
-        if record.first_grant_ms is None:
-            self.finish(record, Reason.QUEUE_TIMEOUT, "No executor was free in time.")
-        else:
-            self.finish(record, Reason.EXECUTION_TIMEOUT, "The execution took too long.")
-
-    def _end_of(
-        self, record: RequestRecord, reason: Reason | None, message: str
-    ) -> RequestFinished:
-        request, accepted_ms = record.request, record.accepted_ms
-        granted_ms, token_ms = record.first_grant_ms, record.first_token_ms
-        retry_after_ms = None
-        if reason in RETRYABLE:
-            retry_after_ms = self.retry_after_ms(request.model)
-        return RequestFinished(
-            request.request_id,
-            reason,
-            message,
-            queued_ms=None if granted_ms is None else granted_ms - accepted_ms,
-            first_token_ms=None if token_ms is None else token_ms - accepted_ms,
-            total_ms=self.now_ms - accepted_ms,
-            num_attempts=record.attempt,
-            retry_after_ms=retry_after_ms,
-            model_wait_ms=None if granted_ms is None else record.nowhere_ms,
-        )
 
     def retry_after_ms(self, model: str) -> int:
         """When one more request for a known model may fare better."""
