@@ -65,6 +65,7 @@ def encode_hello(
                 resident=model.is_resident,
                 load_time=_duration(model.load_ms),
                 exactness_class=model.exactness_class,
+                loading=model.is_loading,
             )
             for model in models
         ],

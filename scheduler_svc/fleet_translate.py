@@ -45,8 +45,7 @@ def attached(
     check_capacity(hello.capacity, settings)
     if len(hello.models) > settings.max_models_per_executor:
         raise out_of_turn("too many models are offered")
-    if sum(offer.resident for offer in hello.models) > hello.capacity.max_models:
-        raise out_of_turn("more models are resident than capacity.max_models")
+    _check_places(hello)
     for offer in hello.models:
         _check_class(offer.exactness_class)
     _check_held(hello, settings)
@@ -57,11 +56,20 @@ def attached(
         num_slots=hello.capacity.num_slots,
         max_models=hello.capacity.max_models,
         models=tuple(
-            messages.ModelOffer(offer.card.name, offer.resident, _load_ms(offer))
+            messages.ModelOffer(offer.card.name, offer.resident, _load_ms(offer), offer.loading)
             for offer in hello.models
         ),
         held=tuple(map(_held, hello.leases)),
     )
+
+
+def _check_places(hello: fleet.ExecutorHello) -> None:
+    """What is on the device or on its way there must have room, and one load goes on at a time."""
+    loading = [offer for offer in hello.models if offer.loading]
+    if len(loading) > 1 or any(offer.resident for offer in loading):
+        raise out_of_turn("one model at most is loading, and none that is resident")
+    if sum(offer.resident for offer in hello.models) + len(loading) > hello.capacity.max_models:
+        raise out_of_turn("more models are resident or loading than capacity.max_models")
 
 
 def _check_held(hello: fleet.ExecutorHello, settings: SchedulerSettings) -> None:

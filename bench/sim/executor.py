@@ -90,7 +90,12 @@ class Executor:
             num_slots=self._fleet.num_slots,
             max_models=self._fleet.max_models,
             models=tuple(
-                ModelOffer(model, model in self.resident, self._fleet.load_time_ms)
+                ModelOffer(
+                    model,
+                    model in self.resident,
+                    self._fleet.load_time_ms,
+                    is_loading=bool(self._loading) and model == self._loading[0],
+                )
                 for model in self._models
             ),
             held=tuple(

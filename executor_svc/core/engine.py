@@ -229,6 +229,8 @@ class ModelInfo:
     # On the device now, and how long bringing it there takes (None: not known).
     is_resident: bool = True
     load_ms: int | None = None
+    # On its way there; an engine, which loads while nobody can ask it, never says so.
+    is_loading: bool = False
     # See ModelOffer in fleet.proto; empty promises nothing.
     exactness_class: str = ""
 

@@ -26,7 +26,9 @@ class Residents:
     def offers(self) -> tuple[ModelInfo, ...]:
         """What a hello is to list; changes from here on go into reports."""
         self._changes.clear()
-        return tuple(self._models.values())
+        return tuple(
+            replace(model, is_loading=name in self._loading) for name, model in self._models.items()
+        )
 
     def take_changes(self) -> tuple[ModelChange, ...]:
         """What changed since this or ``offers`` was called; counts as told."""

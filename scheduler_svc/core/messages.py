@@ -52,12 +52,14 @@ class Request:
 class ModelOffer:
     """A model that an executor can serve, and whether its weights are on the device.
 
-    ``load_ms`` is how long loading it there takes; None if nothing is known.
+    ``load_ms`` is how long loading it there takes; None if nothing is known. ``is_loading``: an
+    earlier session ordered it, and it is on its way; one model at most.
     """
 
     model: str
     is_resident: bool
     load_ms: int | None = None
+    is_loading: bool = False
 
 
 @dataclass(frozen=True, slots=True)

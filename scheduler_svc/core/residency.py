@@ -3,7 +3,8 @@
 Rule: an executor has at most max_models models, resident or loading, and loads one at a time.
 Nothing is granted for a model until its executor said that it is resident. Nothing leaves while
 a lease of it is there. What a load that fails leads to is in failing.py; one that is not answered
-in load_timeout_ms failed, and its session is cut.
+in load_timeout_ms failed, and its session is cut. A load goes on while a session is broken: the
+executor says so when it attaches, and the time for an answer begins anew.
 
 Where: an executor with a free slot; memory that is free before a model that nobody needs, and that
 before a forced switch; then the shortest load, the least used, and of models to drop the one
@@ -173,16 +174,9 @@ def order(
         is_forced = is_forced or executor.reservation is not None
         state.end_reservation(model, "load begins")
     load_ms = executor.load_ms.get(model)
-    state.fleet.leave(executor)
-    for name in evict:
-        del executor.residences[name]
-    executor.loading = Load(model, state.now_ms, load_ms, is_forced)
-    state.estimator.placed(model)
-    state.fleet.enter(executor)
+    due_ms = _begin(state, executor, Load(model, state.now_ms, load_ms, is_forced), evict)
     if evict:
         state.prefixes.drop_executor(executor.executor_id)
-    due_ms = state.now_ms + state.settings.load_timeout_ms
-    state.deadlines.set(LoadDue(executor.executor_id), due_ms)
     state.count("load.forced" if is_forced else "load")
     state.send(ModelLoadOrdered(executor.executor_id, executor.session, model, evict))
     if is_first and not state.settings.is_fifo:
@@ -194,6 +188,27 @@ def order(
         kind = "forced switch" if is_forced else "first place" if is_first else "one more place"
         others = [(one.evict, one.executor) for one in targets if one.executor is not executor]
         state.decide("load", head, explain.load(state, model, kind, [(evict, executor), *others]))
+
+
+def goes_on(state: State, executor: ExecutorRecord, model: str) -> None:
+    """A load that an earlier session ordered is under way still."""
+    load_ms = executor.load_ms.get(model)
+    _begin(state, executor, Load(model, state.now_ms, load_ms, is_forced=False), ())
+    state.count("load.goes_on")
+
+
+def _begin(state: State, executor: ExecutorRecord, load: Load, evict: tuple[str, ...]) -> int:
+    """Enter a load; gives when it must be answered."""
+    assert executor.loading is None
+    state.fleet.leave(executor)
+    for name in evict:
+        del executor.residences[name]
+    executor.loading = load
+    state.estimator.placed(load.model)
+    state.fleet.enter(executor)
+    due_ms = state.now_ms + state.settings.load_timeout_ms
+    state.deadlines.set(LoadDue(executor.executor_id), due_ms)
+    return due_ms
 
 
 def changed(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:

@@ -61,6 +61,9 @@ def attach(state: State, event: ExecutorAttached) -> None:
         state.fleet.part(executor)
     _update(executor, event)
     state.fleet.join(executor)
+    for offer in event.models:
+        if offer.is_loading:
+            residency.goes_on(state, executor, offer.model)
     state.know_models(executor)
     state.deadlines.discard(GraceDue(executor.executor_id))
     state.count("attached")

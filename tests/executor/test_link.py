@@ -213,6 +213,7 @@ async def test_a_load_goes_on_when_the_stream_breaks(
     attachment.close()
     again = await scheduler.welcomed()
     assert not any(offer.resident for offer in again.hello.models)
+    assert [offer.loading for offer in again.hello.models] == [False, True]
     executor.engine.gate.release()
     (change,) = await until_changed(again, 1)
     assert (change.model, change.state) == ("other", fleet.ModelChange.STATE_RESIDENT)

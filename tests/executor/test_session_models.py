@@ -56,6 +56,20 @@ def test_a_model_comes_and_another_leaves() -> None:
     assert not offers["m"].is_resident
 
 
+def test_a_hello_says_what_is_on_its_way() -> None:
+    session = attached()
+    load(session, "n")
+    for _ in range(2):
+        assert [info.name for info in session.offers() if info.is_loading] == ["n"]
+        session.handle(Disconnected(), 0)
+        session.handle(Welcomed(GRACE_MS), 0)
+    session.handle(ModelLoaded("n", 5), 0)
+    assert not any(info.is_loading for info in session.offers())
+    load(session, "o", "n")
+    session.handle(ModelLoadFailed("o", "no memory"), 0)
+    assert not any(info.is_loading for info in session.offers())
+
+
 def test_a_load_that_fails_leaves_both_models_absent() -> None:
     session = attached()
     load(session, "n", "m")

@@ -122,6 +122,9 @@ class Executor:
             lease.outcome = LeaseOutcome.RETURNED
         return [self._end(lease, self.session, 0) for lease in leases]
 
+    def _loads(self, model: str) -> bool:
+        return self.loading is not None and self.loading[0] == model
+
     def _end_load(self, session: int) -> ModelChanged:
         assert self.loading is not None
         model, self.loading = self.loading[0], None
@@ -151,9 +154,8 @@ class Executor:
         return session
 
     def leave(self) -> int | None:
-        """Its stream broke; what it has goes on, but for a load. Its last session."""
+        """Its stream broke; what it has and what it loads goes on. Its last session."""
         session, self.session = self.session, None
-        self.loading = None
         return session
 
     def begin(self, session: int) -> None:
@@ -173,7 +175,7 @@ class Executor:
             num_slots=self.num_slots,
             max_models=self.max_models,
             models=tuple(
-                ModelOffer(model, model in self.models, load_ms[model])
+                ModelOffer(model, model in self.models, load_ms[model], self._loads(model))
                 for model in sorted(self.offers)
             ),
             held=tuple(

@@ -67,6 +67,7 @@ class ExecutorRules(SchedulerModel):
         executor = self.executors[name]
         if is_new_process:
             executor.incarnation += 1
+            executor.loading = None
             executor.runs.clear()
             executor.is_draining = False
         rows = {row.executor_id for row in self.core.snapshot(self.now_ms, 0).executors}
@@ -101,11 +102,18 @@ class ExecutorRules(SchedulerModel):
         }
         self.num_sessions += 1
         executor.session, executor.num_slots = self.num_sessions, num_slots
-        executor.max_models, executor.loading = max_models, None
+        executor.max_models = max_models
         executor.models = tuple(sorted(models - cold))
         executor.offers = tuple(sorted(models | cold))
+        if executor.loading not in cold or len(executor.models) >= max_models:
+            executor.loading = None
         offers = tuple(
-            ModelOffer(model, model not in cold, 50 if model == "A" else None)
+            ModelOffer(
+                model,
+                model not in cold,
+                50 if model == "A" else None,
+                is_loading=model == executor.loading,
+            )
             for model in executor.offers
         )
         incarnation = str(executor.incarnation)
@@ -152,7 +160,7 @@ class ExecutorRules(SchedulerModel):
         if executor.session is None or is_stale:
             assert self.handle(ExecutorDisconnected(name, 0)) == []
         else:
-            session, executor.session, executor.loading = executor.session, None, None
+            session, executor.session = executor.session, None
             self.handle(ExecutorDisconnected(name, session))
 
     @rule(

@@ -156,7 +156,7 @@ class SchedulerModel(RuleBasedStateMachine):
             case SessionClosed():
                 executor = self.executors[action.executor_id]
                 if executor.session == action.session:
-                    executor.session = executor.loading = None
+                    executor.session = None
 
     def speaking_to(self, executor_id: str, session: int) -> FakeExecutor:
         executor = self.executors[executor_id]

@@ -69,6 +69,21 @@ async def test_a_hostile_executor_loses_its_stream_and_harms_nobody(name: str) -
         assert client.tokens[0] == [1] * held + more
 
 
+def _of_models(max_models: int, **flags: str) -> fleet.AttachRequest:
+    """Models by name, with the names of what is true of each."""
+    offers = [
+        fleet.ModelOffer(
+            card=generation.ModelCard(name=name, vocab_size=9, max_context_tokens=9),
+            resident="resident" in true,
+            loading="loading" in true,
+        )
+        for name, true in flags.items()
+    ]
+    capacity = fleet.Capacity(num_slots=1, max_models=max_models)
+    hello = fleet.ExecutorHello(executor_id="x", incarnation="1", capacity=capacity, models=offers)
+    return fleet.AttachRequest(hello=hello)
+
+
 UNKNOWN_FIELD = b"\xfa\x07\x01x"  # number 127: of a contract that is newer than ours
 
 
@@ -90,20 +105,10 @@ BAD_HELLOS = {
             models=[fleet.ModelOffer(card=generation.ModelCard(name="m"))],
         )
     ),
-    "more resident models than it may have": fleet.AttachRequest(
-        hello=fleet.ExecutorHello(
-            executor_id="x",
-            incarnation="1",
-            capacity=fleet.Capacity(num_slots=1, max_models=1),
-            models=[
-                fleet.ModelOffer(
-                    card=generation.ModelCard(name=name, vocab_size=9, max_context_tokens=9),
-                    resident=True,
-                )
-                for name in "mn"
-            ],
-        )
-    ),
+    "more resident models than it may have": _of_models(1, m="resident", n="resident"),
+    "a model on its way that has no place": _of_models(1, m="resident", n="loading"),
+    "a model on its way that is there": _of_models(2, m="resident loading"),
+    "two models on their way": _of_models(2, m="loading", n="loading"),
 }
 
 

@@ -196,3 +196,44 @@ def test_a_lease_that_vanishes_with_its_model_makes_room_below_the_limit() -> No
     world.disconnect("b1")
     assert world.place(second) is None, "b1 did not say yet that it stopped"
     assert granted(world.attach("b1", 1, "B")) == [(second, "b2")]
+
+
+def test_a_load_that_goes_on_through_a_broken_session_keeps_its_place() -> None:
+    """Nobody wants A any more, and yet it comes: an order for B would be refused until then."""
+    world = Loading(hold_ms=0)
+    world.backend("b1", 1, "AB", max_models=1)
+    world.submit("a", "A")
+    world.cancel("a")
+    world.disconnect("b1")
+    assert orders(world.backend("b1", 1, "AB", max_models=1, loading="A")) == []
+    assert world.row("b1").loading_model == "A"
+    assert orders(world.submit("b", "B")) == []
+    assert orders(world.loaded("b1", "A")) == [("b1", "B", ("A",))]
+
+
+def test_who_waits_for_a_load_that_an_earlier_scheduler_ordered_is_granted_when_it_is_done() -> (
+    None
+):
+    world = Loading()
+    world.backend("b1", 1, "AB", max_models=1, loading="A")
+    assert orders(world.submit("a", "A")) == []
+    assert granted(world.loaded("b1", "A")) == [("a", "b1")]
+
+
+def test_a_load_that_fails_after_its_session_broke_is_a_failure() -> None:
+    world = Loading(load_backoff_ms=100)
+    world.backend("b1", 1, "A", max_models=1)
+    world.submit("a", "A")
+    world.disconnect("b1")
+    world.backend("b1", 1, "A", max_models=1, loading="A")
+    assert orders(world.failed("b1", "A")) == []
+    assert orders(world.advance(101)) == [("b1", "A", ())]
+
+
+def test_a_load_that_goes_on_must_be_answered_in_time() -> None:
+    world = Loading(load_timeout_ms=5_000)
+    world.backend("b1", 1, "A", max_models=1, loading="A")
+    assert of_type(world.advance(4_999), SessionClosed) == []
+    [closed] = of_type(world.advance(1), SessionClosed)
+    assert isinstance(closed, SessionClosed)
+    assert closed.message == "A load was not answered in time."

@@ -118,13 +118,16 @@ class World(Driver):
         max_models: int = UNLIMITED,
         *,
         resident: str = "",
+        loading: str = "",
         incarnation: str = "i1",
         holds: tuple[HeldLease, ...] = (),
     ) -> list[Action]:
         """b(cap, max) attaches; its models are cold but for ``resident``."""
         self.backends[name] = (num_slots, max_models)
         session = self.sessions[name] = self.sessions.get(name, 0) + 1
-        offers = tuple(ModelOffer(model, model in resident, self.load_ms) for model in models)
+        offers = tuple(
+            ModelOffer(model, model in resident, self.load_ms, model == loading) for model in models
+        )
         return self.handle(
             ExecutorAttached(name, session, incarnation, num_slots, max_models, offers, holds)
         )
