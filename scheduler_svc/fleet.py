@@ -118,6 +118,9 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
             self._executor_id, self._session, self._routes, self._settings, self._runtime.post
         )
         self._exactness_classes = {offer.card.name: offer.exactness_class for offer in hello.models}
+        for offer in hello.models:
+            if offer.loading:
+                self._progress.load_began(offer.card.name)
         self._runtime.attach(event, self)
 
     def _check_name(self, hello: fleet.ExecutorHello) -> None:
@@ -268,7 +271,7 @@ class ExecutorSession(PeerStream[fleet.AttachRequest, fleet.AttachResponse]):
 
     def load(self, effect: messages.ModelLoadOrdered) -> None:
         """See ExecutorLink."""
-        self._progress.load_ordered(effect.model)
+        self._progress.load_began(effect.model)
         self._outbox.orders().loads.add(model=effect.model, evict=effect.evict)
         self.wake()
 

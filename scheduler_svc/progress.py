@@ -19,8 +19,8 @@ class Progress:
         self._heard_ms = 0
         self._loading: set[str] = set()
 
-    def load_ordered(self, model: str) -> None:
-        """Steps pause until the load is answered."""
+    def load_began(self, model: str) -> None:
+        """It was ordered, or goes on; steps pause until it is answered."""
         self._loading.add(model)
 
     def model_changed(self, model: str) -> None:

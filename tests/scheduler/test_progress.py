@@ -49,7 +49,7 @@ def test_the_clock_starts_with_the_work() -> None:
 def test_a_load_is_no_stall() -> None:
     progress = Progress(1_000)
     assert not beat(progress, 3, 0)
-    progress.load_ordered("m")
+    progress.load_began("m")
     assert not beat(progress, 3, 9_000)
     progress.model_changed("m")
     assert not beat(progress, 3, 9_500)
@@ -104,15 +104,7 @@ async def test_a_stalled_executor_is_cut_and_its_work_goes_on_elsewhere() -> Non
 
 async def test_an_executor_that_loads_a_model_has_not_stalled() -> None:
     async with inside(stall_timeout_ms=2_000, heartbeat_timeout_ms=9_000) as own:
-        client, wire = await own.client(), Wire(own.fleet.Attach)
-        hello = fleet.ExecutorHello(
-            executor_id="e",
-            incarnation="1",
-            capacity=fleet.Capacity(num_slots=4, max_models=2),
-            models=[fleet.ModelOffer(card=CARD, resident=True), other_offer()],
-        )
-        wire.send(fleet.AttachRequest(hello=hello))
-        await wire.read()
+        client, wire = await own.client(), await two_models(own)
         client.send(submits(0))
         (grant,) = (await wire.read()).orders.grants
         client.send(submits(1, request=body(model="other")))
@@ -130,11 +122,34 @@ async def test_an_executor_that_loads_a_model_has_not_stalled() -> None:
             await wire.read()
 
 
-def other_offer() -> fleet.ModelOffer:
-    offer = fleet.ModelOffer()
-    offer.card.CopyFrom(CARD)
-    offer.card.name = "other"
-    return offer
+async def test_a_load_that_an_earlier_stream_ordered_is_no_stall_either() -> None:
+    async with inside(stall_timeout_ms=2_000, heartbeat_timeout_ms=9_000) as own:
+        client, wire = await own.client(), await two_models(own, is_loading=True)
+        client.send(submits(0))
+        (grant,) = (await wire.read()).orders.grants
+        for _ in range(3):
+            own.now_ms += 2_000
+            await say(own, wire, 7, grant.handle)
+        change = fleet.ModelChange(model="other", state=fleet.ModelChange.STATE_RESIDENT)
+        wire.send(fleet.AttachRequest(report=fleet.ExecutorReport(models=[change])))
+        client.send(submits(1))
+        assert (await wire.read()).orders.grants, "its stream lives"
+
+
+async def two_models(own: Inside, *, is_loading: bool = False) -> Wire:
+    """An executor that has one model, and the other one not yet."""
+    other = fleet.ModelOffer(card=CARD, loading=is_loading)
+    other.card.name = "other"
+    hello = fleet.ExecutorHello(
+        executor_id="e",
+        incarnation="1",
+        capacity=fleet.Capacity(num_slots=4, max_models=2),
+        models=[fleet.ModelOffer(card=CARD, resident=True), other],
+    )
+    wire = Wire(own.fleet.Attach)
+    wire.send(fleet.AttachRequest(hello=hello))
+    await wire.read()
+    return wire
 
 
 @pytest.mark.parametrize("outcome", ["RETURNED", "UNKNOWN", "REVOKED", "unlisted", "changed"])
