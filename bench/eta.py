@@ -136,6 +136,7 @@ async def measure(stack: Stack, load: float, seconds: int, seed: int) -> dict[st
     rises = Rises(stack.scheduler)
     async with connect(stack.scheduler_address, max_message_bytes=1 << 24) as channel:
         stub, began_s = Stub(channel), time.monotonic()
+        print(f"{len(jobs)} requests will come", flush=True)
         tasks = [asyncio.create_task(_one(stub, job, began_s, rises)) for job in jobs]
         for number, task in enumerate(asyncio.as_completed(tasks), 1):
             await task

@@ -9,7 +9,7 @@ alternatives must be the same, bit for bit. The takers differ from the first eng
 other in seats, chunk size, block size, prefix cache and memory (one has to preempt), and get the
 leases in another order, so that nothing has the company that it had.
 
-The model is the built-in one (6 million parameters, 5 layers, hidden size 256, vocabulary 4,096).
+The model is the built-in one (3.9 million parameters, 5 layers, hidden size 256, vocabulary 4,096).
 Prompts have 1 to 160 tokens, a third of them begin alike; outputs have 1 to 24. Half of the leases
 are greedy, the others have temperatures, cuts, penalties and 1 to 3 samples.
 

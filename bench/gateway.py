@@ -1,6 +1,6 @@
 """What a gateway adds: Headway's beside LiteLLM's proxy, sglang-router and LitServe.
 
-One client, one run. All are up, and each is asked by itself for a slice of some seconds, in turns,
+One client, one run. All are up, and each is asked by itself for a slice of a few seconds, in turns,
 since a machine's speed changes by the minute. A round has three parts: chats of one token
 (requests/s, CPU a request), streams paced as by a GPU (CPU a token), and streams one at a time
 (time to first token, also less than that of the fake server asked directly). Every other round
@@ -195,8 +195,8 @@ def main() -> None:
     add("--clients", type=int, default=32, help="one-token chats at once")
     add("--streams", type=int, default=16, help="paced streams at once")
     add("--tokens", type=int, default=128, help="of a paced stream")
-    add("--seconds", type=float, default=2.0, help="length of each slice")
-    add("--rounds", type=int, default=5, help="after one that does not count")
+    add("--seconds", type=float, default=1.0, help="least length of each slice")
+    add("--rounds", type=int, default=8, help="after one that does not count")
     arguments = parser.parse_args()
     wanted = TARGETS if arguments.only is None else {*NEEDED, *arguments.only}
     with ExitStack() as exits:

@@ -170,6 +170,7 @@ def report(device: torch.device, chosen: Mapping[str, int], arguments: argparse.
         limit_s = min(most_s, round(ends_s - time.monotonic()))
         if limit_s < _LEAST_S:
             figures[part] = {"skipped": "no time was left"}
+            print(f"== {part}: no time was left", flush=True)
             continue
         print(f"== {part}, at most {limit_s} s", flush=True)
         started_s = time.monotonic()

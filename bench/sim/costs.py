@@ -31,7 +31,7 @@ PROFILES = {
     # executor_svc/mock_engine.py, MockConfig: step_ms 20, one token a step, prefill for nothing.
     "mock": Costs(step_ms=20.0, sequence_ms=0.0, prefill_ms=0.0),
     # bench/sim/calibrate.py, the torch engine with the built-in model on one thread of a CPU.
-    "cpu-builtin": Costs(step_ms=3.3, sequence_ms=0.0, prefill_ms=0.045),
+    "cpu-builtin": Costs(step_ms=3.1, sequence_ms=0.03, prefill_ms=0.034),
     # The same from the steps of an executor at work, Qwen3-0.6B's shape in bfloat16 on two cores.
     "cpu-0.6b": Costs(step_ms=57.8, sequence_ms=4.44, prefill_ms=1.85),
     # shared/spec/engine.md, section 3, Llama-3.1-8B bf16 as published for vLLM 0.21: TPOT 6.48 ms

@@ -60,10 +60,13 @@ def error_of(target: str, *options: str) -> str:
 def figures_of(
     target: str, *options: str, variables: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
-    """The last line of what it says: one JSON object, in which every number is finite."""
-    last = output_of(target, *options, variables=variables).splitlines()[-1]
+    """The last line of what it says: one JSON object with its name, in which every number is
+    finite. Before it stands how far it was."""
+    *progress, last = output_of(target, *options, variables=variables).splitlines()
     figures = json.loads(last, parse_constant=_refuse)
     assert isinstance(figures, dict)
+    assert figures["bench"] == target.removeprefix("bench-")
+    assert progress
     return figures
 
 

@@ -33,7 +33,6 @@ def positive(figures: dict[str, Any], *names: str) -> None:
 
 def test_relay() -> None:
     figures = figures_of("bench-relay", "--streams=4", "--tokens=50", "--seconds=0.3")
-    assert figures["bench"] == "relay"
     positive(figures, "tokens_per_s", "requests_per_s")
     for process in ("scheduler", "gateway", "executor"):
         for unit in ("us_per_token", "cores", "us_per_request"):
@@ -107,7 +106,6 @@ def test_gateway(peer: str) -> None:
 
 def test_polls() -> None:
     figures = figures_of("bench-polls", "--samples=3", "--slots=2", "--tokens=5", "--once")
-    assert figures["bench"] == "polls"
     assert figures["delivered"] == 3
     positive(figures, "sdk_polls", "plain_polls", "delay_ms_p50", "delay_ms_p99")
     assert figures["plain_positions_rose"] == 0
