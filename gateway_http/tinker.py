@@ -103,7 +103,7 @@ class _Samples:
         self._client = client
         self._settings = settings
         self._signer = signer
-        self._polls = Polls(client)
+        self._polls = Polls(client, settings.tinker_poll_pause_s)
 
     async def asample(self, request: Request, caller: Caller) -> Response:
         body = parse(await request.body(), Sample)

@@ -220,7 +220,7 @@ async def test_many_who_ask_for_health_are_one_call(client: SchedulerClient) -> 
         return await list_models()
 
     client.list_models = count  # type: ignore[method-assign]
-    health = Health(client)
+    health = Health(client, 1.0)
     assert await asyncio.gather(*(health.is_live() for _ in range(20))) == [True] * 20
     assert num_calls == 1
 
