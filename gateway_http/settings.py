@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from headway.settings import Settings, is_loopback
+from headway.settings import Settings, check_addresses, is_loopback
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -250,8 +250,7 @@ class GatewaySettings(Settings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if not self.scheduler_addresses:
-            raise ValueError("scheduler_addresses: at least one is needed")
+        check_addresses("scheduler_addresses", self.scheduler_addresses)
         if not (self.has_keys or self.allow_insecure or is_loopback(self.host)):
             raise ValueError(f"host {self.host} is not loopback: set api_keys, or allow_insecure")
         if self.monitor == "key" and not self.has_keys:
