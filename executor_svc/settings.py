@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from headway.settings import Settings
+from headway.settings import Settings, check_addresses
 
 _DAY_MS = 86_400_000
 BUILTIN_MODEL = Path(__file__).parent / "builtin_model"
@@ -266,12 +266,7 @@ class ExecutorSettings(Settings):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        if not self.addresses:
-            raise ValueError("scheduler_addresses: no address is given")
-        for address in self.addresses:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-                raise ValueError(f"scheduler_addresses: {address!r} is not host:port")
+        check_addresses("scheduler_addresses", self.addresses)
         names = self.mock_model_names
         if not names or len(set(names)) < len(names):
             raise ValueError("mock_models: names must be there and differ")

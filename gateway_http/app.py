@@ -17,14 +17,13 @@ from gateway_http.monitor import routes as monitor
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
 
-HEALTH_TTL_S = 1.0
-
 
 class Look:
-    """A question to the scheduler, asked once in ``HEALTH_TTL_S`` at most; no answer is a no."""
+    """A question to the scheduler, asked once in an interval at most; no answer is a no."""
 
-    def __init__(self, ask: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[object]], interval_s: float) -> None:
         self._ask = ask
+        self._interval_s = interval_s
         self._lock = asyncio.Lock()
         self._answer = False
         self._fresh_until = 0.0
@@ -38,17 +37,17 @@ class Look:
                     self._answer = bool(await self._ask())
                 except HeadwayError:
                     self._answer = False
-                self._fresh_until = clock() + HEALTH_TTL_S
+                self._fresh_until = clock() + self._interval_s
             return self._answer
 
 
 class Health:
     """Whether work can be done, and whether more of it should be sent here."""
 
-    def __init__(self, client: SchedulerClient) -> None:
+    def __init__(self, client: SchedulerClient, interval_s: float) -> None:
         self._client = client
-        self._is_live = Look(client.list_models)
-        self._takes_work = Look(client.takes_work)
+        self._is_live = Look(client.list_models, interval_s)
+        self._takes_work = Look(client.takes_work, interval_s)
 
     async def is_live(self) -> bool:
         """Whether any executor serves a model."""
@@ -117,7 +116,7 @@ class Application:
 def build_app(client: SchedulerClient, settings: GatewaySettings) -> Application:
     """The ASGI application; ``client`` must be running while it serves."""
     tenants = Tenants(settings)
-    health = Health(client)
+    health = Health(client, settings.health_interval_s)
     watch = monitor.Watch(client, settings)
     guard = monitor.Guard(settings, tenants)
     counted = metrics.Metrics(client)

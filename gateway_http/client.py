@@ -43,7 +43,7 @@ class SchedulerClient:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._streams = Streams()
+        self._streams = Streams(settings.max_resumes)
         self._connection = Connection(self._streams, settings)
         self._models = Models(self._get_model, settings)
         self._own_keys = f"gateway-{secrets.token_hex(16)}"  # nobody else can guess one
@@ -253,7 +253,8 @@ class SchedulerClient:
                     raise
                 if loop.time() >= deadline:
                     raise unreachable() from None
-            await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311
+            pause_ms = self._settings.reconnect_backoff_min_ms * random.uniform(1, 4)  # noqa: S311
+            await asyncio.sleep(pause_ms / 1000)
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

@@ -59,6 +59,7 @@ class Connection:
         self._last_heard = 0.0
         self._last_said = 0.0
         self._is_beat_due = False
+        self._missed: set[str] = set()  # addresses, since we were connected
 
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -143,12 +144,16 @@ class Connection:
         if was_ready:
             _log.warning("scheduler.lost", address=address, cause=cause)
         else:
-            _log.debug("scheduler.missed", address=address, cause=cause)
+            # once is news; a standby refuses us as often as we come
+            log = _log.debug if address in self._missed else _log.info
+            log("scheduler.missed", address=address, cause=cause)
+            self._missed.add(address)
         return was_ready
 
     def _become_ready(self, stubs: Stubs, address: str, epoch: int) -> None:
         self._stubs = stubs
         self._lost_at = None
+        self._missed.clear()
         self._streams.connected()
         self._ready.set()
         self._wake.set()

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from gateway_http.settings import GatewaySettings
+from gateway_http.settings import MIN_SECRET_CHARS, GatewaySettings
 
 PREFIXES = ("hw", "sk", "tml")
 _ID_BYTES = 5
@@ -94,20 +94,33 @@ def new_key(prefix: str) -> str:
 
 
 def entry_text(key: str, pepper: bytes, fields: Mapping[str, Any]) -> str:
-    """The key's entry as TOML; fields that are not set are left out."""
-    lines = ["[[keys]]", f'id = "{key_id(key)}"', f'hash = "{digest(key, pepper)}"']
-    for name, value in fields.items():
-        if isinstance(value, datetime):
-            lines.append(f"{name} = {value.isoformat()}")
-        elif value:
-            # JSON's texts, numbers and lists of texts are TOML, too
-            lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
+    """The key's entry as TOML; limits that are not set are left out. Raises KeyFileError."""
+    given = {name: value for name, value in fields.items() if value not in (None, 0)}
+    entry = {"id": key_id(key), "hash": digest(key, pepper), **given}
+    try:
+        msgspec.convert(entry, KeyEntry)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `$.")
+        raise KeyFileError(f"{place.rstrip('`')}: {message}") from None
+    lines = ["[[keys]]"]
+    for name, value in entry.items():
+        # JSON's texts, numbers and lists of texts are TOML, too
+        is_time = isinstance(value, datetime)
+        text = value.isoformat() if is_time else msgspec.json.encode(value).decode()
+        lines.append(f"{name} = {text}")
     return "\n".join(lines)
 
 
 def _expiry(text: str) -> datetime:
-    when = datetime.fromisoformat(text)
-    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        message = "neither a date nor a time, such as 2030-01-31 or 2030-01-31T12:00+01:00"
+        raise argparse.ArgumentTypeError(message) from None
+    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    if when <= datetime.now(UTC):
+        raise argparse.ArgumentTypeError("this is in the past")
+    return when
 
 
 def main() -> None:
@@ -127,8 +140,14 @@ def main() -> None:
     pepper = settings.key_pepper.get_secret_value().encode()
     if not pepper:
         parser.exit(1, "GATEWAY_KEY_PEPPER is not set: the gateways need the same one\n")
+    if len(settings.key_pepper.get_secret_value()) < MIN_SECRET_CHARS:
+        parser.exit(1, f"GATEWAY_KEY_PEPPER needs at least {MIN_SECRET_CHARS} characters\n")
     key = new_key(arguments.pop("prefix"))
-    print(f"# the key, shown only now: {key}\n{entry_text(key, pepper, arguments)}")  # noqa: T201
+    try:
+        text = entry_text(key, pepper, arguments)
+    except KeyFileError as error:
+        parser.error(str(error))
+    print(f"# the key, shown only now: {key}\n{text}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import msgspec
 
 from gateway_http.http_errors import UnsupportedParameterError, invalid
 from gateway_http.openai_chat_schema import ROLES, ChatMessage, ContentPart, Tool, ToolCall
-from gateway_http.openai_sampling import MAX_SCHEMA_VALUES, check_json, check_most
+from gateway_http.openai_sampling import check_json, check_most
+from gateway_http.settings import GatewaySettings
 from gateway_http.text import Message
 
 
@@ -16,7 +17,7 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[Message]:
     return [_message(f"messages[{number}]", one) for number, one in enumerate(messages)]
 
 
-def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def template_tools(tools: Sequence[Tool], settings: GatewaySettings) -> list[dict[str, Any]]:
     """As Hugging Face's templates expect them; the model is not told of ``strict``."""
     described = []
     names = set()
@@ -30,8 +31,8 @@ def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
         if tool.function.description is not None:
             function["description"] = tool.function.description
         if tool.function.parameters is not None:
-            num_values += check_json(tool.function.parameters, f"{where}.parameters")
-            check_most("tools", num_values, MAX_SCHEMA_VALUES)
+            num_values += check_json(tool.function.parameters, settings, f"{where}.parameters")
+            check_most("tools", num_values, settings.max_schema_values)
             function["parameters"] = tool.function.parameters
         described.append({"type": "function", "function": function})
     return described

@@ -4,7 +4,9 @@ A chunk is a prebuilt prefix, the text, and a suffix: encoding the whole object 
 would cost more than all the rest of the path.
 """
 
+import asyncio
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,8 +71,8 @@ class Format(Protocol):
     def failure(self, error: HeadwayError) -> bytes:
         """Events that say that nothing more comes."""
 
-    def body(self, deltas: Sequence[Delta], outcome: Outcome) -> bytes:
-        """The whole answer of a request that is not streamed."""
+    async def body(self, deltas: Sequence[Delta], outcome: Outcome) -> bytes:
+        """The whole answer of a request that is not streamed; others have their turns meanwhile."""
 
 
 class _Base:
@@ -125,11 +127,11 @@ class _Base:
     def failure(self, error: HeadwayError) -> bytes:
         return b"data: " + orjson.dumps(openai_error(error)) + b"\n\n"
 
-    def body(self, deltas: Sequence[Delta], outcome: Outcome) -> bytes:
+    async def body(self, deltas: Sequence[Delta], outcome: Outcome) -> bytes:
         choices = []
         for index, delta in enumerate(deltas):
             choice = {"index": index, **self._content(index, delta)}
-            choice["logprobs"] = self._logprobs(delta)
+            choice["logprobs"] = await self._all_logprobs(delta)
             choice["finish_reason"] = delta.finish_reason
             if self._spec.wants_token_ids:
                 choice["token_ids"] = delta.token_ids
@@ -138,6 +140,20 @@ class _Base:
         if self._spec.has_timing:
             body["timing"] = outcome.timing()
         return orjson.dumps(body)
+
+    async def _all_logprobs(self, delta: Delta) -> dict[str, Any] | None:
+        """Those of a whole answer take seconds, so its lists are encoded part by part."""
+        found = self._logprobs(Delta())
+        if found is None:
+            return None
+        lists: defaultdict[str, list[bytes]] = defaultdict(list)
+        for part in delta.parts():
+            await asyncio.sleep(0)
+            for name, values in (self._logprobs(part) or {}).items():
+                if values:
+                    lists[name].append(orjson.dumps(values)[1:-1])
+        whole = {name: orjson.Fragment(b"[%b]" % b",".join(some)) for name, some in lists.items()}
+        return found | whole
 
     def _suffix(self, delta: Delta) -> bytes:
         """The end of a stream event, after the text."""

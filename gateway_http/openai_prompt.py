@@ -93,7 +93,7 @@ class Prompts:
         self, chat: Chat, form: ReplyFormat, formats: ModelFormats, wish: ChatWish
     ) -> tuple[ReplyFormat, generation_pb2.Grammar | None]:
         check_most("tools", len(wish.tools), self._settings.max_tools)
-        chat.tools = template_tools(wish.tools)
+        chat.tools = template_tools(wish.tools, self._settings)
         if wish.tool_choice == "none":
             return form, None
         if formats.tools == "none":

@@ -4,6 +4,7 @@ Items open and close in the order of the reply: thoughts, messages, calls. A bod
 of the same reply add up to.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,11 +53,7 @@ class ResponsesFormat:
         pieces: list[Piece] = list(delta.pieces)
         if delta.text:
             pieces.append(Content(delta.text))
-        is_plain = self._spec.form.is_plain
-        has_content = any(isinstance(piece, Content) for piece in pieces)
-        if self._spec.wants_logprobs and (is_plain or has_content):
-            tops = (delta.top_token_ids, delta.top_logprobs)
-            self._logprobs += chat_logprobs(self._text, delta.token_ids, delta.logprobs, *tops)
+        self._add_logprobs(delta, delta)
         data = b"".join(self._piece(piece) for piece in pieces)
         if delta.finish_reason is not None:
             self._is_incomplete = delta.finish_reason == "length"
@@ -64,6 +61,14 @@ class ResponsesFormat:
             if not self._items:  # an answer without a word is a message all the same
                 data += self._open_message() + self._close("completed")
         return data
+
+    def _add_logprobs(self, part: Delta, whole: Delta) -> None:
+        """Of a part's tokens, where the whole tells content."""
+        is_plain = self._spec.form.is_plain
+        has_content = any(isinstance(piece, Content) for piece in whole.pieces)
+        if self._spec.wants_logprobs and (is_plain or has_content):
+            tops = (part.top_token_ids, part.top_logprobs)
+            self._logprobs += chat_logprobs(self._text, part.token_ids, part.logprobs, *tops)
 
     def closing(self, outcome: Outcome) -> bytes:
         kind = "incomplete" if self._is_incomplete else "completed"
@@ -76,8 +81,12 @@ class ResponsesFormat:
         response["error"] = {"code": code, "message": error.message}
         return data + self._event("response.failed", response=response)
 
-    def body(self, deltas: Sequence[Delta], outcome: Outcome) -> bytes:
-        self.chunk(0, deltas[0])
+    async def body(self, deltas: Sequence[Delta], outcome: Outcome) -> bytes:
+        (delta,) = deltas
+        for part in delta.parts():
+            await asyncio.sleep(0)
+            self._add_logprobs(part, delta)
+        self.chunk(0, Delta(delta.text, delta.pieces, finish_reason=delta.finish_reason))
         kind = "incomplete" if self._is_incomplete else "completed"
         return msgspec.json.encode(self._response(kind, outcome))
 

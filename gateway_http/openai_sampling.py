@@ -15,9 +15,6 @@ from gateway_http.openai_schema import (
 from gateway_http.settings import GatewaySettings
 from headway.v1 import generation_pb2
 
-MAX_SCHEMA_VALUES = 20_000
-_MAX_SCHEMA_DEPTH = 32
-
 
 def check_most(field: str, value: int, limit: int) -> None:
     """Raises INVALID_REQUEST above the limit."""
@@ -169,21 +166,21 @@ def schema_grammar(text: bytes, settings: GatewaySettings, where: str) -> genera
         raise invalid("The schema is not valid JSON.", where) from None
     if not isinstance(schema, dict | bool):
         raise invalid("A JSON Schema is an object.", where)
-    check_json(schema, where)
+    check_json(schema, settings, where)
     return generation_pb2.Grammar(json_schema=text.decode())
 
 
-def check_json(root: object, where: str) -> int:
+def check_json(root: object, settings: GatewaySettings, where: str) -> int:
     """Refuses what is nested deeply, has many values, or refers to anything outside of itself.
 
     Gives the number of values.
     """
     num_values = 0
     level = [root]
-    for _ in range(_MAX_SCHEMA_DEPTH):
+    for _ in range(settings.max_schema_levels):
         num_values += len(level)
-        if num_values > MAX_SCHEMA_VALUES:
-            raise invalid(f"This has more than {MAX_SCHEMA_VALUES} values.", where)
+        if num_values > settings.max_schema_values:
+            raise invalid(f"This has more than {settings.max_schema_values} values.", where)
         below: list[object] = []
         for value in level:
             if isinstance(value, dict):
@@ -196,4 +193,4 @@ def check_json(root: object, where: str) -> int:
         if not below:
             return num_values
         level = below
-    raise invalid(f"This is nested more than {_MAX_SCHEMA_DEPTH} levels deep.", where)
+    raise invalid(f"This is nested more than {settings.max_schema_levels} levels deep.", where)

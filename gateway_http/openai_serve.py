@@ -106,7 +106,7 @@ async def _collect(
                 samples.finish(number, event)
     if job.echoes:
         deltas = [_with_echo(job, number, delta) for number, delta in enumerate(deltas)]
-    return output.body(deltas, samples.close())
+    return await output.body(deltas, samples.close())
 
 
 def _with_echo(job: Job, index: int, delta: Delta) -> Delta:

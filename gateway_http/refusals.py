@@ -42,6 +42,9 @@ TINKER = {
     "prompt_scoring.target_token_ids": "target_prompt_logprobs",
 }
 
+# in a sampling session numbers stand for keys
+NUMBERED = {**TINKER, "idempotency_key": "seq_id"}
+
 
 def openai_names(grammar_field: str) -> Mapping[str, str]:
     """``grammar_field``: the parameter that asks for this request's grammar, if one does."""
@@ -52,6 +55,10 @@ def openai_names(grammar_field: str) -> Mapping[str, str]:
 
 def in_clients_words(error: HeadwayError, names: Mapping[str, str]) -> HeadwayError:
     """The same refusal, about what its client knows."""
+    if error.reason is Reason.REQUEST_ID_CONFLICT:
+        key = names["idempotency_key"]
+        message = f"{key}: it came with another request before; a new one needs a new {key}."
+        return HeadwayError(error.reason, message, field=key)
     found = _PLACE.match(error.message)
     if error.reason is not Reason.INVALID_REQUEST or found is None:
         return error

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from headway.settings import Settings, is_loopback
+from headway.settings import Settings, check_addresses, is_loopback
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -49,6 +49,8 @@ class GatewaySettings(Settings):
     proxy, or whoever has an API key with the scope monitor."""
     monitor_interval_s: PositiveFloat = 1.0
     """The scheduler is asked for its state this often at most, however many monitors are open."""
+    health_interval_s: PositiveFloat = 1.0
+    """The scheduler is asked this often at most whether work can be done, for health and ready."""
 
     collect_young_objects: Annotated[int, Field(ge=100, le=1_000_000)] = 4_000
     """Objects made between two collections of the young by the garbage collector."""
@@ -79,6 +81,8 @@ class GatewaySettings(Settings):
     """First pause between two tries to reach a scheduler."""
     reconnect_backoff_max_ms: PositiveInt = 1_000
     """Longest pause between two tries to reach a scheduler."""
+    max_resumes: PositiveInt = 3
+    """A stream that lacks tokens is asked for again so often without a new one; then it fails."""
     max_inflight: PositiveInt = 20_000
     """Requests in the scheduler's care through this gateway at once; then 503."""
     model_ttl_s: PositiveFloat = 5.0
@@ -139,6 +143,10 @@ class GatewaySettings(Settings):
     """Most tokens in one logit_bias."""
     max_grammar_bytes: PositiveInt = 64 * 1024
     """Longest JSON Schema or list of choices that an output has to fit."""
+    max_schema_values: PositiveInt = 20_000
+    """Most values in one JSON Schema, and in those of all tools of a chat."""
+    max_schema_levels: PositiveInt = 32
+    """Most levels of objects and lists in one JSON Schema."""
     max_regex_chars: PositiveInt = 2_048
     """Longest regular expression that an output has to match."""
     chat_template_kwargs: Annotated[tuple[str, ...], NoDecode] = ("enable_thinking:bool",)
@@ -171,6 +179,11 @@ class GatewaySettings(Settings):
     """How long a Tinker SDK's poll is held before it is told to ask again."""
     tinker_abandon_after_s: Annotated[float, Field(ge=60)] = 300.0
     """A Tinker sample that nobody has polled for this long is cancelled."""
+    tinker_poll_pause_s: PositiveFloat = 1.0
+    """A held poll whose scheduler answers too early asks it again after this long."""
+    tinker_token_lifetime_s: Annotated[int, Field(ge=600)] = 3_600
+    """A token that stands for an API key is good for so long; tinker 0.22 renews it five minutes
+    before its end."""
     tinker_max_outstanding: PositiveInt = 2_000
     """Samples that one Tinker sampling client may wait for at once; each holds a connection."""
     tinker_use_poller: bool = False
@@ -237,8 +250,7 @@ class GatewaySettings(Settings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if not self.scheduler_addresses:
-            raise ValueError("scheduler_addresses: at least one is needed")
+        check_addresses("scheduler_addresses", self.scheduler_addresses)
         if not (self.has_keys or self.allow_insecure or is_loopback(self.host)):
             raise ValueError(f"host {self.host} is not loopback: set api_keys, or allow_insecure")
         if self.monitor == "key" and not self.has_keys:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from gateway_http.auth import Caller, Tenants
 from gateway_http.client import SchedulerClient
 from gateway_http.http_errors import invalid, json_response
-from gateway_http.refusals import TINKER, in_clients_words
+from gateway_http.refusals import NUMBERED, TINKER, in_clients_words
 from gateway_http.settings import GatewaySettings
 from gateway_http.tinker_futures import (
     finished,
@@ -103,7 +103,7 @@ class _Samples:
         self._client = client
         self._settings = settings
         self._signer = signer
-        self._polls = Polls(client)
+        self._polls = Polls(client, settings.tinker_poll_pause_s)
 
     async def asample(self, request: Request, caller: Caller) -> Response:
         body = parse(await request.body(), Sample)
@@ -115,7 +115,8 @@ class _Samples:
         try:
             accepted = await self._client.submit(wish)
         except HeadwayError as error:
-            raise in_clients_words(error, TINKER) from None
+            names = TINKER if body.sampling_session_id is None else NUMBERED
+            raise in_clients_words(error, names) from None
         request_id = accepted.request_id
         # distinct, and the same again for a resent request
         sequence_ids = [f"{request_id}:{number}" for number in range(body.num_samples)]

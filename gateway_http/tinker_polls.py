@@ -14,16 +14,15 @@ from gateway_http.client import SchedulerClient
 from headway.errors import HeadwayError
 from headway.v1 import generation_pb2, scheduler_pb2
 
-_EARLY_PAUSE_S = 1.0
-
 T = TypeVar("T")
 
 
 class Polls:
     """Of one gateway's clients."""
 
-    def __init__(self, client: SchedulerClient) -> None:
+    def __init__(self, client: SchedulerClient, pause_s: float) -> None:
         self._client = client
+        self._pause_s = pause_s
 
     async def result(
         self, request: Request, request_id: str, tenant: str, hold: float
@@ -77,9 +76,9 @@ class Polls:
                 left = max(deadline - clock(), 0.0)
                 outcome = await self._client.retrieve(request_id, tenant, left)
                 is_result = isinstance(outcome, generation_pb2.GenerationResult)
-                if is_result or deadline - clock() < _EARLY_PAUSE_S:
+                if is_result or deadline - clock() < self._pause_s:
                     return outcome
-                pause = _EARLY_PAUSE_S
+                pause = self._pause_s
             except HeadwayError as error:
                 if error.retry_after_ms is None:
                     raise

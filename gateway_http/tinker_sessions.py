@@ -65,7 +65,8 @@ class Sessions:
     async def auth_token(self, request: Request) -> Response:
         """For a key only: a token that could be had for a token would never end."""
         caller = self._tenants.caller(request)
-        return json_response({"jwt": self._signer.jwt(caller.key_id, time.time())})
+        lifetime_s = self._settings.tinker_token_lifetime_s
+        return json_response({"jwt": self._signer.jwt(caller.key_id, time.time(), lifetime_s)})
 
     async def capabilities(self, request: Request, caller: Caller) -> Response:
         """The models that can be sampled now."""

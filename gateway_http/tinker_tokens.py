@@ -15,7 +15,6 @@ import msgspec
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 
-JWT_LIFETIME_S = 3600  # tinker 0.22 renews five minutes before the end
 _SESSION_MAC_BYTES = 16
 
 
@@ -54,10 +53,10 @@ class Signer:
             raise HeadwayError(Reason.REQUEST_NOT_FOUND, message, field="sampling_session_id")
         return msgspec.json.decode(payload, type=SamplingSession)
 
-    def jwt(self, key_id: str, now_s: float) -> str:
+    def jwt(self, key_id: str, now_s: float, lifetime_s: int) -> str:
         """A token that stands for this key (RFC 7519, HS256)."""
         issued = int(now_s)
-        claims = _Claims(key_id, issued, issued + JWT_LIFETIME_S)
+        claims = _Claims(key_id, issued, issued + lifetime_s)
         signed = f"{_JWT_HEADER}.{_encode(msgspec.json.encode(claims))}"
         return f"{signed}.{_encode(_mac(self._jwt_key, signed.encode()))}"
 

@@ -31,13 +31,15 @@ from gateway_http.core.messages import (
 )
 from headway.reasons import Reason
 
-MAX_RESUMES_WITHOUT_PROGRESS = 3
-
 
 class Streams:
-    """All requests of one gateway, and the commands that wait for the connection."""
+    """All requests of one gateway, and the commands that wait for the connection.
 
-    def __init__(self) -> None:
+    A stream is resumed at most ``max_resumes`` times without a new token.
+    """
+
+    def __init__(self, max_resumes: int) -> None:
+        self._max_resumes = max_resumes
         self._live: dict[int, Stream] = {}
         self._handles = Handles()
         self._outbox: dict[int, Stream] = {}  # by key: to be submitted or resumed
@@ -277,7 +279,7 @@ class Streams:
             stream.num_resumes = 0
         stream.num_tokens_at_resume = stream.num_tokens
         stream.num_resumes += 1
-        return stream.num_resumes <= MAX_RESUMES_WITHOUT_PROGRESS
+        return stream.num_resumes <= self._max_resumes
 
     def _resume(self, stream: Stream) -> None:
         if stream.is_cancelled:

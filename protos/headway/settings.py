@@ -8,6 +8,7 @@ import ipaddress
 import os
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -78,6 +79,16 @@ def _refuse_unknown_environment(cls: type[Settings]) -> None:
     for name in sorted(os.environ):
         if prefix and name.startswith(prefix.upper()) and name not in known:
             raise ValueError(f"unknown environment variable {name}")
+
+
+def check_addresses(name: str, addresses: Sequence[str]) -> None:
+    """Raises ValueError, naming the setting, unless each is host:port."""
+    if not addresses:
+        raise ValueError(f"{name}: at least one is needed")
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+            raise ValueError(f"{name}: {address!r} is not host:port")
 
 
 def is_loopback(host: str) -> bool:

@@ -7,10 +7,11 @@ from gateway_http.core.messages import Stream
 from gateway_http.core.streams import Streams
 
 PLENTY = 1 << 30
+MAX_RESUMES = 3
 
 
 def connected() -> Streams:
-    streams = Streams()
+    streams = Streams(MAX_RESUMES)
     streams.connected()
     return streams
 

@@ -170,6 +170,10 @@ async def test_a_failure_of_ours_is_logged_and_others_are_not(
         {"signing_key": "", "api_keys": "team=key"},
         {"signing_key": "too short", "api_keys": "team=key"},
         {"scheduler_addresses": ""},
+        {"scheduler_addresses": "localhost"},
+        {"scheduler_addresses": "localhost:http"},
+        {"scheduler_addresses": ":50051"},
+        {"scheduler_addresses": "localhost:50051,localhost:70000"},
         {"tinker_hold_s": 41},
         {"port": 70_000},
         {"max_inflight": 0},
@@ -220,7 +224,7 @@ async def test_many_who_ask_for_health_are_one_call(client: SchedulerClient) -> 
         return await list_models()
 
     client.list_models = count  # type: ignore[method-assign]
-    health = Health(client)
+    health = Health(client, 1.0)
     assert await asyncio.gather(*(health.is_live() for _ in range(20))) == [True] * 20
     assert num_calls == 1
 

@@ -229,6 +229,37 @@ def test_all_gateways_call_a_key_of_the_settings_the_same() -> None:
     assert second.by_id(caller.key_id) == caller
 
 
+@pytest.mark.parametrize(
+    ("arguments", "pepper", "problem"),
+    [
+        (["--tenant", ""], PEPPER, "tenant: Expected `str` of length >= 1"),
+        (["--requests-per-s", "-1"], PEPPER, "requests_per_s: Expected `float` >= 0"),
+        (["--requests-per-s", "inf"], PEPPER, "requests_per_s: Expected `float` <= 1"),
+        (["--requests-per-s", "nan"], PEPPER, "requests_per_s: Expected `float`"),
+        (["--max-inflight", "99999999999"], PEPPER, "max_inflight: Expected `int` <= 2147483647"),
+        (["--expires", "tomorrow"], PEPPER, "argument --expires: neither a date nor a time"),
+        (["--expires", "2020-01-01"], PEPPER, "argument --expires: this is in the past"),
+        ([], "", "GATEWAY_KEY_PEPPER is not set"),
+        ([], "short", "GATEWAY_KEY_PEPPER needs at least 16 characters"),
+    ],
+)
+def test_no_entry_is_printed_that_a_gateway_would_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    pepper: str,
+    problem: str,
+) -> None:
+    monkeypatch.setenv("GATEWAY_KEY_PEPPER", pepper)
+    monkeypatch.setattr("sys.argv", ["keys", "--tenant", "alice", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        keys.main()
+    assert caught.value.code
+    told = capsys.readouterr()
+    assert not told.out
+    assert problem in told.err
+
+
 def test_a_new_key_is_printed_with_an_entry_that_takes_it(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

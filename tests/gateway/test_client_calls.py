@@ -2,9 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
+from gateway_http import connection
 from gateway_http.client import Finish, SchedulerClient
 from gateway_http.settings import GatewaySettings
 from headway.errors import HeadwayError
@@ -12,7 +15,7 @@ from headway.reasons import Reason
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.conftest import settings_for, work
-from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.scripted import WAIT_S, ScriptedScheduler
 from tests.gateway.scripted_runs import failure, leave_alone
 
 
@@ -31,6 +34,28 @@ async def test_an_absent_scheduler_is_no_capacity_in_time() -> None:
                 await call
             assert caught.value.reason is Reason.NO_CAPACITY
         assert client.num_inflight == 0
+
+
+async def test_the_log_says_once_that_a_scheduler_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = GatewaySettings(
+        scheduler_addresses="127.0.0.1:1", reconnect_backoff_min_ms=1, reconnect_backoff_max_ms=1
+    )
+    has_tried_again = asyncio.Event()
+    told = []
+
+    def note(level: str, event: str, **fields: str) -> None:
+        told.append((level, event, fields["address"]))
+        if len(told) == 3:
+            has_tried_again.set()
+
+    log = SimpleNamespace(info=partial(note, "info"), debug=partial(note, "debug"))
+    monkeypatch.setattr(connection, "_log", log)
+    async with SchedulerClient(settings).running():
+        await asyncio.wait_for(has_tried_again.wait(), WAIT_S)
+    levels = ("info", "debug", "debug")
+    assert told[:3] == [(level, "scheduler.missed", "127.0.0.1:1") for level in levels]
 
 
 async def test_the_next_address_is_tried(scheduler: ScriptedScheduler) -> None:

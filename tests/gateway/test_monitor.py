@@ -6,8 +6,8 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import msgspec
@@ -26,6 +26,7 @@ from headway.reasons import Reason
 from headway.v1 import scheduler_pb2
 from tests.gateway.conftest import serving, settings_for
 from tests.gateway.scripted import ScriptedScheduler
+from tests.gateway.turns import turns_during
 
 PEPPER = "a pepper for tests, long enough"
 SIGNING_KEY = "a signing key for tests"
@@ -37,7 +38,6 @@ NAMES = {
 }
 NUM_ROWS = 1_000
 MOST_ROWS_AT_ONCE = 250  # some 2 ms
-T = TypeVar("T")
 STATS = {"requests", "share_pct", "utilization_pct", "avg_duration_s", "affinity"}
 
 
@@ -188,24 +188,6 @@ def large_snapshot() -> scheduler_pb2.Snapshot:
         found.queue.add().status.position = number
         found.models.add(model=f"model-{number}")
     return found
-
-
-async def turns_during(work: Awaitable[T]) -> tuple[int, T]:
-    """How often others had their turn while something was done."""
-    num_turns = 0
-
-    async def take_turns() -> None:
-        nonlocal num_turns
-        while True:
-            num_turns += 1
-            await asyncio.sleep(0)
-
-    others = asyncio.create_task(take_turns())
-    try:
-        result = await work
-        return num_turns, result
-    finally:
-        others.cancel()
 
 
 async def test_streams_go_on_while_a_large_fleet_is_shown() -> None:

@@ -8,6 +8,8 @@ import openai
 import pydantic
 import pytest
 
+from gateway_http.app import build_app
+from gateway_http.client import SchedulerClient
 from headway.v1 import generation_pb2
 from tests.gateway import tiny_model
 from tests.gateway.chats import (
@@ -25,6 +27,7 @@ from tests.gateway.chats import (
     refused,
     says,
 )
+from tests.gateway.conftest import settings_for
 from tests.gateway.scripted import ScriptedScheduler
 
 
@@ -111,6 +114,22 @@ async def test_formats_become_grammars(
 
 def deep(levels: int) -> dict[str, Any]:
     return {"a": deep(levels - 1)} if levels else {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "schema"),
+    [({"max_schema_levels": 3}, deep(3)), ({"max_schema_values": 5}, {"enum": [1, 2, 3, 4]})],
+)
+async def test_how_large_a_schema_may_be_is_a_setting(
+    client: SchedulerClient, scheduler: ScriptedScheduler, limit: dict[str, int], schema: Any
+) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    for changes, status in (({}, 200), (limit, 400)):
+        transport = httpx.ASGITransport(build_app(client, settings_for(scheduler, **changes)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            for fields in ({"structured_outputs": {"json": schema}}, {"tools": [tool]}):
+                response = await http.post(PATH, json=chat(**fields))
+                assert response.status_code == status, response.text
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,9 @@ async def test_a_key_of_another_request_is_refused(
     for _ in range(2):  # which changes nothing about the key
         refused = await http.post(f"/v1/{path}", json={**body, **changes}, headers=headers)
         assert refused.status_code == 422, refused.text
-        assert refused.json()["error"]["code"] == "request_id_conflict"
+        error = refused.json()["error"]
+        assert (error["code"], error["param"]) == ("request_id_conflict", "Idempotency-Key")
+        assert "a new Idempotency-Key" in error["message"]
         assert refused.headers["x-should-retry"] == "false"
         again = await http.post(f"/v1/{path}", json=body, headers=headers)
         assert again.json()["id"] == response.json()["id"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway_http.refusals import OPENAI, TINKER, in_clients_words, openai_names
+from gateway_http.refusals import NUMBERED, OPENAI, TINKER, in_clients_words, openai_names
 from headway.errors import HeadwayError
 from headway.reasons import Reason
 from headway.v1 import generation_pb2
@@ -13,7 +13,7 @@ from headway.v1 import generation_pb2
 ELSEWHERE = {"next_index"}  # a field of commands
 
 
-@pytest.mark.parametrize("names", [OPENAI, TINKER])
+@pytest.mark.parametrize("names", [OPENAI, TINKER, NUMBERED])
 def test_every_place_is_one_of_a_request(names: Mapping[str, str]) -> None:
     for place in names.keys() - ELSEWHERE:
         message: Any = generation_pb2.GenerationRequest.DESCRIPTOR

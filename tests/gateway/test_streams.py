@@ -14,9 +14,16 @@ from gateway_http.core.messages import (
     Scored,
     Tokens,
 )
-from gateway_http.core.streams import MAX_RESUMES_WITHOUT_PROGRESS
 from headway.reasons import Reason
-from tests.gateway.streams_at_work import PLENTY, accepted, connected, end, frame, opened
+from tests.gateway.streams_at_work import (
+    MAX_RESUMES,
+    PLENTY,
+    accepted,
+    connected,
+    end,
+    frame,
+    opened,
+)
 
 
 def test_handles_increase_by_the_number_of_samples() -> None:
@@ -127,7 +134,7 @@ def test_an_end_or_a_finish_that_lacks_tokens_is_a_gap() -> None:
 def test_gaps_without_progress_are_bounded() -> None:
     streams = connected()
     stream = accepted(streams)
-    for _ in range(MAX_RESUMES_WITHOUT_PROGRESS):
+    for _ in range(MAX_RESUMES):
         frame(streams, stream.handle, 5, [1])
         assert stream.read() == []
         streams.take(PLENTY)

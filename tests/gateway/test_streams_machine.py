@@ -19,6 +19,7 @@ from gateway_http.core.frames import Frame
 from gateway_http.core.messages import Commands, Ended, Resume, SampleEnded, Stream, Submit, Tokens
 from gateway_http.core.streams import Streams
 from headway.reasons import Reason
+from tests.gateway.streams_at_work import MAX_RESUMES
 
 NUM_TOKENS = 4
 
@@ -44,7 +45,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.streams = Streams()
+        self.streams = Streams(MAX_RESUMES)
         self.runs: dict[str, ModelRun] = {}
         self.followed: dict[int, tuple[ModelRun, list[int], list[bool]]] = {}
         self.wire: list[Callable[[], object]] = []  # to the gateway, in order

@@ -3,7 +3,7 @@
 from gateway_http.core.messages import Accepted, Cancel, Ended, Failure, Tokens
 from gateway_http.core.streams import Streams
 from headway.reasons import Reason
-from tests.gateway.streams_at_work import PLENTY, accepted, connected, frame, opened
+from tests.gateway.streams_at_work import MAX_RESUMES, PLENTY, accepted, connected, frame, opened
 
 
 def test_reconnecting_resumes_the_accepted_and_resubmits_the_rest() -> None:
@@ -112,7 +112,7 @@ def test_fail_all_ends_everything_once() -> None:
 
 
 def test_nothing_piles_up_while_no_scheduler_is_there() -> None:
-    streams = Streams()
+    streams = Streams(MAX_RESUMES)
     for _ in range(3):
         streams.cancel(opened(streams))
     assert len(streams) == 0

@@ -30,7 +30,7 @@ async def test_a_jwt_stands_for_the_key_it_was_given_for(scheduler: ScriptedSche
 async def test_an_open_gateway_takes_any_key_and_no_jwt_makes_another_tenant(
     scheduler: ScriptedScheduler,
 ) -> None:
-    forged = Signer(SETTINGS.signing_secret()).jwt("somebody", time.time())
+    forged = Signer(SETTINGS.signing_secret()).jwt("somebody", time.time(), 600)
     for key in ("", "tml-x", "sk-x", forged):
         async with client_of(scheduler, key, is_open=True) as http:
             assert (await http.post("cancel_future", json={"request_id": "r"})).status_code == 200

@@ -8,7 +8,8 @@ import pytest
 from starlette.routing import Router
 from starlette.types import Message
 
-from gateway_http import tinker, tinker_polls
+from gateway_http import tinker
+from gateway_http.settings import GatewaySettings
 from gateway_http.tinker_futures import hold_s
 from headway.errors import HeadwayError
 from headway.reasons import Reason
@@ -19,6 +20,7 @@ from tests.gateway.tinker_fakes import (
     TWO_SAMPLES,
     KeyIsTenant,
     ScriptedScheduler,
+    client_of,
     running,
     waiting,
 )
@@ -161,11 +163,11 @@ async def test_the_scheduler_holds_the_sdks_poll(
 
 
 async def test_a_scheduler_with_too_many_waiters_makes_no_storm(
-    http: httpx.AsyncClient, scheduler: ScriptedScheduler, monkeypatch: pytest.MonkeyPatch
+    scheduler: ScriptedScheduler,
 ) -> None:
-    monkeypatch.setattr(tinker_polls, "_EARLY_PAUSE_S", 0.01)
     scheduler.outcomes = [waiting(3, 4, 1), waiting(2, 4, 1), TWO_SAMPLES]
-    assert (await poll(http, SDK_38)).status_code == 200
+    async with client_of(scheduler, settings=GatewaySettings(tinker_poll_pause_s=0.01)) as http:
+        assert (await poll(http, SDK_38)).status_code == 200
     assert len(scheduler.waits_s) == 3
     assert scheduler.waits_s[2] <= scheduler.waits_s[0] - 0.02
 

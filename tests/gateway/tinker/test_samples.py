@@ -258,6 +258,20 @@ async def test_refusals_name_what_the_client_sent(
     assert (response.status_code, response.json()["error"]) == (400, told)
 
 
+async def test_a_number_or_key_that_came_before_is_named(
+    http: httpx.AsyncClient, scheduler: ScriptedScheduler
+) -> None:
+    session = await sampling_session(http)
+    scheduler.refusal = HeadwayError(Reason.REQUEST_ID_CONFLICT, "The key is taken.")
+    for body, name in (
+        (sample_body(), "X-Idempotency-Key"),
+        (sample_body(sampling_session_id=session, seq_id=0), "seq_id"),
+    ):
+        response = await http.post("asample", json=body)
+        assert response.status_code == 422
+        assert f"a new one needs a new {name}." in response.json()["error"]
+
+
 async def test_cancelling_is_harmless_and_by_tenant(
     http: httpx.AsyncClient, scheduler: ScriptedScheduler
 ) -> None:

@@ -6,10 +6,11 @@ import json
 import pytest
 from tinker.lib._jwt_auth import _lifetime, jwt_claims
 
-from gateway_http.tinker_tokens import JWT_LIFETIME_S, SamplingSession, Signer
+from gateway_http.tinker_tokens import SamplingSession, Signer
 from headway.errors import HeadwayError
 
 NOW_S = 1_700_000_000.5
+LIFETIME_S = 3_600
 SESSION = SamplingSession("org/model-ü", "session", 7)
 
 
@@ -35,17 +36,17 @@ def test_no_text_passes_for_a_signature(text: str) -> None:
     assert signer.key_id(text, NOW_S) is None
 
 
-def test_a_jwt_lives_an_hour_as_the_sdk_reads_it() -> None:
-    jwt = Signer(b"secret").jwt("alice", NOW_S)
-    assert _lifetime(jwt) == JWT_LIFETIME_S
+def test_a_jwt_lives_as_long_as_it_is_told_as_the_sdk_reads_it() -> None:
+    jwt = Signer(b"secret").jwt("alice", NOW_S, LIFETIME_S)
+    assert _lifetime(jwt) == LIFETIME_S
     assert jwt_claims(jwt)["sub"] == "alice"
-    assert Signer(b"secret").key_id(jwt, NOW_S + JWT_LIFETIME_S - 1) == "alice"
-    assert Signer(b"secret").key_id(jwt, NOW_S + JWT_LIFETIME_S) is None
+    assert Signer(b"secret").key_id(jwt, NOW_S + LIFETIME_S - 1) == "alice"
+    assert Signer(b"secret").key_id(jwt, NOW_S + LIFETIME_S) is None
 
 
 def test_a_jwt_chooses_neither_its_algorithm_nor_its_claims() -> None:
     signer = Signer(b"secret")
-    header, claims, tag = signer.jwt("alice", NOW_S).split(".")
+    header, claims, tag = signer.jwt("alice", NOW_S, LIFETIME_S).split(".")
     forged = base64.urlsafe_b64encode(json.dumps({"sub": "bob", "iat": 0, "exp": 10**12}).encode())
     nothing = base64.urlsafe_b64encode(b'{"alg":"none"}').decode()
     for parts in (
@@ -64,4 +65,4 @@ def test_one_key_for_each_purpose() -> None:
     assert len(set(vars(signer).values())) == len(vars(signer)) == 2
     assert signer.key_id(signer.session_id(SESSION), NOW_S) is None
     with pytest.raises(HeadwayError):
-        signer.session(signer.jwt("alice", NOW_S))
+        signer.session(signer.jwt("alice", NOW_S, LIFETIME_S))

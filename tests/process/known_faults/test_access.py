@@ -85,7 +85,7 @@ def test_litellm_cve_2026_47102_nobody_names_his_own_rights(
 def test_litellm_cve_2026_114612_each_purpose_has_its_own_key(anybody: httpx.Client) -> None:
     signer = Signer(GatewaySettings(signing_key=SIGNING_KEY).signing_secret())
     session = signer.session_id(SamplingSession("mock", "s", 1))
-    token = signer.jwt("somebody", 0)
+    token = signer.jwt("somebody", 0, 600)
     assert signer.key_id(session, 0) is None
     with pytest.raises(HeadwayError):
         signer.session(token)
