@@ -8,12 +8,13 @@ next one there. A band that has nobody waiting has nothing to claim: its credit 
 busy stretch of an executor a band that waits for it gets its share of the grants, less one, and
 debts of a band that got more than its share end at one grant: it is never shut out for it.
 
-Each executor keeps books of its own, since a band is owed nothing where it does not compete: with
-one account for the fleet, what the grants of one model earn a later band could be every slot of
-another model, and the earlier bands of that one would wait for ever.
+A band is owed nothing where it does not compete: what the grants of one model earn a later band
+could else be every slot of another model, and the earlier bands of that one would wait for ever.
+So each executor keeps books of its own, a model at its limit earns nobody anything by the grants of
+others, and what was earned before a model came to the executor ends then.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from scheduler_svc.core.domain import CoreSettings, ExecutorRecord
@@ -32,10 +33,14 @@ class Shares:
         self._num_bands = settings.num_bands
 
     def granted(
-        self, executor: ExecutorRecord, band: int, waiting: Sequence[Mapping[str, object]]
+        self,
+        executor: ExecutorRecord,
+        band: int,
+        waiting: Sequence[Mapping[str, object]],
+        barred: Collection[str] = (),
     ) -> None:
         """A grant is made there; ``waiting``: by band the models that requests wait for, the
-        granted one as before it."""
+        granted one as before it; ``barred``: models that could not have had it."""
         credits_, residences = executor.band_credits, executor.residences
         if not credits_:
             credits_ = executor.band_credits = [0.0] * self._num_bands
@@ -44,6 +49,9 @@ class Shares:
             credit, wanted = 0.0, waiting[other]
             for model in residences:
                 if model in wanted:
+                    if model in barred:
+                        credit = credits_[other]
+                        continue
                     credit = min(credits_[other] + share, 2.0)
                     break
             if other == band:
@@ -52,3 +60,9 @@ class Shares:
             if credit > most or (credit == most and owed is None):
                 owed, most = other, credit
         executor.owed_band = owed
+
+
+def model_came(executor: ExecutorRecord) -> None:
+    """What bands earned with other models is not for this one."""
+    executor.band_credits = [min(0.0, credit) for credit in executor.band_credits]
+    executor.owed_band = None

@@ -51,8 +51,9 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
     num_slots = _num_slots(record, executor)
     assert num_slots <= executor.num_free
     request, model = record.request, record.request.model
-    if state.queue.has_several_bands():
-        state.waking.shares.granted(executor, request.band, state.queue.bands)
+    if executor.owed_band is not None or state.queue.has_several_bands():
+        barred = state.at_limit(executor.residences) if state.settings.model_limits else ()
+        state.waking.shares.granted(executor, request.band, state.queue.bands, barred)
     state.queue.take(record, state.now_ms)
     _open(state, record, executor, num_slots, state.now_ms)
     state.fleet.had_turn(model, executor, state.now_ms)

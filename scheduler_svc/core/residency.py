@@ -25,7 +25,7 @@ places that it has or gets than the load takes; what was never measured is given
 
 from typing import NamedTuple
 
-from scheduler_svc.core import explain, failing
+from scheduler_svc.core import bands, explain, failing
 from scheduler_svc.core.deadlines import LoadDue
 from scheduler_svc.core.domain import (
     ExecutorRecord,
@@ -276,7 +276,9 @@ def _came(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
     state.fleet.leave(executor)
     if load is not None and load.model == model:
         executor.loading = None
-    executor.residences.setdefault(model, Residence(last_used_ms=state.now_ms))
+    if model not in executor.residences:
+        executor.residences[model] = Residence(last_used_ms=state.now_ms)
+        bands.model_came(executor)
     state.fleet.enter(executor)
     state.count("load.done")
     head = state.queue.head(model)

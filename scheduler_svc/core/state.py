@@ -2,7 +2,7 @@
 and reservations. What happens to a request is in lifecycle.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from scheduler_svc.core import counts, priority
 from scheduler_svc.core.affinity import PrefixIndex, Sessions
@@ -201,6 +201,10 @@ class State:
         """As many leases of the model run as may in the whole fleet."""
         limit = self.settings.model_limits.get(model)
         return limit is not None and self.num_leased_by_model.get(model, 0) >= limit
+
+    def at_limit(self, models: Iterable[str]) -> list[str]:
+        """Those of which no more leases may run."""
+        return [model for model in models if self.is_at_limit(model)]
 
     def head_changed(self, model: str) -> None:
         """Somebody joined or left the queue of a model."""

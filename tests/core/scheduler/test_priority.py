@@ -139,6 +139,66 @@ def test_shares_are_credit_only_while_somebody_waits() -> None:
     assert executor.owed_band is None
 
 
+def test_grants_that_a_model_at_its_limit_could_not_have_earn_nothing_for_it() -> None:
+    """A has one lease at a time, and three grants of B come between two of its own. They would earn
+    band 1, which waits for A alone, every one of these."""
+    world = World(
+        band_min_shares=(0.0, 0.25), band_max_wait_ms=(), num_bands=2, model_limits={"A": 1}
+    )
+    world.backend("b1", 2, "AB", max_models=2, resident="AB")
+    [running] = world.run("A", "b1")
+    [other] = world.run("B", "b1")
+    urgent = world.ask("A" * 10, band=0)
+    world.ask("A" * 30, band=1)
+    world.ask("B" * 100, band=0)
+    order = []
+    for _ in range(12):
+        for _ in range(3):
+            [(other, _)] = granted(world.done(other))
+        [(running, _)] = granted(world.done(running))
+        order.append(running in urgent)
+    assert order == [True] * 4 + [False, True, True, True] * 2
+
+
+def test_what_a_band_earned_before_a_model_came_does_not_count_for_it() -> None:
+    """B's turns on b1 are one grant long. What band 1 earned with A's grants would be all of them,
+    and band 0 of B would wait for ever, older as it is."""
+    world = World(
+        band_min_shares=(0.0, 0.25), band_max_wait_ms=(), num_bands=2, equalization_ms=1_000
+    )
+    world.backend("b1", 1, "AB", max_models=1, resident="A")
+    [running] = world.run("A", "b1")
+    world.ask("A" * 30, band=1)
+    world.ask("A" * 4, band=0)
+    for _ in range(4):
+        world.advance(100)
+        [(running, _)] = granted(world.done(running))
+    [urgent] = world.ask("B", band=0)
+    world.ask("B" * 4, band=1)
+    world.advance(1_001)
+    world.done(running)
+    assert world.place(urgent) == "b1"
+
+
+def test_a_band_that_got_what_it_was_owed_is_owed_no_more() -> None:
+    """Also when nobody of another band waits any more: A, which has no place and whose turn it is,
+    would never be loaded beside an endless stream of B."""
+    world = World(
+        band_min_shares=(0.0, 0.25), band_max_wait_ms=(), num_bands=2, equalization_ms=1_000
+    )
+    world.backend("b1", 1, "ABC", max_models=2, resident="BC")
+    [running] = world.run("B", "b1")
+    world.ask("B" * 30, band=1)
+    world.ask("B" * 4, band=0)
+    for _ in range(4):
+        [(running, _)] = granted(world.done(running))
+    [rare] = world.ask("A", band=1)
+    world.advance(1_001)
+    for _ in range(2):
+        [(running, _)] = granted(world.done(running))
+    assert running == rare
+
+
 def test_a_request_older_than_its_bands_limit_goes_next() -> None:
     world = World(band_min_shares=(), band_max_wait_ms=(10_000, 2_000), num_bands=2)
     world.backend("b1", 1, "A", resident="A")
