@@ -17,7 +17,8 @@ are loading join when they come, and a model without a place waits for one first
 turn and an executor runs out of work (outlook.py). What that leaves out, tenants that overtake
 and models that come and go, is a learned factor for each kind of estimate (calibration.py). A
 model that was never measured borrows the mean of all; with none, or without a serving executor,
-nothing is known and nothing is claimed.
+nothing is known and nothing is claimed. Means are of leases that ended: where somebody waits and
+none of the pool began or ended for longer, those that run take so long at least.
 
 The door (``measured_wait_ms``) asks for grants as they really came: a rate counts once it was
 measured for at least one mean lease, since before that the slots that happened to be free make it
@@ -191,7 +192,8 @@ class Estimator:
         situation, num_slots, coming = self._places(model, now_ms)
         if not num_slots and not coming:
             return None
-        raw_ms = _served_in_ms(ahead.num + 1, max(1.0, slot_ms), num_slots, coming)
+        least_ms = max(1, self._unmoved_ms(model, now_ms) if num_slots else 0)
+        raw_ms = _served_in_ms(ahead.num + 1, max(least_ms, slot_ms), num_slots, coming)
         return calibration.kind(situation, ahead.num, ahead.num_own), raw_ms
 
     def _places(self, model: str, now_ms: int) -> tuple[str, int, list[tuple[float, int]]]:
@@ -244,6 +246,14 @@ class Estimator:
         if meter is None or not meter.num_leases:
             meter = self._all
         return meter.slot_ms / meter.num_leases if meter.num_leases else None
+
+    def _unmoved_ms(self, model: str, now_ms: int) -> int:
+        """For how long no lease of a model's pool began or ended, though somebody waits there."""
+        pool = self._fleet.pool(model).warmth
+        if not self._queue.num_waiting(pool):
+            return 0
+        moved_ms = [self._meters[other].moved_ms for other in pool if other in self._meters]
+        return now_ms - max(moved_ms, default=now_ms)
 
     def _some_slot_ms(self, model: str) -> float:
         return self._mean_slot_ms(model) or 0.0

@@ -33,9 +33,12 @@ class Meter:
     num_decoded: float = 0.0
     # since when requests wait and it has no place; None otherwise
     placeless_since_ms: int | None = None
+    # when a lease last began or ended
+    moved_ms: int = 0
 
     def granted(self, now_ms: int) -> None:
         """A request was granted; counts if it or another had to wait."""
+        self.moved_ms = now_ms
         if self.since_ms is None:
             return
         elapsed = now_ms - self.since_ms
@@ -48,6 +51,7 @@ class Meter:
 
     def ended(self, lease: Lease, num_tokens: int, now_ms: int) -> None:
         """An executor gave a lease's slots back; ``num_tokens`` were generated, all samples."""
+        self.moved_ms = now_ms
         elapsed = now_ms - lease.granted_ms
         self.num_leases = self.num_leases * _LEASE_FADING + 1
         self.lease_ms = self.lease_ms * _LEASE_FADING + elapsed

@@ -5,8 +5,9 @@ Starvation and fairness: scenes.py. Beside them, where they can be told from out
 - Switches: one that costs somebody who waits his place is begun no sooner than ``load /
   switch_time_share`` after the last such one on the same executor.
 - Shares: while somebody of a band with a share waits for the models of an executor, the band gets
-  its share of the grants there, less ``_LESS`` that debts and other bands' turns may cost. It is
-  told where requests need one slot each, and nothing is reserved or limited.
+  its share of the grants there until another model comes, less ``_LESS`` that debts and other
+  bands' turns may cost. It is told where requests need one slot each, and nothing is reserved or
+  limited.
 - Limits: never more leases of a model than its limit on executors that are attached, unless they
   came back. In calm nobody else's count: their grace is over.
 """
@@ -73,6 +74,8 @@ class Watch:
             self.disturbed(self.scene.settings.load_backoff_max_ms)
         if isinstance(event, LeaseEnded) and self.attempts.get(event.request_id) == event.attempt:
             self.pairs.ended(self.known[event.request_id], event.num_generated_tokens)
+        if isinstance(event, ModelChanged) and event.state is ModelState.RESIDENT:
+            self._forget_shares(event.executor_id)
         waiting = world.waiting()
         is_calm = world.now_ms >= self.calm_since_ms
         if not is_calm:
@@ -180,6 +183,11 @@ class Watch:
             self.grants[key] += 1
             self.got[key] += granted.request.band == band
             assert self.got[key] >= share * self.grants[key] - _LESS, ("share", key)
+
+    def _forget_shares(self, name: str) -> None:
+        """Another model came to the executor."""
+        for key in [key for key in self.grants if key[0] == name]:
+            del self.grants[key], self.got[key]
 
     def _is_limited(self, model: str) -> None:
         limit = self.scene.settings.model_limits.get(model)

@@ -88,6 +88,33 @@ def test_one_lease_is_enough_for_a_first_estimate() -> None:
     assert driver.status("b").estimated_wait_ms == 2_500
 
 
+def test_leases_that_last_longer_than_all_before_make_waits_longer() -> None:
+    """The mean is that of the leases that ended. After 12 s without an end it is 12 s at least."""
+    driver = Driver()
+    driver.attach(num_slots=2)
+    driver.submit("a")
+    driver.advance(5)
+    driver.end("a")
+    for name in "bcdef":
+        driver.submit(name)
+    assert driver.status("d").estimated_wait_ms == 2
+    driver.advance(12_000)
+    assert [driver.status(name).estimated_wait_ms for name in "def"] == [6_000, 12_000, 18_000]
+    driver.end("b")
+    assert driver.status("e").estimated_wait_ms == 3_078
+
+
+def test_an_idle_fleet_is_no_slow_one() -> None:
+    driver = Driver(max_inflight_per_tenant=1)
+    driver.attach()
+    driver.submit("a")
+    driver.advance(5)
+    driver.end("a")
+    driver.advance(30_000)
+    driver.submit("b")
+    assert rejection(driver.submit("c")).retry_after_ms == 1_000
+
+
 def test_the_measured_rate_takes_over() -> None:
     driver = Driver()
     driver.attach(num_slots=1)
