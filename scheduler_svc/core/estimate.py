@@ -18,7 +18,8 @@ turn and an executor runs out of work (outlook.py). What that leaves out, tenant
 and models that come and go, is a learned factor for each kind of estimate (calibration.py). A
 model that was never measured borrows the mean of all; with none, or without a serving executor,
 nothing is known and nothing is claimed. Means are of leases that ended: where somebody waits and
-none of the pool began or ended for longer, those that run take so long at least.
+none of the pool began or ended for longer, those that run take so long at least. A model with a
+limit waits for its own leases, one after another, if that takes longer.
 
 The door (``measured_wait_ms``) asks for grants as they really came: a rate counts once it was
 measured for at least one mean lease, since before that the slots that happened to be free make it
@@ -46,10 +47,12 @@ _SAFETY: Final = 2.0
 
 @message(frozen=True, slots=True)
 class Ahead:
-    """How many go before a request, and how many of them are of its own flow and tenant."""
+    """How many go before a request, how many of them are of its own flow and tenant, and how many
+    of its model."""
 
     num: int
     num_own: int
+    num_of_model: int
 
 
 class Estimator:
@@ -161,7 +164,7 @@ class Estimator:
         place = self._queue.bands[request.band][request.model].place(record)
         shifts = self._shifts(request)
         num = self._queue.num_before(request.band, request.model, place, shifts)
-        return Ahead(num, place.num_own)
+        return Ahead(num, place.num_own, self._queue.num_before_in_model(request, place))
 
     def position_of_new(self, request: Request, arrival: int) -> int:
         """How many would go before a request that is not there yet."""
@@ -194,6 +197,10 @@ class Estimator:
             return None
         least_ms = max(1, self._unmoved_ms(model, now_ms) if num_slots else 0)
         raw_ms = _served_in_ms(ahead.num + 1, max(least_ms, slot_ms), num_slots, coming)
+        limit = self._settings.model_limits.get(model)
+        if limit is not None:  # of its leases, whatever goes on beside them
+            lease_ms = self.mean_lease_ms(model) or slot_ms
+            raw_ms = max(raw_ms, (ahead.num_of_model + 1) * max(least_ms, lease_ms) / limit)
         return calibration.kind(situation, ahead.num, ahead.num_own), raw_ms
 
     def _places(self, model: str, now_ms: int) -> tuple[str, int, list[tuple[float, int]]]:
@@ -276,7 +283,8 @@ class Estimator:
 
     def retry_after_ms(self, model: str, now_ms: int) -> int:
         """When one more request for a known model would find the present backlog gone."""
-        return self.clamp(self._wait_ms(model, Ahead(self.depth(model), 0), now_ms))
+        ahead = Ahead(self.depth(model), 0, self._queue.num_waiting((model,)))
+        return self.clamp(self._wait_ms(model, ahead, now_ms))
 
     def clamp(self, wait_ms: int | None) -> int:
         """A wait as Retry-After; the minimum if it is not known."""

@@ -197,6 +197,13 @@ class Queue:
                 count += self.bands[band][other].everybody.count_before(key + shift + ties)
         return count
 
+    def num_before_in_model(self, request: Request, place: Place) -> int:
+        """How many of its own model go before whoever stands at ``place`` of its flow."""
+        flows = self.flows[request.model]
+        return place.num_before + sum(
+            len(flow.everybody) for band, flow in flows.items() if band < request.band
+        )
+
     def in_order(
         self, shifts: Mapping[str, int], overdue_before: Sequence[int]
     ) -> Iterator[RequestRecord]:

@@ -121,7 +121,8 @@ def _queue_rows(state: State, records: Iterator[RequestRecord], now_ms: int) -> 
         request = record.request
         model, own = request.model, (request.band, request.model, request.tenant)
         pool = state.fleet.pool(model).warmth
-        ahead = Ahead(sum(num_before.get(m, 0) for m in pool), num_own[own])
+        num = sum(num_before.get(other, 0) for other in pool)
+        ahead = Ahead(num, num_own[own], num_before.get(model, 0))
         yield _queue_row(state, record, ahead, now_ms)
         num_before[model] = num_before.get(model, 0) + 1
         num_own[own] += 1

@@ -104,6 +104,23 @@ def test_leases_that_last_longer_than_all_before_make_waits_longer() -> None:
     assert driver.status("e").estimated_wait_ms == 3_078
 
 
+def test_a_model_at_its_limit_waits_for_its_own_leases() -> None:
+    """Four slots, but one lease of A at a time; those of B go on beside it."""
+    driver = Driver(model_limits={"A": 1})
+    driver.attach(num_slots=4, models="AB")
+    driver.submit("a0")
+    driver.advance(4_000)
+    driver.end("a0")
+    for name in ("a1", "a2", "b1", "a3"):
+        driver.submit(name, name[0].upper())
+    driver.submit("a4", band=1)
+    waits_ms = [driver.status(name).estimated_wait_ms for name in ("a2", "a3", "a4")]
+    assert waits_ms == [4_000, 8_000, 12_000]
+    rows = {row.request_id: row for row in driver.core.snapshot(driver.now_ms, 10).queue}
+    assert [rows[name].status.estimated_wait_ms for name in ("a2", "a3", "a4")] == waits_ms
+    assert driver.status("a2").retry_after_ms == 4_000
+
+
 def test_an_idle_fleet_is_no_slow_one() -> None:
     driver = Driver(max_inflight_per_tenant=1)
     driver.attach()
