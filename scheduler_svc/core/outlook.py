@@ -16,6 +16,7 @@ from typing import Final
 
 from scheduler_svc.core.domain import ExecutorRecord
 from scheduler_svc.core.fleet import Fleet
+from scheduler_svc.core.nowhere import Nowhere
 from scheduler_svc.core.queue import Queue
 
 _MOST: Final = 16
@@ -39,9 +40,7 @@ class Outlook:
         self._fleet = fleet
         self._slot_ms = slot_ms
         self._due_ms = due_ms
-        # models that wait and are nowhere, and which versions of fleet and queue that was of
-        self._nowhere: list[str] = []
-        self._nowhere_of = (-1, -1)
+        self._nowhere = Nowhere(queue, fleet)
 
     def place_in_ms(self, model: str, now_ms: int) -> float:
         """When an executor will begin to load the model; some executor could."""
@@ -62,19 +61,11 @@ class Outlook:
         """How many models without a place go before this one."""
         own = self._turn(model, now_ms)
         return sum(
-            other != model and self._turn(other, now_ms) > own for other in self._models_nowhere()
+            other != model and self._turn(other, now_ms) > own for other in self._nowhere.models()
         )
 
     def _turn(self, model: str, now_ms: int) -> tuple[int, int]:
         return self._due_ms(model, now_ms), self._queue.waited_ms(model, now_ms)
-
-    def _models_nowhere(self) -> list[str]:
-        version = (self._fleet.version, self._queue.version)
-        if version != self._nowhere_of:
-            warmth, models = self._fleet.warmth, self._queue.num_by_model
-            self._nowhere = [model for model in models if not warmth(model)]
-            self._nowhere_of = version
-        return self._nowhere
 
     def _free_in_ms(self, executor: ExecutorRecord, now_ms: int) -> float:
         """When it has nothing left to do, if nobody comes."""

@@ -14,6 +14,7 @@ from scheduler_svc.core.bands import Shares
 from scheduler_svc.core.domain import CoreSettings, ExecutorRecord, Rank, RequestRecord
 from scheduler_svc.core.estimate import Estimator
 from scheduler_svc.core.fleet import Fleet
+from scheduler_svc.core.nowhere import Nowhere
 from scheduler_svc.core.queue import Queue
 
 # who goes before everybody of the first band, and who after everybody
@@ -37,11 +38,10 @@ class Waking:
         self.now_ms = 0
         # the executor whose slots are given out: what it owes a band counts
         self.contested: ExecutorRecord | None = None
-        # waiting models: what their warmth is worth, and the first band that was tried already
+        # waiting models: what their warmth or their claim is worth (``_bonus``), and the first band
+        # that was tried already
         self.awake: dict[str, tuple[int, int]] = {}
-        # waiting models that are nowhere, and which versions of fleet and queue that was of
-        self._nowhere: tuple[str, ...] = ()
-        self._nowhere_of = (-1, -1)
+        self._nowhere = Nowhere(queue, fleet)
         self._full_bonus = priority.shift(settings, 1.0)
         self._band_limits_ms = priority.band_limits_ms(settings)
         # heads that arrived before this are overdue, by band; and when that was so
@@ -52,7 +52,7 @@ class Waking:
         """Its place in the grant order, as things are now; it goes first in its flow, or may."""
         band, model = head.request.band, head.request.model
         standing = self._queue.flows[model][band].standing
-        if self._is_overdue(standing, band):
+        if standing < self.overdue_before(self.now_ms)[band]:
             band = self._first_band()
         return band, standing - priority.shift(self._settings, self._fleet.warmth(model))
 
@@ -126,7 +126,7 @@ class Waking:
         """Have placement try the models that wait and could be loaded on a roomy executor: those
         that have no place, and if it is open those that have one too."""
         waiting, offered = self._queue.num_by_model, executor.offered_models
-        candidates: Iterable[str] = self._models_nowhere()
+        candidates: Iterable[str] = self._nowhere.models()
         if self._fleet.is_open(executor):
             candidates = waiting if len(waiting) < len(offered) else offered
         for model in candidates:
@@ -136,7 +136,7 @@ class Waking:
     def wake_nowhere(self, executor: ExecutorRecord) -> None:
         """Have placement try the models without a place: the executor may have come to be one that
         could be drained for them."""
-        for model in self._models_nowhere():
+        for model in self._nowhere.models():
             if model in executor.offered_models:
                 self.wake(model)
 
@@ -146,7 +146,7 @@ class Waking:
         for executor in self._fleet.roomy_with(unwanted) if asleep else ():
             offered, residences = executor.offered_models, executor.residences
             is_open = self._fleet.is_open(executor)
-            for model in list(asleep) if is_open else self._models_nowhere():
+            for model in list(asleep) if is_open else self._nowhere.models():
                 if model in asleep and model in offered and model not in residences:
                     del asleep[model]
                     self.wake(model)
@@ -155,17 +155,7 @@ class Waking:
 
     def could_load(self, executor: ExecutorRecord) -> bool:
         """Whether a model that waits and is nowhere could be loaded on a roomy executor."""
-        return not executor.offered_models.isdisjoint(self._models_nowhere())
-
-    def _models_nowhere(self) -> tuple[str, ...]:
-        """Waiting models that have no home and are on their way to none."""
-        fleet, queue = self._fleet, self._queue
-        version = (fleet.version, queue.version)
-        if version != self._nowhere_of:
-            models = queue.num_by_model
-            self._nowhere = tuple(model for model in models if not fleet.warmth(model))
-            self._nowhere_of = version
-        return self._nowhere
+        return not executor.offered_models.isdisjoint(self._nowhere.models())
 
     def sleep(self, head: RequestRecord) -> None:
         """A head found no place, so nothing behind it in its model is tried either."""
@@ -183,12 +173,8 @@ class Waking:
         time, so they are looked through."""
         if not self.awake:
             return None
-        flows_of, first, limits = (
-            self._queue.flows,
-            self._first_band(),
-            self.overdue_before(self.now_ms),
-        )
-        contested = self.contested
+        flows_of, contested = self._queue.flows, self.contested
+        first, limits = self._first_band(), self.overdue_before(self.now_ms)
         owed = None if contested is None else contested.owed_band
         best_turn, best_key, best = _LAST, 0, 0
         found: RequestRecord | None = None
@@ -242,10 +228,6 @@ class Waking:
             self._limits_of_ms = now_ms
             self._limits = [now_ms + 1 - limit << _BITS for limit in self._band_limits_ms]
         return self._limits
-
-    def _is_overdue(self, arrival: int, band: int) -> bool:
-        """Whether who came then has waited longer than its band may keep it behind others."""
-        return self.now_ms - (arrival >> priority.ARRIVAL_BITS) >= self._band_limits_ms[band]
 
     def _first_band(self) -> int:
         """The first band in which somebody waits; somebody does."""
