@@ -18,7 +18,7 @@ at most quantum_tokens larger (``may_jump``).
 
 Memory: the account of a tenant that waits, or whose requests run, is in use: its flow is sorted by
 it, and what was charged must find it again. Such accounts are as many as live requests at most;
-idle ones make room for others beyond ``max_tenants``, the longest idle first. The flow then stands
+idle ones make room for others beyond ``max_accounts``, the longest idle first. The flow then stands
 no lower than what was forgotten: who comes back would else start anew each time.
 
 Bound: let L be the largest request / the smaller weight, and C what the ends of one tenant's
@@ -71,16 +71,18 @@ class Ledger:
 class Fairness:
     """The accounts of all flows. Every operation is O(1)."""
 
-    def __init__(self, weights: Mapping[str, float], quantum_tokens: int, max_tenants: int) -> None:
+    def __init__(
+        self, weights: Mapping[str, float], quantum_tokens: int, max_accounts: int
+    ) -> None:
         assert all(weight > 0 for weight in weights.values())
         assert quantum_tokens >= 0
-        assert max_tenants > 0
+        assert max_accounts > 0
         # tenants that are not named weigh 1
         self._weights = dict(weights)
         self._quantum_tokens = quantum_tokens
-        self._max_tenants = max_tenants
+        self._max_accounts = max_accounts
         self._ledgers: dict[FlowName, Ledger] = {}
-        # at most max_tenants, unless more are in use
+        # at most max_accounts, unless more are in use
         self._num_accounts = 0
         # of tenants that neither wait nor have something charged
         self._idle = Recency()
@@ -116,12 +118,8 @@ class Fairness:
         return account.key
 
     def correct(self, flow: FlowName, tenant: str, charged_tokens: int, used_tokens: int) -> float:
-        """Of what was charged, ``charged_tokens`` are settled: ``used_tokens`` were used. Gives the
-        new key.
-
-        Progress of n tokens: (n, n). End: (what is left of the charge, used since the last
-        progress). Given back without result: (what is left, 0).
-        """
+        """Of what was charged, ``charged_tokens`` are settled: ``used_tokens`` were used, 0 of what
+        was given back without a result. Gives the new key."""
         account = self._ledgers[flow].accounts[tenant]
         assert 0 <= charged_tokens <= account.num_open_tokens
         assert used_tokens >= 0
@@ -164,7 +162,7 @@ class Fairness:
         idle = {(a.flow, a.tenant) for a in self._idle.all() if isinstance(a, Account)}
         assert idle == accounts.keys() - waiting - open_tokens.keys()
         assert len(self) == len(accounts)
-        assert not idle or len(self) <= self._max_tenants
+        assert not idle or len(self) <= self._max_accounts
         assert all(ledger.accounts for ledger in self._ledgers.values())
 
     def _ledger(self, flow: FlowName) -> Ledger:
@@ -191,7 +189,7 @@ class Fairness:
         self._forget_idle()
 
     def _forget_idle(self) -> None:
-        while self._num_accounts > self._max_tenants:
+        while self._num_accounts > self._max_accounts:
             account = self._idle.oldest
             if not isinstance(account, Account):
                 return  # all are in use

@@ -33,7 +33,7 @@ class Fleet:
         self.reservations: dict[str, Reservation] = {}
         # model -> executors by id; no empty ones
         self.homes: dict[str, dict[str, ExecutorRecord]] = {}
-        # models that got a first home or lost the last one, for whoever wants to know; he clears it
+        # models that got a first home or lost the last one; cleared by whoever reads it
         self.moved: set[str] = set()
         # model -> executors on which it is loading, by id; no empty ones
         self.loading: dict[str, dict[str, ExecutorRecord]] = {}

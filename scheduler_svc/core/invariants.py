@@ -117,7 +117,7 @@ def _check_models(state: State) -> None:
     fleet.refresh()
     for executor in fleet.executors.values():
         assert set(executor.residences) <= executor.offered_models
-        assert executor.loading is None or executor.is_serving or executor.session is not None
+        assert executor.loading is None or executor.session is not None
         for model in executor.offered_models:
             [group] = [g for g in fleet.offer(model).groups if executor.executor_id in g.members]
             assert (executor.executor_id in group.roomy) is executor.is_roomy

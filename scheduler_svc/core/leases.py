@@ -10,7 +10,8 @@ An executor that attaches names what it still holds (``reconcile``):
 - held, and its request waits or is leased right here: goes on under a new attempt (adopted), also
   if an earlier scheduler granted it, or it went back to the queue meanwhile;
 - never granted at all: left unanswered, which an executor takes for revoked (fleet.proto);
-- held, and its request ended or is leased elsewhere: acknowledged if it has ended, else revoked;
+- held, and its request ended or is leased elsewhere: acknowledged if it has ended, else revoked,
+  and in our books until that is confirmed, with what the executor says that it takes;
 - in our books but not named: back to the head of its flow at once. That is no crash: the order to
   start or to go on was lost on the way. What an executor gives back is no crash either.
 """
@@ -70,7 +71,8 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
 
 
 def revoke(state: State, executor: ExecutorRecord, lease: Lease) -> None:
-    """Tell an executor to stop; a lost one is told if it comes back."""
+    """Tell an executor to stop, and book what is in no book yet; a lost one is told if it comes
+    back."""
     if executor.session is None:
         return
     if lease.key not in executor.leases:
@@ -208,10 +210,10 @@ def reconcile(state: State, executor: ExecutorRecord, held: tuple[HeldLease, ...
             if owner is not None:
                 lifecycle.requeue(state, owner, "not_held")
     for key, held_lease in listed.items():
-        _settle(state, executor, key, held_lease)
+        _answer(state, executor, key, held_lease)
 
 
-def _settle(state: State, executor: ExecutorRecord, key: LeaseKey, held: HeldLease) -> None:
+def _answer(state: State, executor: ExecutorRecord, key: LeaseKey, held: HeldLease) -> None:
     """Decide on a held lease that is not the current one of its request."""
     assert executor.session is not None
     record = state.requests.get(key[0])

@@ -7,7 +7,7 @@ anything in ``send``. ``now_ms`` is monotonic milliseconds. The shell makes ids 
 Executors are named by (executor_id, session): a session is one Attach stream, numbered by the
 shell. An event of a session that is no longer the executor's current one is dropped.
 
-What it says when it is asked, and changes nothing, is in answers.py.
+What the core says when it is asked, which changes nothing, is in answers.py.
 """
 
 from collections.abc import Sequence
@@ -341,7 +341,8 @@ class ExecutorWelcomed:
 
 @message(frozen=True, slots=True)
 class SessionClosed:
-    """Cut this session: it was replaced, or it does not confirm a revoke."""
+    """Cut this session; ``message`` says why: it was replaced, the fleet is full, or a revoke or a
+    load was not answered in time."""
 
     executor_id: str
     session: int

@@ -11,7 +11,7 @@ from typing import Final
 from scheduler_svc.core.domain import Lease
 
 _HALF_LIFE_MS: Final = 30_000
-# an ended lease weighs this much less with each later one
+# by which the weight of an ended lease is multiplied with each later one
 _LEASE_FADING: Final = 0.95
 
 

@@ -49,15 +49,13 @@ def fronts(
     executors = state.fleet.executors
     for row in state.fleet.rows(model):
         skipped = []
-        while (first := row.peek()) is not None:
-            executor = executors[first[1]]
-            if not is_claimed(executor, record, rank):
-                yield first[0], executor
-                break
+        while (first := row.peek()) is not None and is_claimed(executors[first[1]], record, rank):
             skipped.append(first)
             row.discard(first[1])
         for key, executor_id in skipped:
             row.set(executor_id, key)
+        if first is not None:
+            yield first[0], executors[first[1]]
 
 
 def num_missing(record: RequestRecord, executor: ExecutorRecord) -> int:

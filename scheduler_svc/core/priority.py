@@ -26,7 +26,7 @@ ARRIVAL_BITS: Final = 10
 ARRIVALS_PER_MS: Final = 1 << ARRIVAL_BITS
 # A model that is nowhere yet counts as so many times warm (diversity) ...
 _FIRST_PLACE: Final = 2.0
-# ... and goes before everything of its band once its head has waited for E.
+# ... and before everything of its band once it is due.
 _AGED: Final = 1 << 80
 _NEVER_MS: Final = 1 << 60
 

@@ -35,7 +35,7 @@ def current(state: State, executor_id: str, session: int) -> ExecutorRecord | No
 
 
 def attach(state: State, event: ExecutorAttached) -> None:
-    """Open a session and settle what was held before."""
+    """Open a session and decide on what was held before."""
     executor = state.fleet.executors.get(event.executor_id)
     is_new = executor is None
     if executor is None:

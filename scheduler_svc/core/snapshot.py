@@ -16,6 +16,7 @@ one does.
 from collections import Counter
 from collections.abc import Generator, Iterator
 from itertools import islice
+from typing import Final
 
 from scheduler_svc.core import failing, priority
 from scheduler_svc.core.answers import (
@@ -31,7 +32,7 @@ from scheduler_svc.core.estimate import Ahead
 from scheduler_svc.core.state import State
 
 # executors or models between two chances for others: a few milliseconds
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE: Final = 256
 
 
 def take(state: State, now_ms: int, max_rows: int) -> Snapshot:

@@ -5,8 +5,8 @@ Rule, in this order:
 2. loads: the first place of a model that has none (diversity), then more as far as they are worth
    it (residency.py);
 3. a model with a home keeps slots there if its head needs several (drain.py, WIDE);
-4. a model with no home that is not being loaded drains one for itself (DRAIN, TIME_SLICE), except
-   in FIFO order, where nobody is made to wait for another model.
+4. a model with no home that is not being loaded drains an executor for itself (DRAIN, TIME_SLICE),
+   except in FIFO order, where nobody is made to wait for another model.
 
 What time alone can change is looked at again when it did (ModelDue). A look at all executors that
 led nowhere is not repeated until something happened that could lead somewhere.

@@ -11,9 +11,9 @@ FLOW = (0, "A")
 
 
 def fair(
-    weights: dict[str, float] | None = None, quantum_tokens: int = 0, max_tenants: int = 100
+    weights: dict[str, float] | None = None, quantum_tokens: int = 0, max_accounts: int = 100
 ) -> Fairness:
-    return Fairness(weights or {}, quantum_tokens, max_tenants)
+    return Fairness(weights or {}, quantum_tokens, max_accounts)
 
 
 def serve(fairness: Fairness, tenant: str, tokens: int) -> None:
@@ -115,7 +115,7 @@ def visit(fairness: Fairness, tenant: str, tokens: int, flow: tuple[int, str] = 
 
 
 def test_idle_accounts_are_bounded_and_the_forgotten_start_at_the_level() -> None:
-    fairness = fair(max_tenants=3)
+    fairness = fair(max_accounts=3)
     for number in range(10):
         visit(fairness, f"t{number}", 5)
         visit(fairness, f"t{number}", 5)
@@ -126,7 +126,7 @@ def test_idle_accounts_are_bounded_and_the_forgotten_start_at_the_level() -> Non
 
 
 def test_an_account_in_use_is_never_forgotten() -> None:
-    fairness = fair(max_tenants=1)
+    fairness = fair(max_accounts=1)
     fairness.lift(FLOW, "waits")
     fairness.charge(FLOW, "waits", 40)
     fairness.lift(FLOW, "runs")
@@ -143,7 +143,7 @@ def test_an_account_in_use_is_never_forgotten() -> None:
 
 def test_an_end_settles_the_charge_that_it_is_the_end_of() -> None:
     """One that is forgotten in between would have it settle against another request's charge."""
-    fairness = fair(max_tenants=1)
+    fairness = fair(max_accounts=1)
     fairness.charge(FLOW, "a", 70)
     visit(fairness, "b", 1)
     fairness.charge(FLOW, "a", 40)
@@ -162,7 +162,7 @@ def test_who_does_not_wait_is_seen_where_it_would_stand() -> None:
 
 
 def test_a_flow_without_accounts_is_forgotten() -> None:
-    fairness = fair(max_tenants=2)
+    fairness = fair(max_accounts=2)
     visit(fairness, "a", 100)
     visit(fairness, "a", 100)
     assert fairness.key(FLOW, "new") == 100
