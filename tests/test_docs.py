@@ -25,6 +25,8 @@ NOT_FILES = {"headway/tiny-pydoc", "runs/sim.html", "build/", "../shared/traces"
 FOREIGN = {"wait_for_connection", "tcp_wmem", "__delitem__"}
 SIZES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "million": 1e6, "%": 0.01}
 
+_SCENARIO = re.compile(r"test_scenario_(\d\d)_")
+
 pytestmark = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 
 
@@ -147,6 +149,49 @@ def test_names_are_those_of_the_code(document: Path) -> None:
             assert any(fnmatch(test, name) for test in names_of_tests()), name
         elif re.fullmatch(r"[a-zA-Z]\w*_\w*", name):
             assert name.lower() in words() or name in scenarios, name
+
+
+def cells_of_tests(document: Path) -> Iterator[str]:
+    """The cells of each column that says where something is tested."""
+    column = None
+    for line in text_of(document).splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        headings = [at for at, cell in enumerate(cells) if cell in ("test", "checked in")]
+        if headings or not cells:
+            column = headings[0] if headings else None
+        elif column is not None and not cells[0].startswith("---"):
+            yield cells[column]
+
+
+def is_test(name: str) -> bool:
+    """A test, a scenario without its number, a file or folder of checks, or one inside a file."""
+    suffix = re.compile(rf"test_scenario_\d+_{re.escape(name)}")
+    return (
+        any(fnmatch(test, name) or suffix.fullmatch(test) for test in names_of_tests())
+        or is_there(name)
+        or is_there(f"{name}/")
+        or any(
+            f"def {name}(" in text
+            for path, text in sources().items()
+            if path.startswith(("/tests/", "/bench/"))
+        )
+    )
+
+
+def test_tables_name_tests_that_exist(document: Path) -> None:
+    """A row names tests, scenarios, benchmarks, or who looks in invariants.py."""
+    numbers = {found[1] for found in map(_SCENARIO.match, names_of_tests()) if found}
+    invariants = sources()["/scheduler_svc/core/invariants.py"]
+    for cell in cells_of_tests(document):
+        names = re.findall(r"`([^`]+)`", cell)
+        said = re.findall(r"\b\d+\b", re.sub(r"`[^`]+`", "", cell))
+        assert names or said, cell
+        assert {f"{int(number):02}" for number in said} <= numbers, cell
+        for name in names:
+            assert is_test(name), name
+        for parts in re.findall(r"`invariants.py` \(([\w, ]+)\)", cell):
+            for part in parts.split(", "):
+                assert f"def _check_{part.replace(' ', '_')}(" in invariants, part
 
 
 def values_of(text: str) -> set[float]:
