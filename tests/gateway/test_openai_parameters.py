@@ -1,15 +1,30 @@
 """Parameters of chats and completions: those that are taken, and those that are refused by name."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway_http.openai_chat_schema import ChatRequest, DetokenizeRequest, TokenizeRequest
+from gateway_http.openai_responses_schema import ResponsesRequest
+from gateway_http.openai_schema import CompletionRequest
 from tests.gateway import tiny_model
 from tests.gateway.scripted import ScriptedScheduler
 
 CHAT = {"model": tiny_model.NAME, "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": tiny_model.NAME, "prompt": "Hi", "max_tokens": 200}
+
+
+@pytest.mark.parametrize(
+    "body", [ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest]
+)
+def test_the_document_names_every_parameter(body: Any) -> None:
+    """docs/openai.md says that what it does not name is refused."""
+    document = Path(__file__).parents[2] / "docs" / "openai.md"
+    words = set(re.findall(r"\w+", document.read_text(encoding="utf-8")))
+    assert {*body.__struct_fields__, *body.harmless} <= words
 
 
 async def test_every_field_reaches_the_scheduler(
