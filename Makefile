@@ -26,7 +26,7 @@ PIP    := install --quiet --disable-pip-version-check
 .PHONY: help run test demo lint types proto bench-relay bench-core bench-engine bench-exactness bench-kernels gpu bench-eta bench-gateway bench-polls bench-streams sim fuzz clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.ready: pyproject.toml constraints.txt hatch_build.py $(PROTOS)
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
