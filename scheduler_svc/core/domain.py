@@ -287,10 +287,14 @@ class ExecutorRecord:
 
     @property
     def has_memory(self) -> bool:
-        """Another model would fit: memory is free, or something resident is idle."""
-        return len(self.residences) < self.max_models or (
-            len(self.active) < len(self.residences) and self.max_models > 0
-        )
+        """Another model would fit, if need be in place of what is idle; max_models may fall below
+        what is resident."""
+        return len(self.active) < self.max_models
+
+    @property
+    def num_to_leave(self) -> int:
+        """Models that have to leave before another one comes; not above 0: none."""
+        return len(self.residences) + 1 - self.max_models
 
     @property
     def is_roomy(self) -> bool:

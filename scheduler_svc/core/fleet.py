@@ -127,11 +127,13 @@ class Fleet:
             self._num_open_groups -= not group.open
 
     def is_open(self, executor: ExecutorRecord) -> bool:
-        """Whether a roomy executor has free memory, or something that nobody waits for."""
-        if len(executor.residences) < executor.max_models:
+        """Whether a roomy executor has free memory, or enough that nobody waits for."""
+        num_to_leave = executor.num_to_leave
+        if num_to_leave <= 0:
             return True
-        active, wanted = executor.active, self._wanted
-        return any(model not in active and model not in wanted for model in executor.residences)
+        active, wanted, residences = executor.active, self._wanted, executor.residences
+        num_idle = sum(model not in active and model not in wanted for model in residences)
+        return num_idle >= num_to_leave
 
     def close(self, executor: ExecutorRecord) -> None:
         """It was found to be open no longer."""

@@ -118,6 +118,8 @@ def _check_models(state: State) -> None:
     for executor in fleet.executors.values():
         assert set(executor.residences) <= executor.offered_models
         assert executor.loading is None or executor.session is not None
+        num_idle = sum(model not in executor.active for model in executor.residences)
+        assert num_idle >= executor.num_to_leave or not executor.has_memory
         for model in executor.offered_models:
             [group] = [g for g in fleet.offer(model).groups if executor.executor_id in g.members]
             assert (executor.executor_id in group.roomy) is executor.is_roomy

@@ -83,7 +83,7 @@ class Search:
         if retry_ms > now_ms:
             self._again(retry_ms)
             return None
-        num_evicted = len(executor.residences) + 1 - executor.max_models
+        num_evicted = executor.num_to_leave
         if num_evicted <= 0:
             return Target(executor, (), False)
         idle = sorted(

@@ -184,15 +184,15 @@ def test_an_executor_that_serves_again_while_it_is_full_is_drained_for_who_waits
 
 
 def test_an_executor_whose_last_idle_model_is_granted_is_drained_for_who_waits() -> None:
-    """It cannot be emptied for B before: it may have two models now, and of three one is idle."""
+    """Before, D could have left for B, but for the claim of a wide request of C."""
     world = World(load_ms=1_000, equalization_ms=100)
-    world.backend("b1", 3, "ABCD", max_models=3, resident="ACD")
-    world.run("CD", "b1")
-    world.change("b1", 3, max_models=2)
+    world.backend("b1", 4, "BCD", max_models=2, resident="CD")
+    world.run("CCC", "b1")
+    world.ask("C", num_samples=2, band=1)
     world.ask("B")
     world.advance(1_000)
-    assert world.reservation("b1") is None
-    world.run("A", "b1")
+    assert world.reservation("b1") == "C"
+    world.run("D", "b1")
     assert world.reservation("b1") == "B"
 
 
@@ -243,3 +243,44 @@ def test_a_drain_that_does_not_end_is_given_up_and_looked_for_anew() -> None:
     row = world.row("b1").reservation
     assert row is not None
     assert row.age_ms <= 1
+
+
+def test_an_executor_that_may_have_fewer_models_than_it_has_is_drained_for_who_waits() -> None:
+    """A at work and B idle, where one model may be from now on: without B there is no room yet."""
+    world = World(equalization_ms=1_000)
+    world.backend("b1", 2, "ABC", max_models=2, resident="AB")
+    [running] = world.run("A", "b1")
+    world.change("b1", 2, max_models=1)
+    [waiting] = world.ask("C")
+    assert world.reservation("b1") is None, "A has no other home"
+    world.advance(1_000)
+    assert world.reservation("b1") == "C"
+    world.done(running)
+    assert world.place(waiting) == "b1"
+    assert world.row("b1").resident_models == ("C",)
+
+
+def test_a_drain_takes_as_many_models_from_work_as_must_leave() -> None:
+    world = World(equalization_ms=1_000)
+    world.backend("b1", 4, "ABCD", max_models=3, resident="ABC")
+    running = world.run("AB", "b1")
+    world.change("b1", 4, max_models=1)
+    [waiting] = world.ask("D")
+    world.advance(1_000)
+    assert world.reservation("b1") == "D"
+    world.done(running[0])
+    assert (world.reservation("b1"), world.place(waiting)) == ("D", None)
+    world.done(running[1])
+    assert world.place(waiting) == "b1"
+
+
+def test_an_executor_that_may_have_more_models_loads_what_it_is_drained_for_at_once() -> None:
+    world = World(equalization_ms=1_000)
+    world.backend("b1", 2, "AB", max_models=1, resident="A")
+    world.run("A", "b1")
+    [waiting] = world.ask("B")
+    world.advance(1_000)
+    assert world.reservation("b1") == "B"
+    world.change("b1", 2, max_models=2)
+    assert world.place(waiting) == "b1"
+    assert world.row("b1").resident_models == ("A", "B")
