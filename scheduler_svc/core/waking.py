@@ -49,11 +49,15 @@ class Waking:
         self._limits_of_ms = -1
 
     def rank(self, head: RequestRecord) -> Rank:
-        """Its place in the grant order, as things are now; it goes first in its flow, or may."""
+        """Its place in the grant order, as things are now; it goes first in its flow, or may.
+
+        Who is overdue counts as of band 0 though nobody waits there yet: what is reserved for it
+        must hold against who comes.
+        """
         band, model = head.request.band, head.request.model
         standing = self._queue.flows[model][band].standing
         if standing < self.overdue_before(self.now_ms)[band]:
-            band = self._first_band()
+            band = 0
         return band, standing - priority.shift(self._settings, self._fleet.warmth(model))
 
     def wake(self, model: str) -> None:

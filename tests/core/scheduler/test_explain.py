@@ -59,7 +59,7 @@ def test_a_grant_tells_a_band_that_was_left_behind_and_fifo_has_no_priority() ->
     driver.submit("young", band=1)
     driver.end("runs")
     assert told.last("grant") == (
-        "to e1 after 3000 ms, band 2 counting as 1: least used; used slots: e1 0/1"
+        "to e1 after 3000 ms, band 2 counting as 0: least used; used slots: e1 0/1"
     )
 
 

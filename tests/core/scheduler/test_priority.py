@@ -279,6 +279,27 @@ def test_an_overdue_head_counts_as_of_the_first_band_and_there_its_age_decides()
     assert granted(world.done(overdue)) == [(younger, "b1")]
 
 
+def test_a_wide_head_that_is_overdue_keeps_its_claim_against_who_comes_in_an_earlier_band() -> None:
+    """Nobody of band 0 waits when a slot comes free: its next request comes a moment later."""
+    world = World(num_bands=2, band_max_wait_ms=(), equalization_ms=400)
+    world.backend("b1", 2, "BC", max_models=2, resident="BC")
+    running = world.run("BB", "b1")
+    world.ask("C", band=1, num_samples=2)
+    world.done(running.pop(0))
+    running += world.ask("B", band=0)
+    assert world.place(running[-1]) == "b1", "before the limit of its band it yields"
+
+    world = World(num_bands=2, band_max_wait_ms=(500, 300), equalization_ms=400)
+    world.backend("b1", 2, "BC", max_models=2, resident="BC")
+    running = world.run("BB", "b1")
+    [wide] = world.ask("C", band=1, num_samples=2)
+    world.advance(301)
+    for _ in range(2):
+        world.done(running.pop(0))
+        world.ask("B", band=0)
+    assert world.place(wide) == "b1"
+
+
 def test_whoever_waits_behind_young_heads_lends_their_flow_its_age() -> None:
     """Each head of A hangs up before it is as old as that of C, which shares their home."""
     world = World(equalization_ms=5_000)
