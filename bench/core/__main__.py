@@ -16,10 +16,10 @@ device; 32 models, 200 tenants, 4 bands, half of the requests in sessions, half 
 prefix. The garbage collector is scheduled as in the process (headway.collector), from before
 the first executor attaches; ``fill_max_ms`` is the longest Submit while the queue grows.
 
-Beside it, in the same run, the method of llamacpp-ha as shared/spec/scheduling.md part A, 6
-describes it, re-modelled in few lines (bench.core.reference): every cycle gives each waiting entry
-a priority, sorts them all, and tries to place one after another. One release, one arrival and one
-cycle for both are compared with a pair of ours. It runs with 64 backends instead of 1,000, which
+Beside it, in the same run, the method of llamacpp-ha 0.14, re-modelled in few lines
+(bench.core.reference): every cycle gives each waiting entry a priority, sorts them all, and tries
+to place one after another. One release, one arrival and one cycle for both are compared with a
+pair of ours. It runs with 64 backends instead of 1,000, which
 flatters it: its cost grows with both.
 
 Times are CPU time of this thread, so that neighbours on the machine do not count, but for the

@@ -17,7 +17,7 @@ class Entry:
 
 
 class SortEverything:
-    """llamacpp-ha's dispatch cycle (scheduling.md, 6.2-6.6), without sessions and timeouts."""
+    """llamacpp-ha's dispatch cycle, as published, without sessions and timeouts."""
 
     bonus, equalization_s = 10.0, 30.0
 

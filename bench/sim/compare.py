@@ -128,7 +128,7 @@ def _spread(plans: list[Plan], num_processes: int) -> Iterable[Figures]:
 
 
 def starvation_bound_s(plan: Plan) -> float | None:
-    """Latest start of a request of the rare model under Headway (scheduling.md, section 21).
+    """Latest start of a request of the rare model under Headway (docs/scheduling.md, Bounds).
 
     None where nothing is promised: the references, and FIFO (warm_bonus 0).
 

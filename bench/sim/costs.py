@@ -34,7 +34,7 @@ PROFILES = {
     "cpu-builtin": Costs(step_ms=3.1, sequence_ms=0.03, prefill_ms=0.034),
     # The same from the steps of an executor at work, Qwen3-0.6B's shape in bfloat16 on two cores.
     "cpu-0.6b": Costs(step_ms=57.8, sequence_ms=4.44, prefill_ms=1.85),
-    # shared/spec/engine.md, section 3, Llama-3.1-8B bf16 as published for vLLM 0.21: TPOT 6.48 ms
+    # Llama-3.1-8B in bfloat16 on an H100, as published for vLLM 0.21: 6.48 ms from token to token
     # with 1 stream, 10.94 ms with 16; prefill 55.5k tokens/s is the limit, 60 % of it our target.
     "h100-8b": Costs(step_ms=6.18, sequence_ms=0.297, prefill_ms=0.03),
 }

@@ -9,8 +9,8 @@ up. It never looks ahead: what it reports can only depend on what it was told be
 - step: one iteration after another; whoever comes waits for the step that runs; prefill is
   chunked and slows the step for all. Stretches of equal steps are taken in one leap.
 
-Use slot and fluid to rank policies, step for latencies (shared/spec/bench.md, 4.10: the fluid
-model ignores the wait for the running step). No model has a KV budget or a prefix cache.
+Use slot and fluid to rank policies, step for latencies (the fluid model ignores the wait for the
+running step). No model has a KV budget or a prefix cache.
 """
 
 from collections import deque

@@ -1,14 +1,14 @@
-"""llamacpp-ha 0.14 as shared/spec/scheduling.md, Part A, describes it, its faults included.
+"""llamacpp-ha 0.14 as it was published, its faults included (W1 to W15 in docs/scheduling.md).
 
-Numbers in brackets are sections there. One dispatch cycle [6.3] sorts by priority [6.2], places
-one request of each model that is warm nowhere [6.4], reserves backends for those it could not
-place [6.5], then places the rest in order with least connections [6.6, 7]. Reservations live for
-one cycle; warmth is "active or held on any live backend"; residency is no input.
+One dispatch cycle sorts by priority, places one request of each model that is warm nowhere,
+reserves backends for those it could not place, then places the rest in order with least
+connections. Reservations live for one cycle; warmth is "active or held on any live backend";
+residency is no input.
 
 What it does for every entry, this does once for each model, with the same result: entries of one
 model differ in age only, and one that found no place proves it for all behind it in the cycle
 (places only fill up). So W10, the cost, does not show. Nor does W2, since the clock stands still
-while a cycle sorts. Sessions [8] and failover [9] are left out: no trace here has sessions.
+while a cycle sorts. Sessions and failover are left out: no trace here has sessions.
 
 With a bonus of 0 and no hold it is FIFO with least connections.
 """
@@ -43,7 +43,7 @@ class LlamaCppHa(ReferencePolicy):
         if not backend.active and self._hold_ms:
             backend.held_model, backend.held_until_ms = model, self._now_ms + self._hold_ms
 
-    # --- slot tracker [4] -----------------------------------------------------------------
+    # --- slot tracker ---------------------------------------------------------------------
 
     def _is_held_for_other(self, backend: Backend, model: str) -> bool:
         return backend.held_model not in (None, model) and backend.held_until_ms > self._now_ms
@@ -56,14 +56,14 @@ class LlamaCppHa(ReferencePolicy):
         )
 
     def _is_warm(self, model: str) -> bool:
-        """On any live backend: in flight, or inside its hold [6.2]."""
+        """On any live backend: in flight, or inside its hold."""
         return any(
             model in backend.active
             or (backend.held_model == model and backend.held_until_ms > self._now_ms)
             for backend in self._serving(model)
         )
 
-    # --- one cycle [6.3] ------------------------------------------------------------------
+    # --- one cycle ------------------------------------------------------------------------
 
     def _cycle(self) -> None:
         self._cycle_ms = self._now_ms
@@ -89,7 +89,7 @@ class LlamaCppHa(ReferencePolicy):
                 heappop(heap)
 
     def _key(self, model: str, lead_ms: int) -> tuple[int, int, str]:
-        """Priority of a model's oldest request, highest first [6.2].
+        """Priority of a model's oldest request, highest first.
 
         bonus x (wait / equalization + is warm) falls as arrival - equalization x is warm rises.
         """
@@ -97,11 +97,11 @@ class LlamaCppHa(ReferencePolicy):
         return head.accepted_ms - lead_ms, head.arrival, model
 
     def _diversify(self, model: str, reserved: dict[str, str]) -> None:
-        """A model that is warm nowhere gets one place, or a backend to itself [6.4]."""
+        """A model that is warm nowhere gets one place, or a backend to itself."""
         if self._is_warm(model):
             return
         for backend in self._serving(model):
-            # the waiver, on all of them [4.7]
+            # the waiver, on all of them
             if (
                 backend.num_free
                 and self._is_held_for_other(backend, model)
@@ -114,7 +114,7 @@ class LlamaCppHa(ReferencePolicy):
                 reserved[model] = drained
 
     def _choose_drain(self, model: str) -> str | None:
-        """Blocked by the model limit only, and no model there loses its last home [6.5]."""
+        """Blocked by the model limit only, and no model there loses its last home."""
         candidates = [
             backend
             for backend in self._serving(model)
@@ -130,7 +130,7 @@ class LlamaCppHa(ReferencePolicy):
         return any(other is not backend for other in self._serving(model))
 
     def _place(self, model: str, reserved: dict[str, str]) -> bool:
-        """Least connections over whoever accepts and is not reserved for another [6.6, 7]."""
+        """Least connections over whoever accepts and is not reserved for another."""
         taken = {executor_id for owner, executor_id in reserved.items() if owner != model}
         candidates = [
             backend

@@ -5,7 +5,7 @@
 - rare_max_wait: of the rare model's requests, but not of a hog's, which wait behind one another.
 - goodput: requests a second of the arrival window whose first token came within the SLO, counted
   from arrival; everything offered and not good is a miss.
-- fairness (shared/spec/bench.md, 4.2): service = prompt + 2 x output tokens. Of the requests that
+- fairness: service = prompt + 2 x output tokens. Of the requests that
   arrived in the first nine tenths of the window, what was done by its end; a tenant's fair share
   is its part when that service is dealt out equally, nobody more than it asked for. worst = the
   least service / fair share, Jain = (sum x)^2 / (n sum x^2). Tenants with under 5 requests are

@@ -1,6 +1,6 @@
 """The CUDA path without a GPU: what it launches fits together, and nothing makes the host wait.
 
-See dry_gpu.py for what such a run can say. What kernels compute is tested in kernel_cases.py.
+See dry_gpu.py for what such a run can say. What kernels compute is tested in kernel_cases/.
 """
 
 import sys

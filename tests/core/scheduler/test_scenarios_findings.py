@@ -1,4 +1,4 @@
-"""Weaknesses and ambiguities of the reference (scheduling.md, part C) that no scenario covers.
+"""Weaknesses and ambiguities of the reference (docs/scheduling.md) that no scenario covers.
 
 W1: scenario 53. W2: 40. W4: 52. W7: 59, 60, 77, 78. W9: 58.
 """
