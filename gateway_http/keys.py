@@ -127,14 +127,15 @@ def main() -> None:
     """Print a new key and its entry."""
     parser = argparse.ArgumentParser(prog="python -m gateway_http.keys", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--tenant", required=True, help="whose work and results these are")
-    parser.add_argument("--prefix", choices=PREFIXES, default="hw", help="what clients look for")
-    parser.add_argument("--scopes", nargs="+", choices=list(Scope), default=[Scope.SAMPLE])
-    parser.add_argument("--expires", type=_expiry, help="date or time, UTC unless it says else")
-    parser.add_argument("--requests-per-s", type=float, default=0.0)
-    parser.add_argument("--max-inflight", type=int, default=0, help="accepted and not ended")
-    parser.add_argument("--max-queued", type=int, default=0, help="accepted and not begun")
-    parser.add_argument("--tokens-per-minute", type=int, default=0, help="prompts and max_tokens")
+    add = parser.add_argument
+    add("--tenant", required=True, help="whose work and results these are")
+    add("--prefix", choices=PREFIXES, default="hw", help="what clients look for")
+    add("--scopes", nargs="+", choices=list(Scope), default=[Scope.SAMPLE], help="it opens these")
+    add("--expires", type=_expiry, help="date or time, UTC unless it says else")
+    add("--requests-per-s", type=float, default=0.0, help="on average; 0, here and below: no limit")
+    add("--max-inflight", type=int, default=0, help="accepted and not ended")
+    add("--max-queued", type=int, default=0, help="accepted and not begun")
+    add("--tokens-per-minute", type=int, default=0, help="prompts and max_tokens")
     arguments = vars(parser.parse_args())
     settings = GatewaySettings.load("headway-gateway", [])
     pepper = settings.key_pepper.get_secret_value().encode()
