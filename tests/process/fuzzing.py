@@ -111,6 +111,7 @@ def run(stack: Stack, num_cases: int) -> Tally:
                 num_left = num_cases - tally.num_cases
                 most = max(2, num_left // (2 * (len(operations) - number)))
                 _try(operation, mode, most, url, tally, seed)
+            print(f"{tally.num_cases} of {num_cases}: {operation.label}", flush=True)
         if tally.num_cases >= num_cases:
             break
     return tally
@@ -245,6 +246,7 @@ def main() -> int:
     for fault in tally.faults[:20]:
         print(fault)
     result = {
+        "bench": "fuzz",
         "cases": tally.num_cases,
         "statuses": dict(sorted(tally.statuses.items())),
         "faults": len(tally.faults),
