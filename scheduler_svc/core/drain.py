@@ -17,8 +17,8 @@ it did its work, has no purpose left, or its deadline comes. Why (domain.Why):
 - WIDE: order inside a model is strict, nothing jumps over a head that needs more slots than are
   free. So that other models do not take every slot as it frees and starve it, it claims the home
   where the fewest slots are missing: requests that rank after it get nothing there, requests that
-  rank before it may. A claim yields to a reservation or a claim of who ranks before it, in its own
-  model too, and gains when its head's rank does, past the limit of its band. Where its band is owed
+  rank before it may. A claim yields to a reservation, a claim or the load of a first place of who
+  ranks before it, in its own model too, and gains when its head's rank does, past the limit of its band. Where its band is owed
   a grant (bands.py) it ranks before everybody: the slot that comes free there is offered to it
   first and is not enough, so without a claim the share would be words.
 
@@ -34,8 +34,8 @@ from scheduler_svc.core.domain import ExecutorRecord, Rank, RequestRecord, Reser
 from scheduler_svc.core.placement import fronts, is_claimed, num_missing
 from scheduler_svc.core.state import State
 
-# claims come and go with every wide head; a drain that one of them barred looks again so much later
-_CLAIM_RETRY_MS: Final = 1_000
+# claims come and go with every wide head; whom one of them barred looks again so much later
+CLAIM_RETRY_MS: Final = 1_000
 
 # (is a last home, empty at, -free slots, number)
 _Key = tuple[bool, int, int, int]
@@ -152,7 +152,7 @@ class Drain:
         ):
             return False
         if is_claimed(executor, self._head, self._rank):
-            self._again(now_ms + _CLAIM_RETRY_MS)
+            self._again(now_ms + CLAIM_RETRY_MS)
             return False
         if now_ms < self._aged_ms and any(map(self._is_wanted, executor.active)):
             self._again(self._aged_ms)

@@ -189,7 +189,8 @@ def _check_work_conservation(state: State) -> None:
         due_ms = state.deadlines.at_ms(ModelDue(model))
         is_late = due_ms is not None and due_ms <= state.now_ms  # the shell owes a Tick
         if not state.fleet.warmth(model) and not is_late:
-            assert residency.Search(state, head, is_first=True).run() is None
+            target = residency.Search(state, head, is_first=True).run()
+            assert target is None or target.executor.reservation is not None
             _check_drains(state, head)
 
 

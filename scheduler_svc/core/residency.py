@@ -25,17 +25,22 @@ places that it has or gets than the load takes; what was never measured is given
 
 from typing import NamedTuple
 
-from scheduler_svc.core import bands, explain, failing
+from scheduler_svc.core import bands, drain, explain, failing
 from scheduler_svc.core.deadlines import LoadDue
 from scheduler_svc.core.domain import (
     ExecutorRecord,
     Load,
     RequestRecord,
+    Reservation,
     Residence,
     Why,
 )
 from scheduler_svc.core.messages import ModelChanged, ModelLoadOrdered, ModelState
+from scheduler_svc.core.placement import is_claimed
 from scheduler_svc.core.state import State
+
+# (kind, is claimed, load_ms, used share, last used, number)
+_Key = tuple[int, bool, int, float, int, int]
 
 
 class Target(NamedTuple):
@@ -60,7 +65,7 @@ class Search:
     def run(self) -> Target | None:
         """The best target, None if there is none now."""
         best: Target | None = None
-        best_key: tuple[int, int, float, int, int] | None = None
+        best_key: _Key | None = None
         model = self._head.request.model
         for executor in self._state.fleet.roomy(model, is_open=not self._is_first):
             target = self._option(executor)
@@ -77,7 +82,7 @@ class Search:
         model, now_ms = self._head.request.model, self._state.now_ms
         reservation = executor.reservation
         is_ours = reservation is not None and reservation.model == model
-        if model in executor.residences or (reservation is not None and not is_ours):
+        if model in executor.residences or not (is_ours or self._may_take(executor, reservation)):
             return None
         retry_ms = failing.retry_ms(self._state, executor, model)
         if retry_ms > now_ms:
@@ -100,6 +105,18 @@ class Search:
             return None
         return Target(executor, names, is_forced)
 
+    def _may_take(self, executor: ExecutorRecord, reservation: Reservation | None) -> bool:
+        """Whether nobody else's reservation is in the way. The first place of a model takes over a
+        claim of who ranks after its head: claims follow one another, and it would wait for all."""
+        if reservation is None:
+            return True
+        if reservation.why is not Why.WIDE or not self._is_first:
+            return False
+        if is_claimed(executor, self._head, self._state.waking.rank(self._head)):
+            self._again(self._state.now_ms + drain.CLAIM_RETRY_MS)
+            return False
+        return True
+
     def _may_force(self, executor: ExecutorRecord, names: tuple[str, ...]) -> bool:
         state = self._state
         if not state.settings.is_fifo and not any(map(self._is_served, names)):
@@ -121,14 +138,16 @@ class Search:
         """Whether somebody waits for a model that is there, and could have its slots."""
         return self._is_wanted(model) and not self._state.is_at_limit(model)
 
-    def _key(self, target: Target) -> tuple[int, int, float, int, int]:
-        executor = target.executor
+    def _key(self, target: Target) -> _Key:
+        executor, model = target.executor, self._head.request.model
+        reservation = executor.reservation
         kind = 2 if target.is_forced else 1 if target.evict else 0
-        if executor.reservation is not None:  # drained for this model: that is what it was for
-            kind = -1
+        if reservation is not None and reservation.model == model:
+            kind = -1  # drained for this model: that is what it was for
         return (
             kind,
-            executor.load_ms.get(self._head.request.model, 0),
+            reservation is not None,
+            executor.load_ms.get(model, 0),
             executor.num_used / executor.num_slots,
             max((executor.residences[name].last_used_ms for name in target.evict), default=0),
             executor.number,
@@ -170,9 +189,11 @@ def order(
     assert executor.session is not None
     assert executor.loading is None
     assert not any(name in executor.active for name in evict)
-    if model in state.fleet.reservations:
-        is_forced = is_forced or executor.reservation is not None
+    own = state.fleet.reservations.get(model)
+    if own is not None:
+        is_forced = is_forced or own is executor.reservation
         state.end_reservation(model, "load begins")
+    drain.displace(state, executor)
     load_ms = executor.load_ms.get(model)
     due_ms = _begin(state, executor, Load(model, state.now_ms, load_ms, is_forced), evict)
     if evict:

@@ -173,8 +173,6 @@ class Scheduler:
                 continue
             handover.give(state, head, found)
             state.head_changed(model)
-            if found.active[model] == 1 and not found.has_memory:
-                state.waking.wake_nowhere(found)
             if not found.num_free:
                 state.waking.sleep_hopeless(found)
 

@@ -69,7 +69,11 @@ def _given(rng: random.Random, rule: str) -> dict[str, Any]:
         case "drain":
             return {"executor": executor, "is_draining": rng.random() < 0.3}
         case "resize":
-            return {"executor": executor, "num_slots": _number(rng)}
+            return {
+                "executor": executor,
+                "num_slots": _number(rng),
+                "max_models": _number(rng),
+            }
         case "fail_loads":
             return {"executor": executor, "num": rng.randint(1, 3)}
         case "stream":

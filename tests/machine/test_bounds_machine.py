@@ -127,13 +127,13 @@ class BoundsMachine(RuleBasedStateMachine):
             its.is_draining = is_draining
             self.world.handle(DrainExecutor(its.name) if is_draining else UndrainExecutor(its.name))
 
-    @rule(executor=NUMBERS, num_slots=NUMBERS)
-    def resize(self, executor: int, num_slots: int) -> None:
-        """It can take more or less than before."""
+    @rule(executor=NUMBERS, num_slots=NUMBERS, max_models=NUMBERS)
+    def resize(self, executor: int, num_slots: int, max_models: int) -> None:
+        """It can take more or less than before; what it has stays."""
         its = self.attached(executor)
-        if its is not None and not its.leases:
+        if its is not None:
             self.watch.disturbed()
-            self.size(its, num_slots, its.max_models - 1)
+            self.size(its, num_slots, max_models)
             assert its.session is not None
             self.world.handle(
                 ExecutorCapacityChanged(its.name, its.session, its.num_slots, its.max_models)

@@ -184,15 +184,16 @@ def test_an_executor_that_serves_again_while_it_is_full_is_drained_for_who_waits
 
 
 def test_an_executor_whose_last_idle_model_is_granted_is_drained_for_who_waits() -> None:
-    """Before, D could have left for B, but for the claim of a wide request of C."""
+    """D is idle until then, but there is no slot for B; D goes first when there is one."""
     world = World(load_ms=1_000, equalization_ms=100)
-    world.backend("b1", 4, "BCD", max_models=2, resident="CD")
-    world.run("CCC", "b1")
-    world.ask("C", num_samples=2, band=1)
-    world.ask("B")
+    world.backend("b1", 2, "BCD", max_models=2, resident="CD")
+    world.ask("CC")
+    world.ask("B", band=1)
+    world.ask("D")
     world.advance(1_000)
-    assert world.reservation("b1") == "C"
-    world.run("D", "b1")
+    assert world.reservation("b1") is None
+    world.done("C1")
+    assert world.place("D1") == "b1"
     assert world.reservation("b1") == "B"
 
 

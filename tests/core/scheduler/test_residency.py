@@ -237,3 +237,16 @@ def test_a_load_that_goes_on_must_be_answered_in_time() -> None:
     [closed] = of_type(world.advance(1), SessionClosed)
     assert isinstance(closed, SessionClosed)
     assert closed.message == "A load was not answered in time."
+
+
+def test_a_claim_of_who_ranks_after_it_keeps_no_first_place_from_a_model() -> None:
+    """D is idle and nobody waits for it; what keeps slots for a wide request of C needs them, and
+    they are not what B needs first."""
+    world = Loading()
+    world.backend("b1", 4, "BCD", max_models=2, resident="CD")
+    world.run("CCC", "b1")
+    world.ask("C", num_samples=2, band=1)
+    assert world.reservation("b1") == "C"
+    assert orders(world.submit("b", "B")) == [("b1", "B", ("D",))]
+    assert world.reservation("b1") == "B"
+    assert granted(world.loaded("b1", "B")) == [("b", "b1")]
