@@ -18,9 +18,10 @@ it did its work, has no purpose left, or its deadline comes. Why (domain.Why):
   free. So that other models do not take every slot as it frees and starve it, it claims the home
   where the fewest slots are missing: requests that rank after it get nothing there, requests that
   rank before it may. A claim yields to a reservation, a claim or the load of a first place of who
-  ranks before it, in its own model too, and gains when its head's rank does, past the limit of its band. Where its band is owed
-  a grant (bands.py) it ranks before everybody: the slot that comes free there is offered to it
-  first and is not enough, so without a claim the share would be words.
+  ranks before it, in its own model too, and gains when its head's rank does, past the limit of its
+  band. Where its band is owed a grant (bands.py) it ranks before everybody, as long as it is: the
+  slot that comes free there is offered to it first and is not enough, so without a claim the share
+  would be words.
 
 Switch budget: DRAIN and TIME_SLICE lead to forced switches (residency.py), so none is made on an
 executor that still dwells after its last one. Together: a cold head starts at the latest E after

@@ -61,6 +61,7 @@ def grant(state: State, record: RequestRecord, executor: ExecutorRecord) -> None
     reservation = executor.reservation
     if reservation is not None and reservation.why is Why.LOAD and reservation.model == model:
         state.end_reservation(model, "granted")
+    state.owed_changed(executor)
     state.slots_changed(executor)
     state.prefixes.add(executor.executor_id, request.prefix_hashes)
     state.estimator.granted(record, state.now_ms)

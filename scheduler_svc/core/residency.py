@@ -301,6 +301,7 @@ def _came(state: State, executor: ExecutorRecord, event: ModelChanged) -> None:
         executor.residences[model] = Residence(last_used_ms=state.now_ms)
         bands.model_came(executor)
     state.fleet.enter(executor)
+    state.owed_changed(executor)
     state.count("load.done")
     head = state.queue.head(model)
     if head is not None and state.settings.has_decision_log:

@@ -30,7 +30,7 @@ from scheduler_svc.core.messages import (
 from scheduler_svc.core.queue import Queue
 from scheduler_svc.core.stats import Waits
 from scheduler_svc.core.totals import Totals
-from scheduler_svc.core.waking import Waking
+from scheduler_svc.core.waking import OWED, Waking
 
 
 class State:
@@ -276,6 +276,15 @@ class State:
         for other in executor.residences:
             self.waking.wake(other)
         self.waking.wake_waiting(executor)
+
+    def owed_changed(self, executor: ExecutorRecord) -> None:
+        """A claim that ranks before everybody, because its band is owed a grant there, ends when
+        that is so no longer."""
+        reservation = executor.reservation
+        if reservation is not None and reservation.rank[0] == OWED:
+            claimant = self.requests.get(reservation.request_id)
+            if claimant is None or claimant.request.band != executor.owed_band:
+                self.end_reservation(reservation.model, "owed no longer")
 
     def _put_reservation(
         self, executor: ExecutorRecord, reservation: Reservation, now: Reservation | None

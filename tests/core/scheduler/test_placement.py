@@ -258,3 +258,28 @@ def test_an_executor_stands_in_the_row_of_its_size_alone() -> None:
     assert {size: list(row) for size, row in shelf.rows.items()} == {4: ["e1"]}
     shelf.take("e1")
     assert not shelf.rows
+
+
+def test_a_claim_of_a_band_that_is_owed_nothing_any_more_bars_nobody() -> None:
+    """The grant that band 1 was owed goes to one whose cache is there, and the next is band 2's:
+    the wide head of band 1 has no right to go before everybody now."""
+    driver = Driver(num_bands=3, band_min_shares=(0.0, 0.3, 0.3))
+    driver.attach(num_slots=2)
+    driver.submit("before", band=1, tenant="u", session_id="s")
+    driver.end("before")
+    driver.submit("a0")
+    driver.submit("a1")
+    driver.submit("wide", band=1, num_samples=2)
+    driver.submit("a2")
+    driver.submit("late", band=2)
+    executor = driver.core._state.fleet.executors["e1"]
+    executor.band_credits, executor.owed_band = [0.0, 1.3, 1.2], 1
+    driver.end("a0")
+    driver.submit("a3")
+    assert granted(driver.end("a1")) == [], "one slot is too few for the wide one, and is kept"
+    driver.submit("cached", band=1, tenant="u", session_id="s")
+    sent = driver.end("a2")
+    assert granted(sent) == [("cached", "e1"), ("late", "e1")]
+    assert granted(driver.end("late")) == [("a3", "e1")]
+    driver.end("cached")
+    assert granted(driver.end("a3")) == [("wide", "e1")]
