@@ -212,9 +212,7 @@ class State:
         head = self.queue.head(model)
         if head is not None:
             if reservation is not None and reservation.why is Why.WIDE:
-                claimant = self.requests.get(reservation.request_id)
-                if claimant is None or not self.queue.is_head(claimant):
-                    self.end_reservation(model, "head changed")
+                self._review_claim(reservation)
             self.waking.forget(model)
             self.waking.wake(model)
             return
@@ -227,6 +225,16 @@ class State:
         self.waking.wake_instead(model)
 
     # --- reservations -------------------------------------------------------------------
+
+    def _review_claim(self, claim: Reservation) -> None:
+        """Its head may be the head no longer, or rank lower: the age behind it is gone."""
+        claimant = self.requests.get(claim.request_id)
+        if claimant is None or not self.queue.is_head(claimant):
+            self.end_reservation(claim.model, "head changed")
+        elif claim.rank[0] != OWED and claim.rank < (rank := self.waking.rank(claimant)):
+            claim.rank = rank
+            for other in self.fleet.executors[claim.executor_id].residences:
+                self.waking.wake(other)
 
     def reserve(
         self,

@@ -300,6 +300,24 @@ def test_a_wide_head_that_is_overdue_keeps_its_claim_against_who_comes_in_an_ear
     assert world.place(wide) == "b1"
 
 
+def test_a_claim_is_worth_no_more_than_its_head_is_now() -> None:
+    """The wide head was overdue by the age of an older request behind it, which gave up. Its claim
+    must not go on barring who is before it again: it would itself not be tried behind that one."""
+    world = World(num_bands=2, band_max_wait_ms=(300, 500), equalization_ms=400)
+    world.backend("b1", 3, "A", resident="A")
+    running = world.ask("AA", band=1, tenant="served")
+    [old] = world.ask("A", band=1, tenant="served", num_samples=2)
+    world.advance(950)
+    [wide] = world.ask("A", band=1, num_samples=2)
+    world.advance(10)
+    assert world.row("b1").reservation is not None
+    world.cancel(old, "served")
+    [urgent] = world.ask("A", band=0)
+    assert world.place(urgent) == "b1"
+    world.done(*running)
+    assert world.place(wide) == "b1"
+
+
 def test_whoever_waits_behind_young_heads_lends_their_flow_its_age() -> None:
     """Each head of A hangs up before it is as old as that of C, which shares their home."""
     world = World(equalization_ms=5_000)
