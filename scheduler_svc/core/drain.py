@@ -13,7 +13,7 @@ it did its work, has no purpose left, or its deadline comes. Why (domain.Why):
   a model at work there: that would cost more waits than it saves.
 - TIME_SLICE: the same on somebody's last usable home, for a head that has aged past the bonus.
 - LOAD: from the order to load a model's first place until its first grant there, as many seats
-  are kept as its head needs.
+  are kept as its head needs; a head that needs more than are free then goes on with a claim.
 - WIDE: order inside a model is strict, nothing jumps over a head that needs more slots than are
   free. So that other models do not take every slot as it frees and starve it, it claims the home
   where the fewest slots are missing: requests that rank after it get nothing there, requests that
@@ -54,16 +54,19 @@ def claim(state: State, head: RequestRecord, rank: Rank) -> None:
         rank = waking.OWED, rank[1]
     if not _may_claim(state, head, rank, owing):
         return
+    own = state.fleet.reservations.get(head.request.model)
     found = [
         executor
         for _, executor in fronts(state, head, rank)
-        if executor.reservation is None or executor.reservation.why is Why.WIDE
+        if executor.reservation in (None, own) or executor.reservation.why is Why.WIDE
     ]
     if owing is not None:
         found = [owing] if owing in found else []
     if not found:
         return
     nearest = min(found, key=lambda executor: (num_missing(head, executor), executor.number))
+    if own is not None and own.why is Why.LOAD:  # no other head of the model may have these seats
+        state.end_reservation(head.request.model, "claimed")
     displace(state, nearest)
     text = f"{Why.WIDE} on {nearest.executor_id}; slots missing: {num_missing(head, nearest)}"
     state.reserve(nearest, head, Why.WIDE, head.deadline_ms, 0, 0, text)
@@ -73,7 +76,7 @@ def _may_claim(state: State, head: RequestRecord, rank: Rank, owing: ExecutorRec
     """Whether the model has nothing reserved, or a claim that this head has a better right to, or
     may now have where a grant is owed to it."""
     reservation = state.fleet.reservations.get(head.request.model)
-    if reservation is None:
+    if reservation is None or reservation.why is Why.LOAD:
         return True
     if reservation.why is not Why.WIDE or reservation.rank <= rank:
         return False

@@ -300,6 +300,19 @@ def test_a_wide_head_that_is_overdue_keeps_its_claim_against_who_comes_in_an_ear
     assert world.place(wide) == "b1"
 
 
+def test_seats_that_a_load_kept_for_a_wide_head_stay_its_own() -> None:
+    """The model came for it; a younger one of an earlier band, which needs one seat, took it."""
+    world = World(num_bands=2, band_max_wait_ms=(500, 50), load_ms=1_000)
+    world.backend("b1", 2, "AC", max_models=2, resident="A")
+    [running] = world.run("A", "b1")
+    [wide] = world.ask("C", band=1, num_samples=2)
+    [young] = world.ask("C", band=0)
+    world.advance(1_001)
+    assert world.places(wide, young) == [None, None]
+    world.done(running)
+    assert world.place(wide) == "b1"
+
+
 def test_a_claim_is_worth_no_more_than_its_head_is_now() -> None:
     """The wide head was overdue by the age of an older request behind it, which gave up. Its claim
     must not go on barring who is before it again: it would itself not be tried behind that one."""
